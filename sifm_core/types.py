@@ -1,0 +1,185 @@
+"""The shapes that every part of the engine shares.
+
+Conventions, everywhere: images are ``(B, 3, H, W)`` float32 in [0, 1]; budgets (``eps``) and step sizes (``alpha``)
+are in the same [0, 1] units; losses are per image, ``(B,)``, and are *minimised*; a batch gives the same gradient
+as its images one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Image: TypeAlias = Tensor
+"""(B, 3, H, W) float32 in [0, 1]."""
+Latent: TypeAlias = Tensor
+"""(B, c, h, w), scaled and shifted as the noise predictor expects it."""
+Term: TypeAlias = Callable[[Latent], Tensor]
+"""A loss of the latent: (B, c, h, w) -> (B,)."""
+
+
+class Gradient(NamedTuple):
+    """What a :data:`GradFn` returns.
+
+    ``loss`` (B,) float32; ``grad`` (B, 3, H, W) float32, d(sum of loss)/dx; ``log`` named per-image scalars (B,), such as
+    each term's value and the norm of its gradient, for curves and reports.
+    """
+
+    loss: Tensor
+    grad: Tensor
+    log: Mapping[str, Tensor] = {}
+
+
+GradFn: TypeAlias = Callable[[Image, int], Gradient]
+"""(x, step index) -> :class:`Gradient`. The one seam between methods and the loop in :mod:`sifm_core.pgd`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One report of progress: step ``i`` (1-based) of ``n`` of ``phase`` is done.
+
+    ``loss`` is the mean over the batch; ``log`` holds batch means of :attr:`Gradient.log`; ``preview`` is the current image
+    (B, 3, H, W) in [0, 1], or None.
+    """
+
+    phase: str
+    i: int
+    n: int
+    loss: float | None = None
+    log: Mapping[str, float] = field(default_factory=dict)
+    preview: Image | None = None
+
+
+OnStep: TypeAlias = Callable[[Step], None]
+"""Called after every step. To stop the work, raise: the engine cleans up and lets the exception through."""
+
+Cond: TypeAlias = Any
+"""What an editor made of prompts; opaque to everyone else. Row b conditions image b."""
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A text-guided diffusion editor, seen by methods and by the pipeline."""
+
+    name: str
+    """What the user asked for: a built-in name, a folder or a hub id."""
+    family: str
+    """"instruct-pix2pix" or "sd3": which methods and layer presets apply."""
+    fingerprint: str
+    """Hash of the configuration and the weights: part of every record's key."""
+    net: nn.Module
+    """The noise predictor, what :func:`sifm_core.features.capture` hooks."""
+    device: torch.device
+    dtype: torch.dtype
+    num_train_timesteps: int
+    layer_presets: Mapping[str, tuple[str, ...]]
+    """Named sets of module-path globs, e.g. {"deep": ("mid_block", "up_blocks.0.resnets.*")}."""
+
+    def work_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) at which this editor edits a picture of that size: native scale, multiples it can take."""
+
+    def encode(self, x: Image) -> Latent:
+        """Posterior mode, scaled: deterministic and differentiable. x must have a size that `work_size` allows."""
+
+    def prepare(self, prompts: Sequence[str]) -> Cond:
+        """Encode one prompt per image (cached)."""
+
+    def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
+        """The noise predictor's output for the clean latent z noised to timestep t (B,) int64; hides where the source enters."""
+
+    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
+        """What `denoise` was trained to predict: epsilon, v or flow; same shape as its output."""
+
+    def edit(self, x: Image, cond: Cond, *, seed: int | Sequence[int], on_step: OnStep | None = None, **options: Any) -> Image:
+        """The attacker's edit, without gradient; one seed per image or one for all; same seed, same bytes."""
+
+
+State: TypeAlias = Literal["ok", "refused", "blocked", "truncated", "unparsable", "unreachable", "missing_key", "error"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a judge sees: the source picture, the edit of it, and the instruction; blind to method and protection.
+
+    ``source`` and ``edited``: (3, H, W) float32 in [0, 1]. ``truth`` is opaque ground truth for judges that have it.
+    """
+
+    source: Tensor
+    edited: Tensor
+    prompt: str
+    truth: Any = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judge's answer to one case. Only state "ok" carries booleans; every other state leaves them None (unclear)."""
+
+    judge: str
+    state: State
+    semantic_mismatch: bool | None = None
+    perceptual_degradation: bool | None = None
+    confidence: float | None = None
+    reasons: str = ""
+    raw: str = ""
+    model_requested: str = ""
+    model_served: str = ""
+    prompt_hash: str = ""
+    cost: float | None = None
+    latency: float | None = None
+
+    @property
+    def success(self) -> bool | None:
+        """Immunization success (paper, section IV-B): mismatch or degradation; None when the judge gave no answer."""
+        if self.state != "ok" or self.semantic_mismatch is None or self.perceptual_degradation is None:
+            return None
+        return self.semantic_mismatch or self.perceptual_degradation
+
+
+class Judge(Protocol):
+    """Anything that answers cases. It never raises for a single case: what went wrong is the verdict's state."""
+
+    name: str
+    """"backend:model", unique within a run."""
+
+    def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:
+        """One verdict per case, in order."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's value for one pair, or None with the reason; ``definition`` names exactly what was computed."""
+
+    value: float | None
+    definition: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One attacked picture with everything that was measured on it: a row of a run.
+
+    ``method`` is "clean" for the unprotected picture. ``verdicts`` are the judges' answers to (source, edited, prompt);
+    ``metrics`` compare the edit with the clean edit of the same seed (empty for the clean row).
+    ``source``, ``protected``, ``edited`` are sha256 ids of pictures in the run's store.
+    """
+
+    key: str
+    image: str
+    category: str
+    prompt: str
+    prompt_kind: str
+    editor: str
+    method: str
+    seed: int
+    eps: float
+    source: str
+    protected: str
+    edited: str
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
