@@ -1,0 +1,276 @@
+"""Pictures in and out: load, resize, 8-bit rounding inside the budget, lossless saving, checking the saved file.
+
+What protects a picture is the *file*, and what an attacker's tool reads from the file is its 8-bit RGB values as they
+stand: editors ignore alpha and colour profiles. So those values are what is loaded, perturbed and written.
+
+- Alpha is set aside and written back. Transparent pixels keep the colours that lie under them.
+- A colour profile of an RGB picture is kept and written back unchanged: values and appearance both stay. A profile that
+  an RGB file cannot carry (CMYK, greyscale) is applied: the values become sRGB and the profile is dropped.
+- EXIF orientation is applied. All other EXIF data (place, camera) is left out of saved files.
+- 16-bit values become the nearest 8-bit ones (colour: the upper byte, as Pillow reads it). Greyscale and palette
+  pictures become RGB, and a protected one stays RGB: the perturbation has colour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as Pil
+from PIL import ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from sifm_core.errors import BudgetError, ImageError, InputError
+from sifm_core.types import Image
+
+MIN_SIDE = 16
+"""Pixels. Smaller pictures are refused: no editor can work on them."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+_LOSSY = (".jpg", ".jpeg", ".webp", ".avif", ".heic")
+_STILL = "MPO"  # phone photographs: the further frames are previews and gain maps, not an animation
+_UNREADABLE = (  # what Pillow's decoders were seen to raise on broken files
+    *(OSError, EOFError, SyntaxError, TypeError, ValueError, LookupError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, Pil.DecompressionBombError),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file as the engine sees it.
+
+    ``pixels`` (1, 3, H, W) float32, exactly k/255; ``alpha`` (1, 1, H, W) likewise, or None; ``icc`` the profile that
+    belongs to these pixels (None: sRGB); ``mode`` Pillow's name for how the file stores them ("RGB", "LA", "I;16" ...).
+    """
+
+    pixels: Image
+    alpha: Tensor | None
+    icc: bytes | None
+    path: Path
+    mode: str
+
+
+def load_picture(path: str | os.PathLike[str]) -> Picture:
+    """Read a still PNG, JPEG, WebP, TIFF, BMP or GIF; see the module for what happens to alpha, EXIF and ICC.
+
+    Raises ImageError: no such file, not a picture, animated, truncated, or smaller than 16 pixels on a side.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ImageError(f"{path}: expected a picture, but there is no such file; check the path")
+    if path.is_dir():
+        raise ImageError(f"{path}: expected a picture, but this is a folder; name a file inside it")
+    try:
+        with Pil.open(path, formats=_FORMATS) as file:
+            frames = getattr(file, "n_frames", 1)
+            if frames > 1 and file.format != _STILL:
+                raise ImageError(f"{path}: expected a still picture, but this has {frames} frames; save one as PNG")
+            mode, icc = file.mode, file.info.get("icc_profile")
+            upright = ImageOps.exif_transpose(file)
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: expected PNG, JPEG, WebP, TIFF or BMP, but this is none; convert it") from None
+    except _UNREADABLE as error:
+        raise ImageError(f"{path}: expected a whole picture, but reading failed ({error}); get a new copy") from error
+    if min(upright.size) < MIN_SIDE:
+        size = "x".join(map(str, upright.size))
+        raise ImageError(f"{path}: expected at least {MIN_SIDE}x{MIN_SIDE} pixels, but got {size}; use a larger one")
+    try:
+        alpha = _tensor(upright.convert("RGBA").getchannel("A")) if upright.has_transparency_data else None
+        rgb, icc = _to_rgb(upright, icc)
+    except ValueError as error:
+        raise ImageError(f"{path}: expected 8- or 16-bit pixels, but got {mode} ({error}); save it as PNG") from error
+    return Picture(_tensor(rgb), alpha, icc, path, mode)
+
+
+def load_image(path: str | os.PathLike[str]) -> Image:
+    """The pixels of :func:`load_picture`: (1, 3, H, W) float32, exactly k/255."""
+    return load_picture(path).pixels
+
+
+def check_image(image: Any, name: str = "image") -> Image:
+    """Give back ``image`` if it is (B, 3, H, W) floating point with numbers in [0, 1]; raise ImageError if not."""
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        what = f"a {image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
+        raise ImageError(f"{name}: expected a float tensor (B, 3, H, W) in [0, 1], but got {what}; use load_image")
+    if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
+        raise ImageError(f"{name}: expected the shape (B, 3, H, W), but got {tuple(image.shape)}; channels come first")
+    low, high = (float(v) for v in torch.aminmax(image.detach()))
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN fails as well
+        raise ImageError(f"{name}: expected numbers in [0, 1], but got {low:g} to {high:g}; scale or clamp it")
+    return image
+
+
+def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = None) -> Image:
+    """The 8-bit picture nearest to ``x_adv`` that stays within ``eps`` of ``x0`` and in [0, 1].
+
+    ``x_adv``, ``x0`` (B, 3, H, W), ``x0`` exactly k/255; ``mask`` (broadcastable to them): where it is 0, ``x0`` stays.
+    Returns (B, 3, H, W) float32, exactly k/255. Raises ImageError (shapes, NaN, ``x0`` off the grid) and InputError
+    (``eps`` below one 8-bit level, 1/255).
+    """
+    levels = _levels(eps)
+    check_image(x0, "x0")
+    if x_adv.shape != x0.shape:
+        raise ImageError(f"x_adv: expected the shape of x0 {tuple(x0.shape)}, but got {tuple(x_adv.shape)}; resize it")
+    if not torch.isfinite(x_adv).all():
+        raise ImageError("x_adv: expected numbers, but got NaN or infinity; use float32 and look at the loss curve")
+    exact = x0.detach().double() * 255
+    clean = exact.round()
+    if float((exact - clean).abs().max()) > 1e-3:
+        raise ImageError("x0: expected 8-bit values (k/255), but got values in between; round the clean picture first")
+    near = (x_adv.detach().double() * 255).round()
+    near = near.clamp(clean - levels, clean + levels).clamp(0, 255)
+    if mask is not None:
+        near = torch.where(mask.to(near.device) > 0, near, clean)
+    return near.float() / 255
+
+
+def verify_budget(path: str | os.PathLike[str], x0: Image, eps: float) -> float:
+    """Read the saved picture back and return its largest difference from ``x0`` (1, 3, H, W), in [0, 1] units.
+
+    Raises BudgetError when the difference is above ``eps`` or the sizes differ.
+    """
+    saved = load_image(path)
+    if saved.shape != x0.shape:
+        came = tuple(saved.shape)
+        raise BudgetError(f"{path}: expected the shape {tuple(x0.shape)}, but the file holds {came}; name its source")
+    largest = int((saved.double() * 255 - x0.detach().cpu().double() * 255).round().abs().max())
+    if largest > _levels(eps):
+        raise BudgetError(
+            f"{path}: expected at most {_levels(eps)} levels of 255 (eps {eps:g}), but the file is {largest} away; "
+            "it was changed after saving, or this is not its source"
+        )
+    return largest / 255
+
+
+def save_png(
+    image: Image,
+    path: str | os.PathLike[str],
+    *,
+    like: Picture | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``image`` ((1, 3, H, W) or (3, H, W) in [0, 1]) as an 8-bit PNG, whole or not at all; folders are made.
+
+    ``like`` gives back alpha and profile of the source; ``metadata`` becomes PNG text chunks (what is not a string,
+    as JSON). Raises InputError for any other format: lossy ones (JPEG, WebP) destroy the perturbation.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        came = f"{path.suffix}, which is lossy" if path.suffix.lower() in _LOSSY else path.suffix or "no suffix"
+        raise InputError(f"{path}: expected a .png file, but got {came}; use {path.stem}.png to keep every pixel")
+    write_atomically(path, png_bytes(image, like=like, metadata=metadata))
+
+
+def png_bytes(image: Image, *, like: Picture | None = None, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """``image`` as an encoded PNG; arguments as in :func:`save_png`. Same pixels and arguments, same bytes."""
+    pixels = to_uint8(image)
+    if like is not None and like.alpha is not None:
+        alpha = np.round(like.alpha[0, 0].numpy() * 255).astype(np.uint8)
+        if alpha.shape != pixels.shape[:2]:
+            raise ImageError(f"expected the size of the source {alpha.shape}, but got {pixels.shape[:2]}; resize it")
+        pixels = np.dstack([pixels, alpha])
+    text = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        if not 0 < len(key) < 80 or not key.isascii():
+            raise InputError(f"metadata: expected keys of 1 to 79 ASCII characters, but got {key!r}; rename it")
+        text.add_itxt(key, value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+    out = io.BytesIO()
+    Pil.fromarray(pixels).save(out, "PNG", pnginfo=text, icc_profile=like.icc if like else None)
+    return out.getvalue()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds all of it or what was there before, even after kill -9 or power loss.
+
+    Raises InputError when the place cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a place you may write to") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def to_uint8(image: Image) -> np.ndarray:
+    """``image`` ((1, 3, H, W) or (3, H, W) in [0, 1]) as uint8 (H, W, 3), rounded to the nearest level."""
+    if image.ndim == 3:
+        image = image[None]
+    if image.shape[0] != 1:
+        raise ImageError(f"expected one picture, but got a batch of {image.shape[0]}; pass them one by one")
+    pixels = check_image(image.detach())[0]
+    return (pixels.double() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy()
+
+
+def resize(image: Image, size: tuple[int, int]) -> Image:
+    """``image`` at ``size`` (height, width): Pillow's antialiased bicubic, clamped to [0, 1], differentiable."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, tuple(size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def perturbation_view(x_adv: Image, x0: Image, gain: float | None = None) -> Image:
+    """The perturbation as a picture: mid-grey plus ``gain`` times ``x_adv - x0``; None: what fits in [0, 1]."""
+    delta = (x_adv - x0).detach()
+    if gain is None:
+        largest = delta.abs().amax(dim=(1, 2, 3), keepdim=True)
+        return 0.5 + 0.5 * delta / largest.clamp_min(1e-12)
+    return (0.5 + gain * delta).clamp(0, 1)
+
+
+def _levels(eps: float) -> int:
+    levels = math.floor(eps * 255 + 1e-6) if math.isfinite(eps) else 0
+    if levels < 1:
+        raise InputError(f"eps: expected at least 1/255 = 0.004, one level of an 8-bit file, but got {eps:g}; raise it")
+    return levels
+
+
+def _tensor(picture: Pil.Image) -> Tensor:
+    """uint8 (H, W) or (H, W, 3) -> (1, 1 or 3, H, W) float32, exactly k/255."""
+    array = np.array(picture, dtype=np.uint8)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)[None].float().contiguous() / 255
+
+
+def _to_rgb(picture: Pil.Image, icc: bytes | None) -> tuple[Pil.Image, bytes | None]:
+    """8-bit RGB and the profile that still belongs to it."""
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if picture.mode.startswith("I"):  # 16-bit greyscale; "I" is the same in a wider box
+        wide = np.asarray(picture)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("more than 16 bits a pixel")
+        picture = Pil.fromarray(np.round(wide / 257).astype(np.uint8))
+    if icc is None:
+        return picture.convert("RGB"), None
+    space = icc[16:20]
+    if space == b"RGB ":
+        return picture.convert("RGB"), icc
+    if picture.mode in ("LA", "P", "PA", "1"):
+        picture = picture.convert("L")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        srgb, exact = ImageCms.createProfile("sRGB"), ImageCms.Flags.NOOPTIMIZE
+        converted = ImageCms.profileToProfile(picture, source, srgb, outputMode="RGB", flags=exact)
+    except (ImageCms.PyCMSError, OSError):
+        converted = None  # a broken or ill-fitting profile, which viewers ignore as well
+    return converted if converted is not None else picture.convert("RGB"), None
