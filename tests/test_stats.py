@@ -1,0 +1,196 @@
+import math
+import random
+
+import numpy as np
+import pytest
+import scipy.stats
+from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
+from statsmodels.stats.inter_rater import cohens_kappa
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from sifm_core import stats
+from sifm_core.errors import InputError
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 97, 1000])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_wilson_equals_statsmodels(n, confidence):
+    for k in {0, 1, n // 3, n // 2, n}:
+        want = proportion_confint(k, n, alpha=1 - confidence, method="wilson")
+        assert stats.wilson(k, n, confidence) == pytest.approx(want, abs=1e-12)
+
+
+def test_wilson_worked_example_and_edges():
+    # Newcombe 1998, Statistics in Medicine 17:857, table I: 81/263, 15/148, 0/20, 1/29
+    for (k, n), want in {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }.items():
+        assert stats.wilson(k, n) == pytest.approx(want, abs=5e-5)
+    assert stats.wilson(0, 0) == (0, 1)
+    assert stats.wilson(7, 7).high == 1.0
+    for k, n in [(-1, 3), (4, 3)]:
+        with pytest.raises(InputError):
+            stats.wilson(k, n)
+    with pytest.raises(InputError, match="confidence"):
+        stats.wilson(1, 2, confidence=95)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 99, 500])
+def test_student_quantile_equals_scipy(degrees):
+    for probability in (0.9, 0.975, 0.9995):
+        assert stats._student(degrees, probability) == pytest.approx(scipy.stats.t.ppf(probability, degrees), rel=1e-10)
+
+
+def covered(low, high, truth):
+    return np.mean((np.asarray(low) <= truth) & (truth <= np.asarray(high)))
+
+
+@pytest.mark.parametrize("n", [24, 100, 500])
+def test_wilson_covers_95_percent(n):
+    """Exactly, not by drawing: the binomial weights of every outcome, averaged over the true rate."""
+    intervals = np.array([stats.wilson(k, n) for k in range(n + 1)])
+    rates = np.linspace(0.02, 0.98, 193)
+    weights = scipy.stats.binom.pmf(np.arange(n + 1), n, rates[:, None])
+    inside = (intervals[:, 0] <= rates[:, None]) & (rates[:, None] <= intervals[:, 1])
+    assert 0.93 < (weights * inside).sum(1).mean() < 0.97
+
+
+def clustered_runs(images, per_image, rate, correlation, runs, seed):
+    """(runs, images) counts of successes among per_image samples that share their image (beta-binomial)."""
+    rng = np.random.default_rng(seed)
+    a, b = (share * (1 - correlation) / correlation for share in (rate, 1 - rate))
+    return rng.binomial(per_image, rng.beta(a, b, (runs, images)))
+
+
+@pytest.mark.parametrize("images, rate, shared", [(100, 0.3, 0.2), (100, 0.6, 0.6), (50, 0.5, 0.6), (24, 0.4, 0.2)])
+def test_clustered_intervals_cover_95_percent_where_the_naive_one_does_not(images, rate, shared):
+    per_image, runs = 5, 500
+    counts = clustered_runs(images, per_image, rate, shared, runs, seed=1)
+    clusters = np.repeat(np.arange(images), per_image).tolist()
+    naive, wilson, boot = [], [], []
+    for row in counts:
+        values = (np.arange(per_image) < row[:, None]).reshape(-1).tolist()
+        naive.append(stats.wilson(sum(values), len(values)))
+        wilson.append(stats.clustered_wilson(values, clusters))
+        boot.append(stats.bootstrap(values, clusters, draws=300))
+    assert covered(*zip(*naive, strict=True), rate) < 0.9
+    assert 0.93 <= covered(*zip(*wilson, strict=True), rate) <= 0.975
+    assert 0.92 <= covered(*zip(*boot, strict=True), rate) <= 0.975
+
+
+def test_bootstrap_of_a_mean_covers_95_percent():
+    rng = np.random.default_rng(2)
+    runs = [stats.bootstrap(row.tolist(), draws=300) for row in rng.gamma(2, 1, (700, 60))]
+    assert 0.93 <= covered(*zip(*runs, strict=True), 2.0) <= 0.97
+
+
+def test_clustered_wilson_by_hand():
+    values = [True, True, False, False, True, False, None, True]
+    clusters = ["a", "a", "b", "b", "c", "c", "c", "d"]
+    # n 7, rate 4/7; residuals of clusters a, b, c, d: 6/7, -8/7, -1/7, 3/7 -> variance (110/49)/49 * 4/3
+    rate, variance = 4 / 7, 110 / 49 / 49 * 4 / 3
+    effective, z = rate * (1 - rate) / variance, scipy.stats.t.ppf(0.975, 3)
+    centre = (rate + z * z / 2 / effective) / (1 + z * z / effective)
+    half = z / (1 + z * z / effective) * math.sqrt(rate * (1 - rate) / effective + z * z / 4 / effective**2)
+    got = stats.clustered_wilson(values, clusters)
+    assert got == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_clustered_wilson_never_claims_certainty():
+    same = stats.clustered_wilson([True] * 40, [i // 5 for i in range(40)])
+    assert same.high == 1
+    assert same.low < stats.wilson(40, 40).low  # 8 images, not 40 samples
+    assert stats.clustered_wilson([True] * 5, ["a"] * 5) == (0, 1)
+    assert stats.clustered_wilson([], []) == (0, 1)
+    halves = stats.clustered_wilson([True, False] * 10, [i // 2 for i in range(20)])
+    assert halves.low > 0.2  # clusters that vary less than chance do not count as more samples than there are
+
+
+def test_bootstrap_is_reproducible_and_resamples_clusters():
+    values, clusters = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.5, None], list("aaabbbcc")
+    assert stats.bootstrap(values, clusters) == stats.bootstrap(values, clusters)
+    by_value, by_cluster = stats.bootstrap(values), stats.bootstrap(values, clusters)
+    assert by_cluster.high - by_cluster.low > by_value.high - by_value.low
+    assert stats.bootstrap([1.0, 2.0], ["a", "a"]) is None
+    assert stats.bootstrap([]) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mcnemar_equals_statsmodels(seed):
+    rng = random.Random(seed)
+    first = [rng.random() < 0.7 for _ in range(60)]
+    second = [rng.random() < 0.5 for _ in range(60)]
+    table = np.zeros((2, 2))
+    for a, b in zip(first, second, strict=True):
+        table[int(not a), int(not b)] += 1
+    got = stats.mcnemar([*first, None, True], [*second, True, None])
+    assert got.p == pytest.approx(sm_mcnemar(table, exact=True).pvalue, abs=1e-12)
+    assert (got.only_first, got.only_second, got.n) == (table[0, 1], table[1, 0], 60)
+    assert stats.mcnemar(second, first).p == got.p
+
+
+def test_mcnemar_edges():
+    assert stats.mcnemar([], []) == (0, 0, 0, 1.0)
+    assert stats.mcnemar([True] * 9, [True] * 9).p == 1.0
+    assert stats.mcnemar([True] * 10, [False] * 10) == (10, 0, 10, pytest.approx(2 / 1024))
+    assert stats.mcnemar([True] * 3000, [False] * 3000).p < 1e-300  # no overflow
+    with pytest.raises(InputError, match="same length"):
+        stats.mcnemar([True], [])
+
+
+@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.5, 0.9, 0.02], [0.2], [0.01, 0.01, 0.01], []])
+def test_holm_equals_statsmodels(p_values):
+    want = multipletests(p_values, method="holm")[1] if p_values else []
+    assert stats.holm(p_values) == pytest.approx(list(want), abs=1e-12)
+
+
+def test_cohen_kappa_equals_statsmodels_and_the_textbook():
+    first = ["y"] * 25 + ["n"] * 25
+    second = ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
+    assert stats.cohen_kappa(first, second) == pytest.approx(0.4)  # the usual textbook table 20 / 5 / 10 / 15
+    rng = random.Random(3)
+    a = [rng.randrange(4) for _ in range(200)]
+    b = [x if rng.random() < 0.6 else rng.randrange(4) for x in a]
+    table = np.zeros((4, 4))
+    for x, y in zip(a, b, strict=True):
+        table[x, y] += 1
+    assert stats.cohen_kappa([*a, None], [*b, 1]) == pytest.approx(cohens_kappa(table).kappa, abs=1e-12)
+
+
+def test_agreement_measures_are_none_when_undetermined():
+    assert stats.cohen_kappa([], []) is None
+    assert stats.cohen_kappa([True, True], [True, True]) is None
+    assert stats.agreement([None, 1], [1, None]) is None
+    assert stats.krippendorff_alpha([[1, 1], [1, 1]]) is None
+    assert stats.krippendorff_alpha([[1, None], [None, 2]]) is None
+    assert stats.krippendorff_alpha([]) is None
+    assert stats.prevalence([None]) is None
+
+
+def test_agreement_and_prevalence():
+    assert stats.agreement([1, 2, 3, None], [1, 2, 4, 4]) == pytest.approx(2 / 3)
+    assert stats.prevalence([True, False, None, True]) == pytest.approx(2 / 3)
+
+
+def test_krippendorff_alpha_published_examples():
+    """Krippendorff 2011, "Computing Krippendorff's alpha-reliability": sections A, B and C."""
+    binary = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
+    assert stats.krippendorff_alpha(binary) == pytest.approx(0.095, abs=5e-4)
+    nominal = [list("aabbdcccedda"), list("babbbccceddd")]
+    assert stats.krippendorff_alpha(nominal) == pytest.approx(0.692, abs=5e-4)
+    gaps = [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
+        [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
+    ]
+    assert stats.krippendorff_alpha(gaps) == pytest.approx(0.743, abs=5e-4)
+
+
+def test_krippendorff_alpha_needs_equal_rows():
+    with pytest.raises(InputError, match="same length"):
+        stats.krippendorff_alpha([[1, 2], [1]])
