@@ -18,8 +18,8 @@ Image: TypeAlias = Tensor
 """(B, 3, H, W) float32 in [0, 1]."""
 Latent: TypeAlias = Tensor
 """(B, c, h, w), scaled and shifted as the noise predictor expects it."""
-Term: TypeAlias = Callable[[Latent], Tensor]
-"""A loss of the latent: (B, c, h, w) -> (B,)."""
+Term: TypeAlias = Callable[[Latent], Tensor | Mapping[str, Tensor]]
+"""A loss of the latent: (B, c, h, w) -> (B,), or its named parts, each (B,), which sum to it."""
 
 
 class Gradient(NamedTuple):
@@ -69,15 +69,20 @@ class Editor(Protocol):
     """What the user asked for: a built-in name, a folder or a hub id."""
     family: str
     """"instruct-pix2pix" or "sd3": which methods and layer presets apply."""
-    fingerprint: str
-    """Hash of the configuration and the weights: part of every record's key."""
     net: nn.Module
     """The noise predictor, what :func:`sifm_core.features.capture` hooks."""
     device: torch.device
     dtype: torch.dtype
     num_train_timesteps: int
+    latent_shift: float
+    latent_scale: float
+    """`encode` returns (posterior mode - shift) * scale."""
     layer_presets: Mapping[str, tuple[str, ...]]
     """Named sets of module-path globs, e.g. {"deep": ("mid_block", "up_blocks.0.resnets.*")}."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the configuration and the weights: part of every record's key."""
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) at which this editor edits a picture of that size: native scale, multiples it can take."""

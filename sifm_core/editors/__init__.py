@@ -1,0 +1,106 @@
+"""The editors to immunize against: one file per family, loaded from diffusers folders by :func:`load_editor`.
+
+A family module has ``load(folder, name, device, dtype, options) -> Editor``. To add one: write the file and list its
+pipeline classes in :data:`FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import EditorError, InputError, unknown
+from ..types import Editor
+from .folder import download, read_json
+
+BUILTIN: dict[str, str] = {
+    "miniature-ip2p": str(Path(__file__).parents[1] / "miniature" / "weights" / "miniature-ip2p"),
+    "instruct-pix2pix": "timbrooks/instruct-pix2pix",
+    "hq-edit": "MudeHui/HQ-Edit",
+    "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+}
+"""Short name -> folder or hub id."""
+
+FAMILIES: dict[str, str] = {
+    "StableDiffusionInstructPix2PixPipeline": "sifm_core.editors.instruct_pix2pix",
+    "StableDiffusion3Pipeline": "sifm_core.editors.sd3",
+    "StableDiffusion3Img2ImgPipeline": "sifm_core.editors.sd3",
+}
+"""Pipeline class, as the folder's model_index.json names it -> module."""
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+def load_editor(
+    source: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    local_files_only: bool = True,
+    **options: Any,
+) -> Editor:
+    """Load a frozen editor from a built-in name, a diffusers folder or a hub id ("owner/name").
+
+    ``device`` "auto": CUDA, else MPS, else CPU. ``dtype`` "auto": bfloat16 on CUDA, else float32. Nothing is
+    downloaded unless ``local_files_only`` is False. ``options`` change the editor's defaults: steps, guidance_scale,
+    size, ... Raises InputError for an unknown name, device, dtype or option; EditorError for a folder that is
+    missing, incomplete, not safetensors or of another pipeline class, and for a repository that cannot be reached.
+    """
+    where = torch.device(_device(device))
+    number = _dtype(dtype, where)
+    name = os.fspath(source)
+    folder = _folder(name, local_files_only)
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    if kind not in FAMILIES:
+        raise EditorError(f"{name} is a {kind}: expected one of {', '.join(FAMILIES)}")
+    with torch.inference_mode(False):
+        return importlib.import_module(FAMILIES[kind]).load(folder, name, where, number, options)
+
+
+def _folder(name: str, local_files_only: bool) -> Path:
+    source = BUILTIN.get(name, name)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").exists():
+            raise EditorError(f"{folder} has no model_index.json: expected the folder of a diffusers pipeline")
+        return folder
+    if folder.exists():
+        raise EditorError(f"{folder} is a file: expected the folder of a diffusers pipeline, not a single checkpoint")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+        return download(source, local_files_only)
+    if source == name and not re.search(r"[/\\]", name):
+        raise unknown("editor", name, BUILTIN)
+    raise EditorError(f"{folder}: no such folder; give a built-in name ({', '.join(BUILTIN)}), a folder or a hub id")
+
+
+def _device(device: str | torch.device) -> str | torch.device:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"device {str(device)!r} cannot be used ({reason}): use 'auto', 'cuda', 'mps' or 'cpu'"
+        ) from error
+    return device
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in _DTYPES:
+        raise unknown("dtype", dtype, ("auto", *_DTYPES))
+    return _DTYPES[dtype]

@@ -1,0 +1,146 @@
+"""InstructPix2Pix and its descendants (HQ-Edit, the embedded miniature): a U-Net with the source as extra channels.
+
+"InstructPix2Pix: Learning to Follow Image Editing Instructions" (Brooks et al.), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import EditorError
+from ..noise import Seed, generators
+from ..types import Editor, Image, Latent, OnStep
+from .folder import check, load_pipeline, settings
+from .latent import LatentEditor, report, wide
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+DEFAULTS = {"steps": 100, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "size": 512}
+HQ_EDIT = {"steps": 30, "guidance_scale": 7.0, "image_guidance_scale": 1.5}
+NAMED_DEFAULTS = {"hq-edit": HQ_EDIT, "MudeHui/HQ-Edit": HQ_EDIT, "UCSC-VLAA/HQ-Edit": HQ_EDIT}
+"""HQ-Edit's published example passes 1.5 as guidance_scale too, which hardly follows the instruction."""
+
+
+def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]) -> Editor:
+    """Load a StableDiffusionInstructPix2PixPipeline folder; ``options`` change :data:`DEFAULTS`."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    check(folder, PARTS)
+    chosen = settings(folder, DEFAULTS | NAMED_DEFAULTS.get(name, {}), options)
+    pipe = load_pipeline(
+        StableDiffusionInstructPix2PixPipeline,
+        folder,
+        device,
+        dtype,
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
+    return InstructPix2Pix(name, folder, pipe, chosen)
+
+
+@dataclass(frozen=True)
+class Cond:
+    """Text embeddings (B, tokens, width) of the prompts and of no prompt."""
+
+    prompt: Tensor
+    empty: Tensor
+
+
+class InstructPix2Pix(LatentEditor):
+    """The source enters twice: as the clean latent that is noised to t, and unscaled as extra channels of the U-Net."""
+
+    family = "instruct-pix2pix"
+
+    def __init__(self, name: str, folder: Path, pipe: Any, settings: Mapping[str, Any]) -> None:
+        levels = len(pipe.unet.config.block_out_channels)
+        # The pipeline neither shifts nor unshifts latents, whatever the autoencoder's configuration says.
+        super().__init__(name, folder, PARTS, pipe, settings, pipe.vae_scale_factor * 2 ** (levels - 1), shift=0.0)
+        if pipe.unet.config.in_channels != 2 * pipe.vae.config.latent_channels:
+            raise EditorError(
+                f"{name}: expected a U-Net of {2 * pipe.vae.config.latent_channels} input channels, latent and source, "
+                f"got {pipe.unet.config.in_channels}: this is no InstructPix2Pix network"
+            )
+        self.net = pipe.unet
+        self.prediction = pipe.scheduler.config.prediction_type
+        self._alphas = pipe.scheduler.alphas_cumprod.double().to("cpu" if self.device.type == "mps" else self.device)
+        self.layer_presets = {
+            "mid": ("mid_block",),
+            "deep": ("mid_block", "up_blocks.0.resnets.*"),
+            "down": (f"down_blocks.{levels - 1}.resnets.*",),
+            "up": (f"up_blocks.{min(1, levels - 1)}.resnets.*",),
+            "last": (f"up_blocks.{levels - 1}.resnets.*",),
+            "all": ("down_blocks.*.resnets.*", "mid_block", "up_blocks.*.resnets.*"),
+        }
+
+    def prepare(self, prompts: Sequence[str]) -> Cond:
+        """Embed one prompt per image. Raises InputError for a prompt longer than the text encoder reads."""
+
+        def embed(prompt: str) -> tuple[Tensor, Tensor]:
+            self.check_length(prompt, self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)
+            both = [self.pipe._encode_prompt(text, self.device, 1, False) for text in (prompt, "")]
+            return both[0], both[1]
+
+        return Cond(*self.encoded(prompts, embed))
+
+    def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
+        """The U-Net at timestep ``t`` (B,), conditioned on the prompt and on the source's own latent, unscaled."""
+        signal, spread = self._mix(t, z)
+        channels = torch.cat([signal * z + spread * noise, z / self.latent_scale], dim=1)
+        return wide(self.net(channels.to(self.dtype), t, encoder_hidden_states=cond.prompt, return_dict=False)[0])
+
+    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
+        """epsilon, v or the clean latent, as the scheduler's prediction type says."""
+        signal, spread = self._mix(t, z)
+        if self.prediction == "v_prediction":
+            return signal * noise - spread * z
+        return z if self.prediction == "sample" else noise
+
+    def edit(
+        self,
+        x: Image,
+        cond: Cond,
+        *,
+        seed: Seed = 0,
+        on_step: OnStep | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        **options: Any,
+    ) -> Image:
+        """The edit by the unmodified pipeline, (B, 3, H, W) float32 in [0, 1].
+
+        All noise is drawn on the CPU from each image's own generator, so that device, dtype and the rest of the batch
+        do not change it, and diffusers with ``generator=torch.Generator().manual_seed(seed)`` gives the same edit.
+        Raises InputError for unknown options and wrong values.
+        """
+        given = {"steps": steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
+        chosen = self.chosen(given | options, x, len(cond.prompt))
+        factor = self.pipe.vae_scale_factor
+        shape = (self.pipe.vae.config.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
+        rows = generators(seed, len(x))
+        latents = torch.stack([torch.randn(shape, generator=row) for row in rows])
+        with torch.no_grad():
+            return self.pipe(
+                image=x.to(self.device, self.dtype),
+                prompt_embeds=cond.prompt,
+                negative_prompt_embeds=cond.empty,
+                latents=latents.to(self.device, self.dtype),
+                generator=rows,
+                num_inference_steps=chosen["steps"],
+                guidance_scale=chosen["guidance_scale"],
+                image_guidance_scale=chosen["image_guidance_scale"],
+                output_type="pt",
+                **report(on_step),
+            ).images.float()
+
+    def _mix(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at ``t``, shaped to multiply ``like``."""
+        alpha = self._alphas[t.to(self._alphas.device)].reshape(-1, 1, 1, 1)
+        return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)

@@ -1,0 +1,133 @@
+"""What latent diffusion editors have in common: encoding, working size, the prompt cache, the checks before an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ImageError, InputError, unknown
+from ..types import Image, Latent, OnStep, Step
+from . import folder as folders
+
+
+class LatentEditor:
+    """A frozen diffusers pipeline seen as an editor; families add denoise, target, edit and how a prompt is encoded."""
+
+    family: str
+    layer_presets: Mapping[str, tuple[str, ...]]
+    net: nn.Module
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        parts: Sequence[str],
+        pipe: Any,
+        settings: Mapping[str, Any],
+        multiple: int,
+        shift: float,
+    ) -> None:
+        self.name = name
+        self.pipe = pipe
+        self.settings = dict(settings)
+        self.device: torch.device = pipe.vae.device
+        self.dtype: torch.dtype = pipe.vae.dtype
+        self.num_train_timesteps = int(pipe.scheduler.config.num_train_timesteps)
+        self.latent_scale = float(pipe.vae.config.scaling_factor)
+        self.latent_shift = shift
+        self._folder, self._parts = folder, parts
+        self._multiple = multiple
+        self._prompts: dict[str, tuple[Tensor, ...]] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the configuration and the weights, computed when first asked for."""
+        return folders.fingerprint(self._folder, self._parts)
+
+    def work_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) at which a picture is edited: the longer side at the editor's native size, shape kept.
+
+        An attacker's tool does the same, since the network knows one scale; both sides are rounded to the multiple that
+        the network can halve, and never to less than one.
+        """
+        scale = self.settings["size"] / max(height, width)
+        return _round(height * scale, self._multiple), _round(width * scale, self._multiple)
+
+    def encode(self, x: Image) -> Latent:
+        """Posterior mode, (mode - shift) * scale, (B, c, h, w): deterministic and differentiable; at least float32.
+
+        ``x`` (B, 3, H, W) in [0, 1]. Raises ImageError for a size that :meth:`work_size` does not give.
+        """
+        self.check_size(x)
+        mode = self.pipe.vae.encode((2 * x - 1).to(self.device, self.dtype)).latent_dist.mode()
+        return (wide(mode) - self.latent_shift) * self.latent_scale
+
+    def check_size(self, x: Image) -> None:
+        """Raise ImageError for a size that :meth:`work_size` does not give."""
+        if any(side % self._multiple for side in x.shape[-2:]):
+            best = self.work_size(*x.shape[-2:])
+            raise ImageError(
+                f"{self.name} takes multiples of {self._multiple}, got {tuple(x.shape[-2:])} pixels: resize to {best}"
+            )
+
+    def encoded(self, prompts: Sequence[str], encode: Callable[[str], tuple[Tensor, ...]]) -> list[Tensor]:
+        """What ``encode`` makes of each prompt, as batches; each prompt is encoded once, alone, and remembered."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise InputError(f"prompt: expected text, got {prompt!r}")
+            if prompt not in self._prompts:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._prompts[prompt] = encode(prompt)
+        return [torch.cat(rows) for rows in zip(*(self._prompts[prompt] for prompt in prompts), strict=True)]
+
+    def check_length(self, prompt: str, tokenizer: Any, limit: int) -> None:
+        """Raise InputError for a prompt that the text encoder would cut off."""
+        count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        if count > limit:
+            raise InputError(
+                f"prompt: {self.name} reads {limit} tokens, got {count}, the end would be lost: shorten {prompt!r}"
+            )
+
+    def chosen(self, options: Mapping[str, Any], x: Image, rows: int) -> dict[str, Any]:
+        """The editor's settings with this edit's options.
+
+        Raises InputError for an unknown option or a wrong value, or when ``rows``, the number of prompts, or the size of
+        ``x`` does not fit.
+        """
+        self.check_size(x)
+        if rows != len(x):
+            raise InputError(f"expected one prompt per image, got {rows} for {len(x)}")
+        merged = {name: value for name, value in self.settings.items() if name != "size"}
+        for name, value in options.items():
+            if name not in merged:
+                raise unknown(f"option of {self.name}", name, merged)
+            if value is not None:
+                merged[name] = folders.positive(name, value, whole=isinstance(merged[name], int))
+        return merged
+
+
+def report(on_step: OnStep | None) -> dict[str, Any]:
+    """The argument that makes a diffusers pipeline call ``on_step`` after every denoising step."""
+    if on_step is None:
+        return {}
+
+    def after(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step(Step("edit", i + 1, pipe.num_timesteps))
+        return tensors
+
+    return {"callback_on_step_end": after}
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float32, or float64 where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _round(side: float, multiple: int) -> int:
+    return max(multiple, round(side / multiple) * multiple)

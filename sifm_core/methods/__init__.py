@@ -1,0 +1,85 @@
+"""The immunization methods, one file per paper.
+
+A method module has either ``build(editor, x, cond, *, ...) -> GradFn``, whose keyword arguments are its configuration
+(``x`` the clean image at the editor's working size, ``cond`` its prepared prompts), with ``RANDOM_START``; or, when
+it needs no gradient, ``perturb(x, *, eps, seed, ...) -> Image``. ``PROVENANCE`` says where it comes from. To add one:
+write the file, put :func:`configured` on its function, list it in :data:`METHODS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+
+from ..errors import unknown
+
+METHODS: dict[str, str] = {
+    "sifm": "sifm_core.methods.sifm",
+    "photoguard_encoder": "sifm_core.methods.photoguard_encoder",
+    "random_noise": "sifm_core.methods.random_noise",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Option(NamedTuple):
+    """One setting of a method: its type as annotated, its default and one sentence about it."""
+
+    type: Any
+    default: Any
+    doc: str
+
+
+def get_method(name: str) -> ModuleType:
+    """The method's module. Raises InputError with near names for a name that is not in the table."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return importlib.import_module(METHODS[name])
+
+
+def options(name: str) -> dict[str, Option]:
+    """What can be set on a method, in the order of its signature; the seed and the budget belong to the caller."""
+    module = get_method(name)
+    return _options(getattr(module, "build", None) or module.perturb)
+
+
+def random_start(name: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether PGD must start from noise under these options: by the method's own rule, else its ``RANDOM_START``."""
+    module = get_method(name)
+    rule = getattr(module, "random_start", None)
+    return bool(rule(**chosen)) if rule else bool(getattr(module, "RANDOM_START", False))
+
+
+def configured(function: Callable[P, R]) -> Callable[P, R]:
+    """For ``build`` and ``perturb``: refuses values that a Literal annotation does not list, and leaves inference mode.
+
+    Tensors made in inference mode could never be part of a gradient.
+    """
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, option in _options(function).items():
+            if get_origin(option.type) is Literal and kwargs.get(name, option.default) not in get_args(option.type):
+                raise unknown(name, str(kwargs[name]), get_args(option.type))
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
+
+    return checked
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Option]:
+    hints = get_type_hints(function, include_extras=True)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("seed", "eps"):
+            hint = hints[name]
+            kind, doc = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, "")
+            found[name] = Option(kind, parameter.default, doc)
+    return found

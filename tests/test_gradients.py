@@ -1,0 +1,115 @@
+"""through_latent and through_resize against plain automatic differentiation, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sifm_core.errors import EditorError, InputError
+from sifm_core.gradients import finite, through_latent, through_resize
+from sifm_core.images import resize
+from sifm_core.types import Gradient
+
+torch.manual_seed(0)
+ENCODER = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.Tanh()).double().requires_grad_(False)
+HEADS = [nn.Conv2d(4, 4, 1).double().requires_grad_(False) for _ in range(3)]
+X = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+
+
+def term(head: nn.Module):
+    return lambda z: head(z).square().flatten(1).sum(1)
+
+
+TERMS = [term(head) for head in HEADS]
+
+
+def literal(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    loss = sum(t(ENCODER(x)) for t in TERMS)
+    return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+
+
+def test_equals_differentiating_the_whole_sum() -> None:
+    loss, grad = literal(X)
+    ours = through_latent(ENCODER, TERMS)(X, 0)
+    assert torch.allclose(ours.loss, loss, rtol=1e-12)
+    assert torch.allclose(ours.grad, grad, rtol=1e-12, atol=0)
+
+
+def test_a_batch_gives_the_gradients_of_its_images() -> None:
+    grad_fn = through_latent(ENCODER, TERMS)
+    singles = torch.cat([grad_fn(x[None], 0).grad for x in X])
+    assert torch.allclose(grad_fn(X, 0).grad, singles, rtol=1e-12)
+
+
+def test_encodes_twice_and_crosses_the_encoder_backwards_once_however_many_terms() -> None:
+    forwards, backwards = [], []
+
+    def encode(x: Tensor) -> Tensor:
+        z = ENCODER(x)
+        forwards.append(z.requires_grad)
+        if z.requires_grad:
+            z.register_hook(lambda _: backwards.append(1))
+        return z
+
+    through_latent(encode, TERMS)(X, 0)
+    assert forwards == [False, True] and len(backwards) == 1
+
+
+@pytest.mark.parametrize("part_norms", [False, True])
+def test_named_parts_sum_to_the_loss_and_are_logged(part_norms: bool) -> None:
+    def parts(z: Tensor) -> dict[str, Tensor]:
+        return {"a": TERMS[0](z), "b": -0.5 * TERMS[1](z)}
+
+    whole = through_latent(ENCODER, [lambda z: TERMS[0](z) - 0.5 * TERMS[1](z)] * 2)(X, 0)
+    split = through_latent(ENCODER, [parts] * 2, part_norms=part_norms)(X, 0)
+    assert torch.allclose(split.grad, whole.grad, rtol=1e-12)
+    assert torch.allclose(split.loss, whole.loss) and torch.allclose(split.log["a"] + split.log["b"], split.loss)
+    if part_norms:
+        z = ENCODER(X).requires_grad_()
+        (expected,) = torch.autograd.grad(2 * TERMS[0](z).sum(), z)
+        assert torch.allclose(split.log["grad_a"], expected.flatten(1).norm(dim=1))
+
+
+def test_half_precision_terms_are_summed_in_float32() -> None:
+    """1000 equal small gradients: float16 sums would stall at 2048 * the smallest step."""
+    encode = lambda x: x.mean(dim=(2, 3), keepdim=True)  # noqa: E731
+    small = lambda z: (z.half() * 1e-3).float().flatten(1).sum(1)  # noqa: E731
+    one = through_latent(encode, [small])(X.float(), 0).grad
+    many = through_latent(encode, [small] * 1000)(X.float(), 0).grad
+    assert torch.allclose(many, 1000 * one, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda z: z.flatten(1).sum(1) / 0, lambda z: (z - z.detach()).abs().sqrt().flatten(1).sum(1)]
+)
+def test_a_loss_or_gradient_that_is_not_finite_is_refused(bad) -> None:
+    with pytest.raises(EditorError, match=r"not finite at step 7.*float32"):
+        through_latent(ENCODER, [bad])(X, 7)
+
+
+def test_the_images_that_overflowed_are_named() -> None:
+    loss = torch.tensor([0.0, float("nan"), 0.0, float("inf")])
+    with pytest.raises(EditorError, match=r"loss of image 1, 3"):
+        finite(Gradient(loss, torch.zeros(4, 3, 2, 2)), 0)
+
+
+def test_no_terms_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one term"):
+        through_latent(ENCODER, [])
+
+
+def test_through_resize_is_the_gradient_of_the_composition() -> None:
+    big = torch.rand(2, 3, 21, 13, dtype=torch.float64) * 0.8 + 0.1
+    x = big.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(sum(t(ENCODER(resize(x, (8, 6)))).sum() for t in TERMS), x)
+    ours = through_resize(through_latent(ENCODER, TERMS), (8, 6))(big, 0)
+    assert ours.grad.shape == big.shape
+    assert torch.allclose(ours.grad, expected, rtol=1e-10, atol=1e-14)
+    assert torch.equal(ours.loss, through_latent(ENCODER, TERMS)(resize(big, (8, 6)), 0).loss)
+
+
+def test_through_resize_to_the_same_size_changes_nothing() -> None:
+    grad_fn = through_latent(ENCODER, TERMS)
+    assert torch.equal(through_resize(grad_fn, (8, 8))(X, 0).grad, grad_fn(X, 0).grad)

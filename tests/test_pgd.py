@@ -1,0 +1,193 @@
+"""The loop: Algorithm 1's update, the budget, masks, seeds, callbacks, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sifm_core.errors import EditorError, InputError
+from sifm_core.pgd import pgd
+from sifm_core.types import Gradient, Step
+from tests.fakes import images
+
+SETTINGS = {"eps": 0.03, "alpha": 2 / 255, "steps": 5}
+
+
+def pull_to(target: Tensor):
+    """Half the squared distance to a target."""
+    return lambda x, step: Gradient(
+        0.5 * (x - target).square().flatten(1).sum(1), x - target, {"one": torch.ones(len(x))}
+    )
+
+
+def test_is_algorithm_1() -> None:
+    x_orig, goal = images(2), images(2, seed=1)
+    delta = torch.zeros_like(x_orig)
+    x = x_orig
+    for _ in range(20):
+        g = x - goal
+        delta = torch.clip(delta - SETTINGS["alpha"] * torch.sign(g), -SETTINGS["eps"], SETTINGS["eps"])
+        x = torch.clip(x_orig + delta, 0, 1)
+    assert torch.equal(pgd(x_orig, pull_to(goal), **SETTINGS | {"steps": 20}), x)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_stays_within_the_budget_and_in_range_while_the_loss_falls(random_start: bool) -> None:
+    x0 = images(2)
+    steps: list[Step] = []
+    x = pgd(x0, pull_to(1 - x0.round()), **SETTINGS | {"steps": 12}, random_start=random_start, on_step=steps.append)
+    assert float((x - x0).abs().max()) <= 0.03 + 1e-6 and float(x.min()) >= 0 and float(x.max()) <= 1
+    assert steps[-1].loss < steps[0].loss
+    assert steps[-1].log["saturated"] > 0.9 and steps[-1].log["one"] == 1
+
+
+def test_no_steps_returns_the_start() -> None:
+    x0 = images()
+    assert torch.equal(pgd(x0, pull_to(x0), **SETTINGS | {"steps": 0}), x0)
+    started = pgd(x0, pull_to(x0), **SETTINGS | {"steps": 0}, random_start=True)
+    assert 0 < float((started - x0).abs().max()) <= 0.03
+
+
+def test_reports_every_step_with_the_loss_before_and_the_image_after_it() -> None:
+    x0, goal = images(), images(seed=1)
+    steps: list[Step] = []
+    x = pgd(x0, pull_to(goal), **SETTINGS, on_step=steps.append)
+    assert [(s.phase, s.i, s.n) for s in steps] == [("immunize", i, 5) for i in range(1, 6)]
+    assert steps[0].loss == pytest.approx(float(0.5 * (x0 - goal).square().sum()))
+    assert steps[1].loss == pytest.approx(float(0.5 * (steps[0].preview - goal).square().sum()))
+    assert torch.equal(steps[-1].preview, x)
+
+
+def test_the_mask_scales_the_budget_of_each_pixel() -> None:
+    x0 = images(2).clamp(0.1, 0.9)
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, :8], mask[:, :, 8:12] = 1, 0.5
+    steps: list[Step] = []
+    moved = (pgd(x0, pull_to(1 - x0.round()), **SETTINGS | {"steps": 20}, mask=mask, on_step=steps.append) - x0).abs()
+    assert float(moved[:, :, 12:].max()) == 0
+    assert float(moved[:, :, 8:12].max()) == pytest.approx(0.015, abs=1e-6)
+    assert float(moved[:, :, :8].max()) == pytest.approx(0.03, abs=1e-6)
+    assert steps[-1].log["saturated"] == pytest.approx(1.0), "only what may move counts"
+
+
+def test_one_mask_serves_a_batch() -> None:
+    mask = (torch.arange(16) < 8).float().expand(1, 1, 16, 16)
+    x0 = images(3)
+    moved = pgd(x0, pull_to(images(3, seed=1)), **SETTINGS, mask=mask) - x0
+    assert not moved[..., 8:].any() and moved[..., :8].any()
+
+
+@pytest.mark.parametrize("seed", [7, [1, 2, 3]])
+def test_a_batch_equals_its_images_one_by_one(seed: int | list[int]) -> None:
+    x0, goal = images(3), images(3, seed=1)
+    batch = pgd(x0, pull_to(goal), **SETTINGS, random_start=True, seed=seed)
+    for b in range(3):
+        own = seed if isinstance(seed, int) else seed[b]
+        assert torch.equal(
+            pgd(x0[b : b + 1], pull_to(goal[b : b + 1]), **SETTINGS, random_start=True, seed=own)[0], batch[b]
+        )
+
+
+def test_the_seed_decides_the_random_start_and_nothing_global_does() -> None:
+    x0 = images()
+    start = {**SETTINGS, "steps": 0, "random_start": True}
+    torch.manual_seed(1)
+    one = pgd(x0, pull_to(x0), **start, seed=5)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(pgd(x0, pull_to(x0), **start, seed=5), one)
+    assert not torch.equal(pgd(x0, pull_to(x0), **start, seed=6), one)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator must not be used"
+
+
+def test_works_inside_inference_mode_and_leaves_the_input_alone() -> None:
+    def graph(x: Tensor, step: int) -> Gradient:
+        leaf = x.clone().requires_grad_()
+        loss = leaf.square().flatten(1).sum(1)
+        return Gradient(loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0])
+
+    with torch.inference_mode():
+        x0 = images() * 1.0
+        before = x0.clone()
+        x = pgd(x0, graph, **SETTINGS)
+    assert torch.equal(x0, before) and not x.is_inference() and not x.requires_grad and not torch.equal(x, before)
+
+
+def test_what_the_callback_raises_comes_through() -> None:
+    class Stop(Exception):
+        pass
+
+    seen = []
+
+    def stop(step: Step) -> None:
+        seen.append(step.i)
+        if step.i == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        pgd(images(), pull_to(images(seed=1)), **SETTINGS, on_step=stop)
+    assert seen == [1, 2]
+
+
+def test_a_zero_gradient_at_the_start_is_refused_with_the_way_out() -> None:
+    x0 = images(2)
+    goal = x0.clone()
+    goal[0] = 0
+    with pytest.raises(InputError, match=r"image 1 .*random_start=True"):
+        pgd(x0, pull_to(goal), **SETTINGS)
+    pgd(x0, pull_to(goal), **SETTINGS, random_start=True)
+
+
+def test_a_gradient_outside_the_mask_only_is_refused() -> None:
+    x0 = images()
+    goal = x0.clone()
+    goal[..., 8:] = 0.5
+    with pytest.raises(InputError, match="zero everywhere"):
+        pgd(x0, pull_to(goal), **SETTINGS, mask=(torch.arange(16) < 8).float().expand(1, 1, 16, 16))
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(EditorError, match="step 0"):
+        pgd(images(), lambda x, i: Gradient(torch.full((1,), math.nan), torch.ones_like(x)), **SETTINGS)
+
+
+NAN = images()
+NAN[0, 0, 0, 0] = math.nan
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"eps": 0.0},
+        {"eps": -0.03},
+        {"eps": 1.5},
+        {"eps": math.nan},
+        {"alpha": 0.0},
+        {"alpha": -1.0},
+        {"alpha": math.inf},
+        {"steps": -1},
+        {"steps": 2.5},
+        {"seed": -1},
+        {"seed": [1, 2]},
+        {"x0": torch.zeros(3, 16, 16)},
+        {"x0": torch.zeros(1, 1, 16, 16)},
+        {"x0": torch.zeros(1, 3, 16, 16, dtype=torch.uint8)},
+        {"x0": images() * 255},
+        {"x0": NAN},
+        {"mask": torch.ones(1, 3, 16, 16)},
+        {"mask": torch.ones(1, 1, 8, 8)},
+        {"mask": torch.ones(2, 1, 16, 16)},
+        {"mask": torch.zeros(1, 1, 16, 16)},
+        {"mask": torch.full((1, 1, 16, 16), 2.0)},
+        {"mask": torch.full((1, 1, 16, 16), math.nan)},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_wrong_arguments_are_refused(wrong: dict) -> None:
+    arguments = {"x0": images(), **SETTINGS, "random_start": True, **wrong}
+    with pytest.raises(InputError):
+        pgd(arguments.pop("x0"), pull_to(images(seed=1)), **arguments)
