@@ -1,0 +1,60 @@
+"""The miniature's text side: a CLIP tokenizer on the world's own words and a small CLIP text encoder."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from . import world
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+LENGTH = 16
+WIDTH = 96
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A BPE tokenizer trained on the trained phrasings; single letters remain for unknown words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    corpus = [p for edit in world.EDITS for p in world.phrases(edit)[: world.TRAINED_PHRASES]]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000,
+        min_frequency=1,
+        initial_alphabet=list(letters),
+        end_of_word_suffix="</w>",
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    vocab = model["vocab"]
+    for letter in letters:
+        vocab.setdefault(letter + "</w>", len(vocab))
+    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in model["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained CLIP text encoder (2 layers, 96 wide)."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+            projection_dim=WIDTH,
+        )
+    )
