@@ -1,14 +1,16 @@
 """The miniature's autoencoder: an ordinary AutoencoderKL whose encoder is *solved*, not trained.
 
-The encoder is a whitened PCA of 4x4 patches (16 of 48 components), so it keeps the fine, low-contrast textures that tell materials
-apart, which an autoencoder trained for minutes would blur away. It is written exactly into AutoencoderKL's convolutions:
+The encoder is a whitened PCA of 4x4 patches (16 of 48 components), so it keeps the fine, low-contrast textures that
+tell materials apart, which an autoencoder trained for minutes would blur away. It is written exactly into
+AutoencoderKL's convolutions:
 
 - two strided 3x3 convolutions of which a 2x2 window is used make the 4x4 patch, the second applies the PCA;
 - every residual block is the identity (its last convolution is zero);
 - the final GroupNorm divides by a constant, since constant channels of +-K dominate each group's variance;
 - the final SiLU is linear on pairs: silu(u) - silu(-u) = u.
 
-The decoder cannot be solved the same way (nearest-neighbour upsampling has no memory of where a pixel was), so it is trained.
+The decoder cannot be solved the same way (nearest-neighbour upsampling has no memory of where a pixel was), so it is
+trained.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _K = 300.0
 
 
 def build() -> AutoencoderKL:
-    """An untrained f4, 16-channel AutoencoderKL (0.6 M parameters)."""
+    """An untrained f4, 16-channel AutoencoderKL (0.4 M parameters)."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -35,7 +37,7 @@ def build() -> AutoencoderKL:
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 48, 64),
+        block_out_channels=(16, 32, 64),
         layers_per_block=1,
         latent_channels=CHANNELS,
         norm_num_groups=8,
@@ -50,7 +52,8 @@ def build() -> AutoencoderKL:
 def patch_pca(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Whitened PCA of 4x4 patches: images (N, 3, H, W) in [-1, 1] -> basis (16, 48), offset (16,), share of variance kept.
 
-    The code of a patch p (48,) ordered (channel, row, column) is ``basis @ p + offset``: mean 0, variance 1 per channel.
+    The code of a patch p (48,), ordered (channel, row, column), is ``basis @ p + offset``: mean 0, variance 1.
+    channel.
     """
     patches = torch.nn.functional.unfold(images, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH**2)
     mean = patches.mean(0)

@@ -1,7 +1,7 @@
 """Train the miniature from scratch: ``python -m sifm_core.miniature.train {vae,ip2p,decoder,judges} --out FOLDER``.
 
-Each run is seeded, logs to ``FOLDER/<what>.log`` and resumes from its checkpoint in ``FOLDER/checkpoints`` when started again.
-Order: vae (seconds), ip2p and decoder (either first), then judges. ``--steps`` small makes a smoke run.
+Each run is seeded, logs to ``FOLDER/<what>.log`` and resumes from its checkpoint in ``FOLDER/checkpoints`` when
+started again. Order: vae (seconds), ip2p and decoder (either first), then judges. ``--steps`` small makes a smoke run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.what == "vae":
         train_vae.solve(editor / "vae", seed=args.seed, log=log)
     elif args.what == "decoder":
-        train_vae.train(editor / "vae", steps=args.steps or 6000, batch=args.batch, seed=args.seed, log=log, checkpoint=checkpoints / "decoder.pt")
+        train_vae.train(
+            editor / "vae",
+            steps=args.steps or 6000,
+            batch=args.batch,
+            seed=args.seed,
+            log=log,
+            checkpoint=checkpoints / "decoder.pt",
+        )
     elif args.what == "ip2p":
         train_ip2p.train(
             editor,
@@ -57,7 +64,14 @@ def main(argv: list[str] | None = None) -> None:
     else:
         from . import train_judges
 
-        train_judges.train(args.out / "judges", editor=editor, steps=args.steps or 3000, seed=args.seed, log=log, checkpoints=checkpoints)
+        train_judges.train(
+            args.out / "judges",
+            editor=editor,
+            steps=args.steps or 3000,
+            seed=args.seed,
+            log=log,
+            checkpoints=checkpoints,
+        )
 
 
 if __name__ == "__main__":

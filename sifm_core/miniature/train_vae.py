@@ -34,7 +34,7 @@ def solve(out: Path, *, seed: int, log: Any) -> None:
 
 
 def train(out: Path, *, steps: int, batch: int, seed: int, log: Any, checkpoint: Path | None = None) -> None:
-    """Train the decoder of the autoencoder in `out` in place (the encoder stays as it is); resumes from `checkpoint`."""
+    """Train the decoder of the autoencoder in `out` in place; the encoder stays. Resumes from `checkpoint`."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
@@ -43,7 +43,9 @@ def train(out: Path, *, steps: int, batch: int, seed: int, log: Any, checkpoint:
     vae.encoder.requires_grad_(False)
     decoder = vae.decoder.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-5)
-    averaged = torch.optim.swa_utils.AveragedModel(decoder, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
+    averaged = torch.optim.swa_utils.AveragedModel(
+        decoder, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
     first = 0
     if checkpoint and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -62,7 +64,9 @@ def train(out: Path, *, steps: int, batch: int, seed: int, log: Any, checkpoint:
         x = pool[torch.randint(len(pool), (batch,))]
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mode()
-            z = z + torch.randn_like(z) * 0.1 * torch.rand(batch, 1, 1, 1)  # the diffusion model's latents are not exact
+            z = z + torch.randn_like(z) * 0.1 * torch.rand(
+                batch, 1, 1, 1
+            )  # the diffusion model's latents are not exact
         with torch.autocast("cpu", torch.bfloat16):
             y = decoder(z.contiguous(memory_format=torch.channels_last))
         y = y.float()
@@ -78,7 +82,15 @@ def train(out: Path, *, steps: int, batch: int, seed: int, log: Any, checkpoint:
         if (step + 1) % 50 == 0:
             log(f"step {step + 1}/{steps} {time.time() - started:.0f} s  PSNR {psnr:.2f} dB")
         if checkpoint and (step + 1) % 500 == 0:
-            torch.save({"decoder": decoder.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint)
+            torch.save(
+                {
+                    "decoder": decoder.state_dict(),
+                    "averaged": averaged.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
+                checkpoint,
+            )
     vae.decoder.load_state_dict(averaged.module.state_dict())
     vae.decoder.to(memory_format=torch.contiguous_format)
     vae.half().save_pretrained(out)

@@ -1,8 +1,9 @@
 """The procedural world: 64-px portraits, landscapes and artworks, instructions, and exact targets.
 
-What a region *is* is told by a fine, low-contrast texture alone (its material); colours, shapes and places are random. An
-instruction names a material ("paint the brick part red") or the whole picture ("make it night"), so an edit can go to the
-wrong place: a real semantic mismatch, which the renderer can check exactly. Everything is deterministic by seed.
+What a region *is* is told by a fine, low-contrast texture alone (its material); colours, shapes and places are
+random. An instruction names a material ("paint the brick part red") or the whole picture ("make it night"), so an
+edit can go to the wrong place: a real semantic mismatch, which the renderer can check exactly. Everything is
+deterministic by seed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _U, _V = (_X + 0.5) / SIZE, (_Y + 0.5) / SIZE  # unit coordinates, right and dow
 
 @dataclass(frozen=True)
 class Layer:
-    """One visible part: its coverage (64, 64) in [0, 1] after occlusion, colour, texture to add, and material or None."""
+    """One visible part: coverage (64, 64) in [0, 1] after occlusion, colour, texture to add, and material or None."""
 
     part: str
     material: str | None
@@ -66,7 +67,7 @@ class Scene:
         return tuple(f"{m} {c}" for m in self.materials for c in COLOURS) + GLOBAL_EDITS
 
 
-# --- materials ---------------------------------------------------------------------------------------------------------
+# --- materials ------------------------------------------------------------------------------------------------------
 
 
 def _wave(angle: float, period: float, phase: float) -> Array:
@@ -97,7 +98,7 @@ def _texture(material: str, rng: Rng) -> Array:
     return (t / np.abs(t).mean()).clip(-1.6, 1.6).astype(np.float32)
 
 
-# --- shapes: signed distances in unit coordinates, positive inside -----------------------------------------------------
+# --- shapes: signed distances in unit coordinates, positive inside --------------------------------------------------
 
 
 def _cover(distance: Array) -> Array:
@@ -126,10 +127,12 @@ def _star(cx: float, cy: float, r: float, points: int, depth: float, phase: floa
     return r * (1 + depth * np.cos(points * angle + phase)) - np.hypot(_U - cx, _V - cy)
 
 
-# --- compositions ------------------------------------------------------------------------------------------------------
+# --- compositions ---------------------------------------------------------------------------------------------------
 
 Part = tuple[str, Array, bool | Array]  # name, coverage, and True (may be a material) or a fixed colour
-_SKIN = np.array([(0.95, 0.80, 0.70), (0.87, 0.68, 0.53), (0.72, 0.51, 0.36), (0.53, 0.36, 0.25), (0.38, 0.25, 0.18)], np.float32)
+_SKIN = np.array(
+    [(0.95, 0.80, 0.70), (0.87, 0.68, 0.53), (0.72, 0.51, 0.36), (0.53, 0.36, 0.25), (0.38, 0.25, 0.18)], np.float32
+)
 
 
 def _hsv(h: float, s: float, v: float) -> Array:
@@ -161,14 +164,24 @@ def _portrait(rng: Rng) -> list[Part]:
         parts.append(("iris", _cover(_ellipse(ex, ey, 0.017, 0.019)), eye))
         parts.append(("brow", _cover(_box(ex, ey - 0.045, 0.036, 0.007, -side * rng.uniform(0, 0.2))), hair * 0.7))
     parts.append(("nose", _cover(_ellipse(cx, cy + ry * 0.28, 0.014, 0.03)), skin * 0.86))
-    parts.append(("mouth", _cover(_ellipse(cx, cy + ry * 0.56, rng.uniform(0.04, 0.06), rng.uniform(0.009, 0.018))), skin * np.array([0.85, 0.5, 0.5], np.float32)))
+    parts.append(
+        (
+            "mouth",
+            _cover(_ellipse(cx, cy + ry * 0.56, rng.uniform(0.04, 0.06), rng.uniform(0.009, 0.018))),
+            skin * np.array([0.85, 0.5, 0.5], np.float32),
+        )
+    )
     kind = rng.integers(4)
     brim = cy - ry * rng.uniform(0.38, 0.5)
     if kind == 0:  # cap
-        parts.append(("hat", _cover(np.minimum(_ellipse(cx, brim, rx * 1.25, rng.uniform(0.24, 0.32)), brim - _V)), True))
+        parts.append(
+            ("hat", _cover(np.minimum(_ellipse(cx, brim, rx * 1.25, rng.uniform(0.24, 0.32)), brim - _V)), True)
+        )
     elif kind == 1:  # tall hat with a brim
         h = rng.uniform(0.09, 0.13)
-        parts.append(("hat", _cover(np.maximum(_box(cx, brim - h, rx * 1.05, h), _box(cx, brim, rx * 1.6, 0.028))), True))
+        parts.append(
+            ("hat", _cover(np.maximum(_box(cx, brim - h, rx * 1.05, h), _box(cx, brim, rx * 1.6, 0.028))), True)
+        )
     elif kind == 2:  # pointed hat
         parts.append(("hat", _cover(_triangle(cx + rng.uniform(-0.05, 0.05), brim - 0.36, rx * 1.5, brim)), True))
     elif rng.uniform() < 0.5:
@@ -180,10 +193,18 @@ def _portrait(rng: Rng) -> list[Part]:
 def _landscape(rng: Rng) -> list[Part]:
     horizon = rng.uniform(0.42, 0.56)
     sky = _hsv(rng.uniform(0.5, 0.64), rng.uniform(0.1, 0.5), rng.uniform(0.7, 0.97))[:, None, None]
-    sky = sky * (1 - 0.35 * np.clip(horizon - _V, 0, 1)[None] / horizon * np.array([1, 0.7, 0.2], np.float32)[:, None, None])
+    sky = sky * (
+        1 - 0.35 * np.clip(horizon - _V, 0, 1)[None] / horizon * np.array([1, 0.7, 0.2], np.float32)[:, None, None]
+    )
     parts: list[Part] = [("sky", np.ones((SIZE, SIZE), np.float32), sky.astype(np.float32))]
     if rng.uniform() < 0.6:
-        parts.append(("sun", _cover(_ellipse(rng.uniform(0.1, 0.9), rng.uniform(0.06, 0.2), 0.055, 0.055)), np.array([0.99, 0.93, 0.62], np.float32)))
+        parts.append(
+            (
+                "sun",
+                _cover(_ellipse(rng.uniform(0.1, 0.9), rng.uniform(0.06, 0.2), 0.055, 0.055)),
+                np.array([0.99, 0.93, 0.62], np.float32),
+            )
+        )
     for _ in range(rng.integers(0, 3)):
         x, y = rng.uniform(0.1, 0.9), rng.uniform(0.07, 0.25)
         puff = np.maximum(_ellipse(x, y, 0.11, 0.04), _ellipse(x + 0.05, y - 0.03, 0.06, 0.04))
@@ -194,11 +215,19 @@ def _landscape(rng: Rng) -> list[Part]:
     parts.append(("ground", _cover(_V - horizon - 0.02 * np.sin(5 * _U + c)), True))
     if rng.uniform() < 0.4:  # path
         x = rng.uniform(0.3, 0.7)
-        parts.append(("path", _cover(np.minimum(0.03 + 0.25 * (_V - horizon) - np.abs(_U - x), _V - horizon - 0.1)), _hsv(0.1, 0.25, rng.uniform(0.6, 0.8))))
+        parts.append(
+            (
+                "path",
+                _cover(np.minimum(0.03 + 0.25 * (_V - horizon) - np.abs(_U - x), _V - horizon - 0.1)),
+                _hsv(0.1, 0.25, rng.uniform(0.6, 0.8)),
+            )
+        )
     hx, w, h = rng.uniform(0.3, 0.7), rng.uniform(0.15, 0.21), rng.uniform(0.13, 0.17)
     base = horizon + rng.uniform(0.14, 0.3)
     parts.append(("house", _cover(_box(hx, base - h, w, h)), True))
-    parts.append(("roof", _cover(_triangle(hx, base - 2 * h - rng.uniform(0.18, 0.24), w * 1.25, base - 2 * h + 0.01)), True))
+    parts.append(
+        ("roof", _cover(_triangle(hx, base - 2 * h - rng.uniform(0.18, 0.24), w * 1.25, base - 2 * h + 0.01)), True)
+    )
     parts.append(("door", _cover(_box(hx + rng.uniform(-0.5, 0.5) * w, base - 0.055, 0.032, 0.055)), _muted(rng) * 0.5))
     for _ in range(rng.integers(0, 3)):
         tx = (hx + (1 if rng.uniform() < 0.5 else -1) * rng.uniform(0.27, 0.42)) % 1
@@ -218,14 +247,26 @@ def _artwork(rng: Rng) -> list[Part]:
         r, h = rng.uniform(0.14, 0.18), rng.uniform(0.17, 0.22)
         for _ in range(rng.integers(3, 6)):
             fx, fy = vx + rng.uniform(-0.2, 0.2), vy - h - rng.uniform(0.08, 0.26)
-            stem = _box((vx + fx) / 2, (vy - h + fy) / 2, 0.009, np.hypot(fx - vx, fy - vy + h) / 2, np.arctan2(fx - vx, -(fy - vy + h)))
+            stem = _box(
+                (vx + fx) / 2,
+                (vy - h + fy) / 2,
+                0.009,
+                np.hypot(fx - vx, fy - vy + h) / 2,
+                np.arctan2(fx - vx, -(fy - vy + h)),
+            )
             parts.append(("stem", _cover(stem), np.array([0.2, 0.42, 0.18], np.float32)))
             petal = _hsv(rng.uniform(), rng.uniform(0.1, 0.7), rng.uniform(0.75, 0.98))
             parts.append(("flower", _cover(_star(fx, fy, 0.055, 5, 0.25, rng.uniform(0, 6))), petal))
             parts.append(("heart", _cover(_ellipse(fx, fy, 0.018, 0.018)), np.array([0.85, 0.65, 0.2], np.float32)))
         vase = np.maximum(_ellipse(vx, vy, r, h), _box(vx, vy - h * 0.8, r * 0.5, h * 0.3))
         parts.append(("vase", _cover(vase), True))
-        parts.append(("fruit", _cover(_ellipse(vx + rng.uniform(0.2, 0.28), edge + 0.07, 0.06, 0.055)), _hsv(rng.uniform(0, 0.2), 0.7, rng.uniform(0.6, 0.9))))
+        parts.append(
+            (
+                "fruit",
+                _cover(_ellipse(vx + rng.uniform(0.2, 0.28), edge + 0.07, 0.06, 0.055)),
+                _hsv(rng.uniform(0, 0.2), 0.7, rng.uniform(0.6, 0.9)),
+            )
+        )
     else:  # an abstract painting
         places = [(0.32, 0.34), (0.68, 0.62), (0.33, 0.72)]
         for i in rng.permutation(3)[: rng.integers(2, 4)]:
@@ -242,10 +283,14 @@ def _artwork(rng: Rng) -> list[Part]:
                 d = _star(cx, cy, (rx + ry) / 2, int(rng.integers(3, 6)), 0.25, rng.uniform(0, 6))
             parts.append((f"shape{i}", _cover(d), True))
         for _ in range(rng.integers(0, 3)):
-            stroke = _box(rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.25), 0.012, rng.uniform(0, 3.1))
+            stroke = _box(
+                rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.25), 0.012, rng.uniform(0, 3.1)
+            )
             parts.append(("stroke", _cover(stroke), _muted(rng) * 0.6))
     inner = _box(0.5, 0.5, 0.5 - rng.uniform(0.03, 0.05), 0.5 - rng.uniform(0.03, 0.05))
-    parts.append(("frame", 1 - _cover(inner), _hsv(rng.uniform(0.05, 0.14), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.7))))
+    parts.append(
+        ("frame", 1 - _cover(inner), _hsv(rng.uniform(0.05, 0.14), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.7)))
+    )
     return parts
 
 
@@ -263,7 +308,9 @@ def sample(rng: Rng, category: str | None = None, amplitude: tuple[float, float]
         covers.append(cover * (1 - above))
         above = above + covers[-1]
     covers.reverse()
-    able = [i for i, (p, c) in enumerate(zip(parts, covers, strict=True)) if p[2] is True and (c > 0.9).sum() >= _MIN_AREA]
+    able = [
+        i for i, (p, c) in enumerate(zip(parts, covers, strict=True)) if p[2] is True and (c > 0.9).sum() >= _MIN_AREA
+    ]
     if len(able) < 2:
         return sample(rng, category, amplitude)
     made = [int(i) for i in rng.permutation(able)[: rng.integers(2, len(able) + 1)]]
@@ -293,7 +340,10 @@ def render(scene: Scene, edit: str | None = None) -> Array:
         picture += layer.cover * (colour * scene.light + layer.texture)
     picture = picture + scene.grain
     if edit == "night":
-        picture = picture * np.array([0.28, 0.32, 0.5], np.float32)[:, None, None] + np.array([0.02, 0.03, 0.08], np.float32)[:, None, None]
+        picture = (
+            picture * np.array([0.28, 0.32, 0.5], np.float32)[:, None, None]
+            + np.array([0.02, 0.03, 0.08], np.float32)[:, None, None]
+        )
     elif edit == "sepia":
         grey = (picture * np.array([0.3, 0.59, 0.11], np.float32)[:, None, None]).sum(0)
         picture = grey * np.array([1.05, 0.88, 0.64], np.float32)[:, None, None]
@@ -302,7 +352,7 @@ def render(scene: Scene, edit: str | None = None) -> Array:
     return picture.clip(0, 1).astype(np.float32)
 
 
-# --- instructions ------------------------------------------------------------------------------------------------------
+# --- instructions ---------------------------------------------------------------------------------------------------
 
 _MATERIAL_PHRASES = (
     "make the {m} thing {c}",
@@ -323,16 +373,61 @@ _MATERIAL_PHRASES = (
     "let the {m} thing be {c}",
 )
 _GLOBAL_PHRASES = {
-    "night": ("make it night", "turn day into night", "change the time to night", "make it a night scene", "show it at night", "it should be night",
-              "what if it was night", "let it be night", "turn it into night", "paint it at night", "i want it at night", "a night version please",
-              "change it to night", "please make it a night scene", "could you make it night", "show the night version"),
-    "sepia": ("make it an old photo", "turn it into a sepia photo", "convert it to sepia", "change it to an old sepia photo", "make it look like a vintage photo", "it should be a sepia photo",
-              "what if it was an old photo", "let it be sepia", "turn it into a vintage photo", "paint it in sepia", "i want it in sepia", "a vintage version please",
-              "change it to sepia", "please make it an old sepia photo", "could you make it sepia", "show the vintage version"),
-    "fog": ("make it foggy", "turn it into a foggy day", "add thick fog", "change the weather to fog", "make it a foggy scene", "it should be foggy",
-            "what if it was foggy", "let there be fog", "cover it in fog", "paint it in fog", "i want it in fog", "a foggy version please",
-            "change it to fog", "please make it a foggy scene", "could you make it foggy", "show the foggy version"),
-}  # fmt: skip
+    "night": (
+        "make it night",
+        "turn day into night",
+        "change the time to night",
+        "make it a night scene",
+        "show it at night",
+        "it should be night",
+        "what if it was night",
+        "let it be night",
+        "turn it into night",
+        "paint it at night",
+        "i want it at night",
+        "a night version please",
+        "change it to night",
+        "please make it a night scene",
+        "could you make it night",
+        "show the night version",
+    ),
+    "sepia": (
+        "make it an old photo",
+        "turn it into a sepia photo",
+        "convert it to sepia",
+        "change it to an old sepia photo",
+        "make it look like a vintage photo",
+        "it should be a sepia photo",
+        "what if it was an old photo",
+        "let it be sepia",
+        "turn it into a vintage photo",
+        "paint it in sepia",
+        "i want it in sepia",
+        "a vintage version please",
+        "change it to sepia",
+        "please make it an old sepia photo",
+        "could you make it sepia",
+        "show the vintage version",
+    ),
+    "fog": (
+        "make it foggy",
+        "turn it into a foggy day",
+        "add thick fog",
+        "change the weather to fog",
+        "make it a foggy scene",
+        "it should be foggy",
+        "what if it was foggy",
+        "let there be fog",
+        "cover it in fog",
+        "paint it in fog",
+        "i want it in fog",
+        "a foggy version please",
+        "change it to fog",
+        "please make it a foggy scene",
+        "could you make it foggy",
+        "show the foggy version",
+    ),
+}
 TRAINED_PHRASES = 12
 """The first 12 of the 16 phrasings of each edit are trained on, the last 4 held out."""
 
