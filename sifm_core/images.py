@@ -41,6 +41,7 @@ MIN_SIDE = 16
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _LOSSY = (".jpg", ".jpeg", ".webp", ".avif", ".heic")
+_TINY = 1e-6  # 8/255 is 8 levels, not 7.9999
 _STILL = "MPO"  # phone photographs: the further frames are previews and gain maps, not an animation
 _UNREADABLE = (  # what Pillow's decoders were seen to raise on broken files
     *(OSError, EOFError, SyntaxError, TypeError, ValueError, LookupError, OverflowError, MemoryError),
@@ -116,11 +117,11 @@ def check_image(image: Any, name: str = "image") -> Image:
 def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = None) -> Image:
     """The 8-bit picture nearest to ``x_adv`` that stays within ``eps`` of ``x0`` and in [0, 1].
 
-    ``x_adv``, ``x0`` (B, 3, H, W), ``x0`` exactly k/255; ``mask`` (broadcastable to them): where it is 0, ``x0`` stays.
-    Returns (B, 3, H, W) float32, exactly k/255. Raises ImageError (shapes, NaN, ``x0`` off the grid) and InputError
-    (``eps`` below one 8-bit level, 1/255).
+    ``x_adv``, ``x0`` (B, 3, H, W), ``x0`` exactly k/255; ``mask`` (broadcastable to them, in [0, 1]) scales each pixel's
+    budget. Returns (B, 3, H, W) float32, exactly k/255. Raises ImageError (shapes, NaN, ``x0`` off the grid) and
+    InputError (``eps`` below one 8-bit level, 1/255).
     """
-    levels = _levels(eps)
+    _levels(eps)
     check_image(x0, "x0")
     if x_adv.shape != x0.shape:
         raise ImageError(f"x_adv: expected the shape of x0 {tuple(x0.shape)}, but got {tuple(x_adv.shape)}; resize it")
@@ -130,10 +131,9 @@ def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = N
     clean = exact.round()
     if float((exact - clean).abs().max()) > 1e-3:
         raise ImageError("x0: expected 8-bit values (k/255), but got values in between; round the clean picture first")
-    near = (x_adv.detach().double() * 255).round()
-    near = near.clamp(clean - levels, clean + levels).clamp(0, 255)
-    if mask is not None:
-        near = torch.where(mask.to(near.device) > 0, near, clean)
+    budget = eps * (torch.ones_like(exact) if mask is None else mask.to(exact))
+    levels = (budget * 255 + _TINY).floor()
+    near = (x_adv.detach().double() * 255).round().clamp(clean - levels, clean + levels).clamp(0, 255)
     return near.float() / 255
 
 
@@ -239,7 +239,7 @@ def perturbation_view(x_adv: Image, x0: Image, gain: float | None = None) -> Ima
 
 
 def _levels(eps: float) -> int:
-    levels = math.floor(eps * 255 + 1e-6) if math.isfinite(eps) else 0
+    levels = math.floor(eps * 255 + _TINY) if math.isfinite(eps) else 0
     if levels < 1:
         raise InputError(f"eps: expected at least 1/255 = 0.004, one level of an 8-bit file, but got {eps:g}; raise it")
     return levels

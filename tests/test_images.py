@@ -263,6 +263,8 @@ def test_rounding_keeps_masked_pixels_and_a_float32_budget_edge():
     rounded = images.round_to_budget(torch.ones_like(x0), x0, 8 / 255, mask)
     assert torch.equal(rounded[..., :8], x0[..., :8])
     assert torch.equal(rounded[..., 8:], torch.full((1, 3, 16, 8), 108 / 255))  # all 8 levels, not 7
+    half = images.round_to_budget(torch.ones_like(x0), x0, 8 / 255, mask / 2)
+    assert torch.equal(half[..., 8:], torch.full((1, 3, 16, 8), 104 / 255))
 
 
 def test_rounding_refuses_what_cannot_be_right():
