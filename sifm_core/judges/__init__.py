@@ -1,7 +1,7 @@
 """Judges: who says whether an edit went wrong. One file per backend, one line in :data:`BACKENDS`.
 
-A judge is asked for by ``"backend:model"`` or ``"backend:model@base_url"``. What a judge could not answer stays unclear: no
-verdict is ever made up.
+A judge is asked for by ``"backend:model"`` or ``"backend:model@base_url"``. What a judge cannot answer stays unclear:
+no verdict is ever made up.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def load_judge(spec: str, **options: Any) -> Judge:
     backend, colon, rest = spec.partition(":")
     model, at, base_url = rest.partition("@http")
     if not (backend and colon and model.strip()):
-        raise InputError(
-            f'a judge is named "backend:model" or "backend:model@base_url", such as miniature:conv; got {spec!r}'
-        )
+        raise InputError(f'a judge is named "backend:model[@base_url]", such as miniature:conv; got {spec!r}')
     if backend not in BACKENDS:
         raise unknown("judge backend", backend, BACKENDS)
     module = importlib.import_module(BACKENDS[backend])
@@ -42,6 +40,6 @@ def load_judge(spec: str, **options: Any) -> Judge:
 
 
 def consensus(verdicts: Sequence[Verdict]) -> bool | None:
-    """Strict agreement: True if every judge says success, None if any gave no answer (or none was asked), else False."""
+    """Strict agreement: True if every judge says success, None if any gave no answer or none was asked, else False."""
     successes = [verdict.success for verdict in verdicts]
     return None if not successes or None in successes else all(successes)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from sifm_core.errors import ImageError
+from sifm_core.images import check_image
 from sifm_core.types import Case
 
 
 def case_problem(case: Case) -> str:
-    """Why nobody could judge this case, or "": an empty instruction or a picture that is none."""
+    """Why nobody could judge this case, or "": an empty instruction, or a picture that is none."""
     if not case.prompt.strip():
         return "the instruction is empty"
-    for side, x in (("source", case.source), ("edited", case.edited)):
-        if x.ndim != 3 or x.shape[0] != 3:
-            return f"the {side} picture must be (3, H, W), got {tuple(x.shape)}"
-        if not x.isfinite().all():
-            return f"the {side} picture holds values that are not numbers"
+    try:
+        check_image(case.source[None], "source")
+        check_image(case.edited[None], "edited")
+    except ImageError as error:
+        return str(error)
     return ""

@@ -1,0 +1,121 @@
+"""The ledger of calls to paid judges: every answer that arrived, and what was spent. One SQLite file.
+
+A call is written down *before* it is sent, with the most it can cost, and completed when its answer is in the file. So
+after kill -9 no answer that arrived is bought again, a call whose answer never arrived is known and stays charged, and
+the sum of what was spent and what is reserved never passes the cap, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sifm_core.errors import StoreError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+  id INTEGER PRIMARY KEY,
+  key TEXT NOT NULL,
+  judge TEXT NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('sent', 'answered', 'lost', 'unpaid')),
+  reserved REAL NOT NULL,
+  cost REAL,
+  reply TEXT,
+  sent_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+CREATE INDEX IF NOT EXISTS calls_key ON calls (key);
+"""
+_SPENT = "SELECT COALESCE(SUM(COALESCE(cost, reserved)), 0) FROM calls WHERE status != 'unpaid'"
+_RESERVE = f"""
+INSERT INTO calls (key, judge, status, reserved) SELECT ?, ?, 'sent', ? WHERE ({_SPENT}) + ? <= ? RETURNING id
+"""
+
+
+def key_of(**parts: Any) -> str:
+    """The key of a question: a hash of everything that the answer can depend on (bytes enter by their hash)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return {"sha256": hashlib.sha256(value).hexdigest()}
+        raise TypeError(f"cannot hash {type(value).__name__}")
+
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=plain).encode()).hexdigest()
+
+
+class Cache:
+    """Answers and money. ``path`` None keeps both in memory, for as long as this object lives. Safe across threads.
+
+    ``lost`` calls were sent, but no answer arrived (time-out, killed): they may have been paid, and stay charged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._turn = threading.Condition()
+        self._mine: set[int] = set()
+        try:
+            if path is not None:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{path}: expected a cache of judges' answers or a place to write one: {error}") from error
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        try:
+            with self._turn:
+                yield
+        except sqlite3.Error as error:
+            raise StoreError(f"the cache of judges' answers cannot be used: {error}") from error
+
+    def find(self, key: str) -> tuple[Mapping[str, Any], float | None] | None:
+        """(reply, cost) of the answer to this question, or None."""
+        with self._using():
+            row = self._db.execute(
+                "SELECT reply, cost FROM calls WHERE key = ? AND status = 'answered' ORDER BY id LIMIT 1", (key,)
+            ).fetchone()
+        return (json.loads(row[0]), row[1]) if row else None
+
+    def lost(self, key: str) -> bool:
+        """Whether this question was sent before, and its answer never arrived."""
+        with self._using():
+            rows = self._db.execute("SELECT id FROM calls WHERE key = ? AND status IN ('sent', 'lost')", (key,))
+            return any(row[0] not in self._mine for row in rows)
+
+    def spent(self) -> float:
+        """US dollars: answered calls at their cost; lost ones and those under way at the most they can cost."""
+        with self._using():
+            return float(self._db.execute(_SPENT).fetchone()[0])
+
+    def reserve(self, key: str, *, judge: str, at_most: float, cap: float | None) -> int | None:
+        """Write a call down before it is sent; None if it could pass the cap. Waits while others may free money."""
+        with self._using():
+            while True:
+                row = self._db.execute(_RESERVE, (key, judge, at_most, at_most, math.inf if cap is None else cap))
+                if call := row.fetchone():
+                    self._mine.add(call[0])
+                    return int(call[0])
+                if not self._mine:
+                    return None
+                self._turn.wait()
+
+    def settle(
+        self, call: int, status: str, *, reply: Mapping[str, Any] | None = None, cost: float | None = None
+    ) -> None:
+        """Complete a call: "answered" (with its reply), "lost" (may have been paid) or "unpaid" (surely not)."""
+        with self._using():
+            self._db.execute(
+                "UPDATE calls SET status = ?, reply = ?, cost = ? WHERE id = ?",
+                (status, None if reply is None else json.dumps(reply), cost, call),
+            )
+            self._mine.discard(call)
+            self._turn.notify_all()

@@ -1,0 +1,56 @@
+"""What a call costs, from the table in ``prices.toml``: known, or None. Nothing here guesses."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sifm_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars per million tokens, and an upper bound of what one picture counts."""
+
+    input: float
+    output: float
+    image_tokens: int = 0
+    until: datetime.date | None = None
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float:
+        """US dollars."""
+        return (tokens_in * self.input + tokens_out * self.output) / 1e6
+
+    def at_most(self, text: str, pictures: int, tokens_out: int) -> float:
+        """US dollars that a call cannot exceed: a token is at least one byte of text; 1000 for what wraps the parts."""
+        return self.cost(len(text.encode()) + 1000 + pictures * self.image_tokens, tokens_out)
+
+
+FREE = Price(0.0, 0.0)
+_SHIPPED = Path(__file__).with_name("prices.toml")
+
+
+def read_prices(own: str | os.PathLike[str] | None = None) -> dict[tuple[str, str], Price]:
+    """(backend, model) -> price: the shipped table, with the entries of the caller's ``own`` file over it."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+
+    prices: dict[tuple[str, str], Price] = {}
+    for path in [_SHIPPED, *([Path(own)] if own else [])]:
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            entries = {(b, m): Price(**fields) for b, models in table.items() for m, fields in models.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: expected prices as in {Path(__file__).with_name('prices.toml')}: {error}"
+            ) from None
+        for entry, price in entries.items():
+            if min(price.input, price.output, price.image_tokens) < 0:
+                raise InputError(f"{path}: prices cannot be negative, but {entry[1]} has one")
+        prices |= entries
+    today = datetime.date.today()
+    return {entry: price for entry, price in prices.items() if price.until is None or today <= price.until}

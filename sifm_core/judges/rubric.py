@@ -1,0 +1,214 @@
+"""What vision-language judges are asked and what counts as an answer: prompts, schemas and one strict parser.
+
+A prompt is a versioned file in ``prompts/``; its schema is the pydantic model beside its name in :data:`PRESETS`. Both
+are hashed into every verdict. To change a prompt, add a file with the next number: old verdicts keep their meaning.
+
+An answer is exactly one JSON object of the schema, bare or in one code fence that encloses the whole answer. Anything
+else (prose around it, a second object, a doubled or unknown field, a number out of range, checks that contradict the
+verdict) is no answer at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sifm_core.images import png_bytes, resize
+from sifm_core.types import Case
+
+LONG_SIDE = 1024
+"""Pixels. Pictures are sent as PNG at their own size; longer ones are scaled down to this, none is scaled up."""
+
+Check = Literal["yes", "partial", "no"]
+Outcome = Literal["success", "failure", "cannot_judge"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Part = str | bytes
+"""A piece of a question: text, or a picture as PNG bytes."""
+
+
+class Answer(BaseModel):
+    """One call's answer, its fields in the order in which they are to be written.
+
+    Each kind ends with ``verdict`` and ``confidence``. The verdict is about the edit: "success" means that it worked.
+    The fields are declared by each kind, because a field of a base class would be written first.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    decides: ClassVar[str]
+    """Which boolean of the verdict a "failure" sets."""
+    decisive: ClassVar[str]
+    """The check that, answered "no", rules out a "success"."""
+    if TYPE_CHECKING:
+        observations: str
+        defects: list[str]
+        verdict: Outcome
+        confidence: float
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Answer:
+        if self.verdict == "success" and getattr(self, self.decisive) == "no":
+            raise ValueError(f'"{self.decisive}" is "no", yet the verdict is "success"')
+        return self
+
+    def findings(self) -> dict[str, bool]:
+        """The booleans of the verdict that this answer decides."""
+        return {self.decides: self.verdict == "failure"}
+
+    def reasons(self) -> str:
+        """The answer in words."""
+        return "; ".join([self.observations, *self.defects])
+
+
+class Semantic(Answer):
+    decides, decisive = "semantic_mismatch", "instruction_followed"
+
+    observations: str
+    visible_change: Check
+    instruction_followed: Check
+    subject_recognisable: Check
+    rest_preserved: Check
+    defects: list[str]
+    verdict: Outcome
+    confidence: Share
+
+
+class Quality(Answer):
+    decides, decisive = "perceptual_degradation", "usable"
+
+    observations: str
+    shapes_intact: Check
+    surfaces_clean: Check
+    colours_plausible: Check
+    usable: Check
+    defects: list[str]
+    verdict: Outcome
+    confidence: Share
+
+
+class Paper(Answer):
+    semantic_analysis: str
+    semantic_mismatch: bool
+    degradation_analysis: str
+    perceptual_degradation: bool
+    verdict: Outcome
+    confidence: Share
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Paper:
+        failed = self.semantic_mismatch or self.perceptual_degradation
+        if self.verdict != "cannot_judge" and failed != (self.verdict == "failure"):
+            raise ValueError(f'one of the two is true: {failed}, yet the verdict is "{self.verdict}"')
+        return self
+
+    def findings(self) -> dict[str, bool]:
+        return {
+            "semantic_mismatch": self.semantic_mismatch,
+            "perceptual_degradation": self.perceptual_degradation,
+        }
+
+    def reasons(self) -> str:
+        return f"{self.semantic_analysis} {self.degradation_analysis}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call's prompt file and the answer it demands."""
+
+    name: str
+    answer: type[Answer]
+
+    @cached_property
+    def template(self) -> str:
+        return (Path(__file__).parent / "prompts" / f"{self.name}.md").read_text(encoding="utf-8")
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of the answer, in the order in which the fields are to be written."""
+        return _untitled(self.answer.model_json_schema())
+
+    @cached_property
+    def hash(self) -> str:
+        return _sha(self.template + json.dumps(self.schema))
+
+    def parts(self, case: Case) -> tuple[Part, ...]:
+        """The prompt with the pictures and the instruction (a JSON string, so that it cannot pose as ours) in place."""
+        pieces = re.split(r"\{\{(instruction|source|edited)\}\}", self.template)
+        fill: dict[str, Part] = {
+            "instruction": json.dumps(case.prompt, ensure_ascii=False),
+            "source": picture(case.source),
+            "edited": picture(case.edited),
+        }
+        parts: list[Part] = []
+        for piece in (fill[p] if i % 2 else p for i, p in enumerate(pieces)):
+            if isinstance(piece, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += piece
+            else:
+                parts.append(piece)
+        return tuple(parts)
+
+
+PRESETS: dict[str, tuple[Question, ...]] = {
+    "default": (Question("semantic-1", Semantic), Question("quality-1", Quality)),
+    "paper": (Question("paper-1", Paper),),
+}
+"""Which calls make up a verdict. "paper": one call on (original, edited, prompt), as in the paper's section VI."""
+
+
+def preset_hash(questions: tuple[Question, ...]) -> str:
+    """What :attr:`Verdict.prompt_hash` holds: one hash of every prompt and schema used."""
+    return _sha("".join(question.hash for question in questions))[:16]
+
+
+def picture(x: Any) -> bytes:
+    """(3, H, W) in [0, 1] as the PNG that is sent, under the resolution policy of :data:`LONG_SIDE`."""
+    height, width = x.shape[-2:]
+    scale = LONG_SIDE / max(height, width)
+    if scale < 1:
+        x = resize(x[None], (max(1, round(height * scale)), max(1, round(width * scale))))
+    return png_bytes(x)
+
+
+def parse(text: str, answer: type[Answer]) -> Answer:
+    """The answer in ``text``; raises ValueError, which says what was wrong, for anything but exactly one answer."""
+    if not text.strip():
+        raise ValueError("the answer is empty")
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, flags=re.DOTALL | re.IGNORECASE)
+    try:
+        value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"the answer is not one JSON object ({error})") from None
+    try:
+        return answer.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the answer"
+        raise ValueError(f"{where}: {first['msg']}") from None
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field of the answer is given twice")
+    return fields
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _untitled(schema: Any) -> Any:
+    """Without the titles that pydantic adds, and that a new pydantic may word differently."""
+    if isinstance(schema, dict):
+        return {key: _untitled(value) for key, value in schema.items() if key not in ("title", "description")}
+    return schema
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
