@@ -117,9 +117,9 @@ def check_image(image: Any, name: str = "image") -> Image:
 def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = None) -> Image:
     """The 8-bit picture nearest to ``x_adv`` that stays within ``eps`` of ``x0`` and in [0, 1].
 
-    ``x_adv``, ``x0`` (B, 3, H, W), ``x0`` exactly k/255; ``mask`` (broadcastable to them, in [0, 1]) scales each pixel's
-    budget. Returns (B, 3, H, W) float32, exactly k/255. Raises ImageError (shapes, NaN, ``x0`` off the grid) and
-    InputError (``eps`` below one 8-bit level, 1/255).
+    ``x_adv``, ``x0`` (B, 3, H, W), ``x0`` exactly k/255; ``mask`` (broadcastable to them, in [0, 1]) scales the
+    budget of each pixel. Returns (B, 3, H, W) float32, exactly k/255. Raises ImageError (shapes, NaN, ``x0`` off the
+    grid) and InputError (``eps`` below one 8-bit level, 1/255).
     """
     _levels(eps)
     check_image(x0, "x0")

@@ -45,7 +45,7 @@ def clustered_wilson(values: Sequence[bool | None], clusters: Sequence[Hashable]
     """Wilson's interval when samples share a cause, as prompts and seeds of one image do.
 
     The sample size is the effective one, n / design effect, from the variance between clusters (linearised, so they may
-    differ in size): at most n, and the number of clusters when all samples agree (nothing then shows that samples of one
+    differ in size): at most n, and the number of clusters when all samples agree (nothing then shows that those of one
     cluster differ). Student's quantiles, clusters - 1 degrees of freedom. Simulated coverage of 95% intervals, 8 to 100
     clusters, rates 0.1 to 0.9: 92-99%; the plain percentile bootstrap: 70-97%. After Korn and Graubard 1998.
     """

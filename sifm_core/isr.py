@@ -1,0 +1,193 @@
+"""Immunization success rate: verdicts in, rate with interval, clean floor, net effect and bounds out.
+
+**Success is the defender's**: the attacker's edit failed, by the judges' word (paper, section IV-B). An editor fails on
+unprotected pictures too, so the rate alone says little: compare it with the *clean* rate, and read the *net* rate, the
+share of samples whose clean edit worked and whose protected edit failed. An unclear sample (None) is counted, left out
+of the rates and bounded by ``worst`` and ``best``. What there is no data for is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TypeAlias, TypeVar
+
+from sifm_core.errors import InputError
+from sifm_core.stats import Interval, clustered_wilson, wilson
+from sifm_core.types import Record, Verdict
+
+CLEAN = "clean"
+"""The method of records of unprotected pictures."""
+
+K = TypeVar("K", bound=Hashable)
+Success: TypeAlias = Callable[[Record], bool | None]
+"""Did the edit of this record fail? None: unclear. Such as ``lambda r: consensus(r.verdicts)``."""
+
+
+@dataclass(frozen=True)
+class Isr:
+    """``rate`` = ``successes`` / ``n``, ``n`` the clear samples; ``low``, ``high`` its interval.
+
+    ``worst``, ``best``: the rate if every ``unclear`` sample had failed or succeeded. With clean edits to compare with,
+    over the ``pairs`` that are clear on both sides: ``clean_rate``; ``net``, the share in which the protection made the
+    edit fail, with its interval; ``improved``, the share in which only the protected edit worked. So net - improved is
+    the difference of the two rates on these pairs. None: no data.
+    """
+
+    rate: float | None
+    n: int
+    unclear: int
+    successes: int
+    low: float | None
+    high: float | None
+    worst: float | None
+    best: float | None
+    clean_rate: float | None = None
+    pairs: int = 0
+    net: float | None = None
+    net_low: float | None = None
+    net_high: float | None = None
+    improved: float | None = None
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Every field, ready for JSON."""
+        return asdict(self)
+
+
+def isr(
+    successes: Sequence[bool | None],
+    *,
+    clean: Sequence[bool | None] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+) -> Isr:
+    """Immunization success rate of samples (True: the edit failed, False: it worked, None: unclear).
+
+    ``clean``: the same for the unprotected pictures, sample by sample (same picture, prompt, editor and seed).
+    ``clusters``: the picture of each sample, when several prompts or seeds share one: the interval then is
+    :func:`sifm_core.stats.clustered_wilson`, else Wilson's. Raises InputError when lengths differ.
+    """
+    for name, values in (("clean", clean), ("clusters", clusters)):
+        if values is not None and len(values) != len(successes):
+            raise InputError(f"{name}: expected {len(successes)} values, one per sample, but got {len(values)}")
+    clear = [i for i, value in enumerate(successes) if value is not None]
+    hits = [bool(successes[i]) for i in clear]
+    interval = _interval(hits, clear, clusters, confidence)
+    total, unclear = len(successes), len(successes) - len(clear)
+    plain = Isr(
+        rate=_mean(hits),
+        n=len(clear),
+        unclear=unclear,
+        successes=sum(hits),
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        worst=sum(hits) / total if total else None,
+        best=(sum(hits) + unclear) / total if total else None,
+    )
+    if clean is None:
+        return plain
+    pairs = [i for i in clear if clean[i] is not None]
+    caused = [bool(successes[i]) and not clean[i] for i in pairs]
+    net = _interval(caused, pairs, clusters, confidence)
+    return replace(
+        plain,
+        clean_rate=_mean([bool(clean[i]) for i in pairs]),
+        pairs=len(pairs),
+        net=_mean(caused),
+        net_low=net.low if net else None,
+        net_high=net.high if net else None,
+        improved=_mean([bool(clean[i]) and not successes[i] for i in pairs]),
+    )
+
+
+def breakdown(
+    records: Iterable[Record],
+    success: Success,
+    by: str | Callable[[Record], Hashable] = "method",
+    *,
+    confidence: float = 0.95,
+) -> dict[Hashable, Isr]:
+    """ISR of each group of records, in the order of appearance, clustered by picture.
+
+    ``by``: a field of :class:`Record` ("method", "category", "prompt_kind", "editor") or a function of a record, such
+    as ``lambda r: (r.method, r.category)``. Records of method "clean" are the floor with which the others of the same
+    picture, prompt, editor and seed are paired; a group that holds nothing else gives the clean rate itself.
+    """
+    records = list(records)
+    floor = {_cell(record): success(record) for record in records if record.method == CLEAN}
+    groups: dict[Hashable, list[Record]] = {}
+    for record in records:
+        groups.setdefault(getattr(record, by) if isinstance(by, str) else by(record), []).append(record)
+    result = {}
+    for name, group in groups.items():
+        protected = [record for record in group if record.method != CLEAN]
+        chosen = protected or group
+        result[name] = isr(
+            [success(record) for record in chosen],
+            clean=[floor.get(_cell(record)) for record in chosen] if protected and floor else None,
+            clusters=[record.image for record in chosen],
+            confidence=confidence,
+        )
+    return result
+
+
+def worst_of(successes: Sequence[bool | None], groups: Sequence[K]) -> dict[K, bool | None]:
+    """The hardest test: a group (all seeds of one attack) succeeds only if every sample of it does.
+
+    One edit that worked is enough for False; otherwise one unclear sample makes the group unclear.
+    """
+    members: dict[K, list[bool | None]] = {}
+    for value, group in zip(successes, groups, strict=True):
+        members.setdefault(group, []).append(value)
+    return {group: False if False in values else None if None in values else True for group, values in members.items()}
+
+
+def worst_of_seeds(records: Iterable[Record], success: Success, *, confidence: float = 0.95) -> dict[str, Isr]:
+    """ISR of each method when the attacker keeps the best of all seeds that were run."""
+    records = list(records)
+    attacks = [(record.method, record.image, record.prompt, record.editor) for record in records]
+    worst = worst_of([success(record) for record in records], attacks)
+    result = {}
+    for method in dict.fromkeys(record.method for record in records):
+        cells = [cell for cell in worst if cell[0] == method]
+        clean = [worst.get((CLEAN, *cell[1:])) for cell in cells]
+        result[method] = isr(
+            [worst[cell] for cell in cells],
+            clean=clean if method != CLEAN and any(value is not None for value in clean) else None,
+            clusters=[cell[1] for cell in cells],
+            confidence=confidence,
+        )
+    return result
+
+
+def failure_axis(verdicts: Sequence[Verdict]) -> str:
+    """How an edit failed, as far as all judges agree.
+
+    "mismatch", "degradation" or "both"; "mixed" when every judge says that it failed but not how; "none" when one says
+    that it worked; "unclear" when a judge gave no answer or none was asked.
+    """
+    if not verdicts or any(verdict.success is None for verdict in verdicts):
+        return "unclear"
+    mismatch = all(verdict.semantic_mismatch for verdict in verdicts)
+    degradation = all(verdict.perceptual_degradation for verdict in verdicts)
+    if mismatch or degradation:
+        return "both" if mismatch and degradation else "mismatch" if mismatch else "degradation"
+    return "mixed" if all(verdict.success for verdict in verdicts) else "none"
+
+
+def _interval(
+    values: Sequence[bool], where: Sequence[int], clusters: Sequence[Hashable] | None, confidence: float
+) -> Interval | None:
+    if not values:
+        return None
+    if clusters is None:
+        return wilson(sum(values), len(values), confidence)
+    return clustered_wilson(values, [clusters[i] for i in where], confidence)
+
+
+def _mean(values: Sequence[bool]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _cell(record: Record) -> tuple[str, str, str, int]:
+    return record.image, record.prompt, record.editor, record.seed

@@ -1,0 +1,90 @@
+"""How far two pictures are apart: one pure function per file, one line per metric in :data:`METRICS`.
+
+For immunization the pair is (edit of the clean picture, edit of the protected one) with the same seed; "better" is the
+direction of stronger protection. These measure *difference*, not *failure*: another seed scores much like a ruined
+edit. What decides is a judge (:mod:`sifm_core.judges`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sifm_core.errors import InputError, SifmError, unknown
+from sifm_core.images import check_image
+from sifm_core.metrics.fsim import fsim, fsimc
+from sifm_core.metrics.lpips import lpips
+from sifm_core.metrics.psnr import psnr
+from sifm_core.metrics.ssim import ssim
+from sifm_core.metrics.vifp import vifp
+from sifm_core.types import Image, Metric
+
+
+class Kind(NamedTuple):
+    """``function`` (reference, distorted) -> (B,); ``better`` for the defender; ``min_side`` in pixels."""
+
+    function: Callable[[Image, Image], Tensor]
+    better: Literal["lower", "higher"]
+    min_side: int
+    definition: str
+    meaning: str
+
+
+METRICS: dict[str, Kind] = {
+    "psnr": Kind(psnr, "lower", 1, "psnr:rgb:range1", "pixel-wise closeness, dB"),
+    "ssim": Kind(ssim, "lower", 11, "ssim:wang2004:gauss11x1.5:rgb:piq", "likeness of local structure"),
+    "vifp": Kind(vifp, "lower", 41, "vifp:sheikh2006:luma:piq", "share of the visual information that is left"),
+    "fsim": Kind(fsim, "lower", 16, "fsim:zhang2011:luma:piq", "likeness of edges and phase"),
+    "fsimc": Kind(fsimc, "lower", 16, "fsimc:zhang2011:yiq:piq", "likeness of edges, phase and colour"),
+    "lpips": Kind(lpips, "higher", 31, "lpips:0.1:alex", "distance in a network's features"),
+}
+DEFAULT = ("psnr", "ssim", "vifp", "fsim", "lpips")
+"""The paper's five."""
+
+_PIXELS_AT_ONCE = 2**19
+
+
+def measure(reference: Image, distorted: Image, names: Sequence[str] | None = None) -> dict[str, list[Metric]]:
+    """Every named metric (None: :data:`DEFAULT`) of every pair: (B, 3, H, W) twice -> B metrics per name.
+
+    Computed in float32 on values in [0, 1]. What cannot be computed is None with its reason: too small, weights
+    missing, infinite (PSNR of equal pictures: JSON has no infinity). Raises InputError for unknown names and unequal
+    shapes, ImageError for what is no image.
+    """
+    for name in names or ():
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+    check_image(reference, "reference")
+    check_image(distorted, "distorted")
+    if reference.shape != distorted.shape:
+        first, second = tuple(reference.shape), tuple(distorted.shape)
+        raise InputError(f"expected two pictures of one size, but got {first} and {second}; resize one of them first")
+    pairs = [image.detach().float().clamp(0, 1) for image in (reference, distorted)]
+    chunk = max(1, _PIXELS_AT_ONCE // (reference.shape[-2] * reference.shape[-1]))
+    parts = list(zip(*(image.split(chunk) for image in pairs), strict=True))
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps 3 digits
+        return {name: [m for part in parts for m in _one(METRICS[name], *part)] for name in names or DEFAULT}
+
+
+def _one(kind: Kind, reference: Image, distorted: Image) -> list[Metric]:
+    side = min(reference.shape[-2:])
+    if side < kind.min_side:
+        reason = f"too small: needs {kind.min_side} pixels on the shorter side, this has {side}"
+        return [Metric(None, kind.definition, reason)] * len(reference)
+    try:
+        values = kind.function(reference, distorted).tolist()
+    except SifmError as error:
+        return [Metric(None, kind.definition, str(error))] * len(reference)
+    return [_metric(value, kind.definition) for value in values]
+
+
+def _metric(value: float, definition: str) -> Metric:
+    if math.isinf(value):
+        return Metric(None, definition, "infinite: the two pictures are equal")
+    if math.isnan(value):
+        return Metric(None, definition, "undefined for these pictures")
+    return Metric(value, definition)

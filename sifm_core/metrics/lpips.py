@@ -1,0 +1,47 @@
+"""Learned perceptual distance, by the lpips package."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sifm_core.errors import SifmError
+from sifm_core.types import Image
+
+BACKBONE = "alexnet-owt-7be5be79.pth"
+"""torchvision's ImageNet AlexNet; the digits are the start of the file's sha256."""
+
+
+def lpips(reference: Image, distorted: Image) -> Tensor:
+    """LPIPS 0.1 with AlexNet (Zhang et al. 2018): (B, 3, H, W) twice, at least 31x31 -> (B,), 0 when equal.
+
+    Raises SifmError when the backbone is not on this machine: it is neither downloaded nor replaced by random weights.
+    """
+    network = _network(backbone_path()).to(reference.device)
+    with torch.no_grad():
+        return network(reference, distorted, normalize=True).flatten()
+
+
+def backbone_path() -> Path:
+    """Where torch keeps the backbone: ``$TORCH_HOME/hub/checkpoints``, by default under ``~/.cache/torch``."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
+
+
+@cache
+def _network(path: Path) -> nn.Module:
+    if not path.is_file():
+        raise SifmError(f"unavailable: put torchvision's {BACKBONE} at {path}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(Path(BACKBONE).stem.rpartition("-")[2]):
+        raise SifmError(f"unavailable: {path} is not torchvision's {BACKBONE} (sha256 {digest[:8]}...); get a new copy")
+
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision by its old arguments
+        return lpips.LPIPS(net="alex", verbose=False)

@@ -1,0 +1,177 @@
+import json
+import random
+
+import pytest
+
+from sifm_core import stats
+from sifm_core.errors import InputError
+from sifm_core.isr import breakdown, failure_axis, isr, worst_of, worst_of_seeds
+from sifm_core.types import Record, Verdict
+
+T, F, U = True, False, None
+
+
+def test_rate_interval_and_bounds():
+    got = isr([T, T, F, U, T, U])
+    assert (got.rate, got.n, got.unclear, got.successes) == (0.75, 4, 2, 3)
+    assert (got.low, got.high) == stats.wilson(3, 4)
+    assert (got.worst, got.best) == (3 / 6, 5 / 6)
+    assert got.clean_rate is got.net is got.improved is None
+    assert isr([T, F], confidence=0.5).low > isr([T, F]).low
+
+
+def test_nothing_is_none_and_never_zero():
+    for empty in (isr([]), isr([], clean=[], clusters=[])):
+        assert (empty.rate, empty.low, empty.high, empty.worst, empty.best, empty.net) == (None,) * 6
+        assert (empty.n, empty.unclear, empty.successes) == (0, 0, 0)
+    unclear = isr([U, U], clean=[T, F])
+    assert (unclear.rate, unclear.low, unclear.net, unclear.clean_rate) == (None,) * 4
+    assert (unclear.unclear, unclear.worst, unclear.best) == (2, 0.0, 1.0)
+    assert isr([T, T], clean=[U, U]).net is None
+    json.dumps(unclear.as_dict(), allow_nan=False)
+
+
+def test_net_counts_what_the_protection_caused():
+    protected = [T, T, T, F, F, U, T]
+    clean = [F, F, T, T, F, F, U]
+    got = isr(protected, clean=clean)
+    assert got.pairs == 5
+    assert got.clean_rate == 2 / 5
+    assert got.net == 2 / 5
+    assert got.improved == 1 / 5
+    assert (got.net_low, got.net_high) == stats.wilson(2, 5)
+    assert got.rate == 4 / 6  # of all clear protected samples, paired or not
+
+
+def test_identities_hold_on_random_verdicts():
+    rng = random.Random(0)
+    for _ in range(300):
+        n = rng.randrange(1, 30)
+        protected, clean = ([rng.choice([T, F, U]) for _ in range(n)] for _ in range(2))
+        got = isr(protected, clean=clean)
+        assert got.worst <= got.best
+        assert got.n + got.unclear == n
+        if got.rate is not None:
+            assert got.worst <= got.rate <= got.best
+            assert got.low <= got.rate <= got.high
+        if got.pairs:
+            paired = isr([p for p, c in zip(protected, clean, strict=True) if c is not None], clean=None).rate
+            assert got.net - got.improved == pytest.approx(paired - got.clean_rate)
+
+
+def test_an_editor_that_always_fails_gets_no_net_isr():
+    got = isr([T] * 20, clean=[T] * 20)
+    assert (got.rate, got.clean_rate, got.net) == (1, 1, 0)
+
+
+def test_clusters_widen_the_interval_and_skip_unclear_samples():
+    successes = [T] * 5 + [F] * 5 + [T] * 4 + [U]
+    pictures = ["a"] * 5 + ["b"] * 5 + ["c"] * 5
+    got = isr(successes, clusters=pictures, clean=[F] * 15)
+    assert (got.low, got.high) == stats.clustered_wilson(successes[:14], pictures[:14])
+    assert (got.net_low, got.net_high) == (got.low, got.high)
+    assert got.low < isr(successes).low
+
+
+@pytest.mark.parametrize("bad", [{"clean": [T]}, {"clusters": ["a"] * 3}])
+def test_lengths_must_fit(bad):
+    with pytest.raises(InputError, match="expected 2 values"):
+        isr([T, F], **bad)
+
+
+def verdict(mismatch, degradation, state="ok"):
+    return Verdict("j", state, mismatch, degradation)
+
+
+def record(method, image, success, *, category="portrait", prompt="p", seed=0, kind="original"):
+    v = verdict(U, U, "refused") if success is U else verdict(success, F)
+    return Record(
+        key=f"{method}{image}{prompt}{seed}",
+        image=image,
+        category=category,
+        prompt=prompt,
+        prompt_kind=kind,
+        editor="e",
+        method=method,
+        seed=seed,
+        eps=0.03,
+        source="s",
+        protected="p",
+        edited="e",
+        verdicts=(v,),
+    )
+
+
+def success(r):
+    return r.verdicts[0].success
+
+
+RECORDS = [
+    record("clean", "1", F),
+    record("clean", "2", T, category="artwork"),
+    record("clean", "3", U),
+    record("sifm", "2", T, category="artwork"),
+    record("sifm", "1", T),
+    record("sifm", "3", T),
+    record("sifm", "4", F),
+    record("noise", "1", U),
+]
+
+
+def test_breakdown_pairs_by_picture_prompt_editor_and_seed():
+    got = breakdown(RECORDS, success)
+    assert list(got) == ["clean", "sifm", "noise"]
+    assert (got["clean"].rate, got["clean"].net) == (0.5, None)
+    assert (got["sifm"].rate, got["sifm"].pairs, got["sifm"].net, got["sifm"].clean_rate) == (0.75, 2, 0.5, 0.5)
+    assert (got["noise"].rate, got["noise"].unclear) == (None, 1)
+    other_seed = breakdown([record("clean", "1", F, seed=1), record("sifm", "1", T)], success)
+    assert other_seed["sifm"].pairs == 0
+
+
+def test_breakdown_by_category_and_by_function():
+    by_category = breakdown(RECORDS, success, "category")
+    assert (by_category["artwork"].rate, by_category["artwork"].n) == (1, 1)  # the clean record is floor, not sample
+    assert by_category["artwork"].net == 0
+    both = breakdown(RECORDS, success, lambda r: (r.method, r.category))
+    assert both["sifm", "portrait"].rate == pytest.approx(2 / 3)
+
+
+def test_breakdown_clusters_by_picture():
+    records = [record("sifm", str(i), i % 2 == 0, prompt=f"p{j}") for i in range(6) for j in range(5)]
+    values, pictures = [success(r) for r in records], [r.image for r in records]
+    got = breakdown(records, success)["sifm"]
+    assert (got.low, got.high) == stats.clustered_wilson(values, pictures)
+
+
+def test_worst_of_needs_every_seed():
+    values = [T, T, T, F, T, U, F, U, U]
+    groups = [1, 1, 2, 2, 3, 3, 4, 4, 5]
+    assert worst_of(values, groups) == {1: T, 2: F, 3: U, 4: F, 5: U}
+
+
+def test_worst_of_seeds_is_never_above_the_mean_and_needs_a_clean_edit_that_failed_always():
+    records = [record("clean", "1", s == 0, seed=s) for s in range(3)]
+    records += [record("sifm", "1", T, seed=s) for s in range(3)]
+    records += [record("clean", "2", T, seed=s) for s in range(3)]
+    records += [record("sifm", "2", s != 1, seed=s) for s in range(3)]
+    got = worst_of_seeds(records, success)
+    assert got["sifm"].rate == 0.5
+    assert breakdown(records, success)["sifm"].rate == pytest.approx(5 / 6)
+    assert got["clean"].rate == 0.5
+    assert (got["sifm"].net, got["sifm"].improved) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "verdicts, axis",
+    [
+        ([], "unclear"),
+        ([verdict(T, F), verdict(U, U, "blocked")], "unclear"),
+        ([verdict(T, F), verdict(T, T)], "mismatch"),
+        ([verdict(T, T), verdict(F, T)], "degradation"),
+        ([verdict(T, T), verdict(T, T)], "both"),
+        ([verdict(T, F), verdict(F, T)], "mixed"),
+        ([verdict(T, F), verdict(F, F)], "none"),
+    ],
+)
+def test_failure_axis(verdicts, axis):
+    assert failure_axis(verdicts) == axis
