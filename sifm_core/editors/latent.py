@@ -97,8 +97,8 @@ class LatentEditor:
     def chosen(self, options: Mapping[str, Any], x: Image, rows: int) -> dict[str, Any]:
         """The editor's settings with this edit's options.
 
-        Raises InputError for an unknown option or a wrong value, or when ``rows``, the number of prompts, or the size of
-        ``x`` does not fit.
+        Raises InputError for an unknown option or a wrong value, or when the number of prompts (``rows``) or the size
+        of ``x`` does not fit.
         """
         self.check_size(x)
         if rows != len(x):

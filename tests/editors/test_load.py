@@ -1,0 +1,210 @@
+"""Loading: names, folders, hub ids, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import errors as hub
+
+from sifm_core import editors
+from sifm_core.editors import load_editor
+from sifm_core.errors import EditorError, InputError
+
+
+@pytest.fixture
+def folder(ip2p_folder: Path, tmp_path: Path) -> Path:
+    """A copy that the test may spoil."""
+    return Path(shutil.copytree(ip2p_folder, tmp_path / "editor"))
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_everything_is_frozen_and_where_it_was_asked_for(ip2p_folder: Path) -> None:
+    editor = load_editor(ip2p_folder, device="cpu", dtype="float16")
+    assert (editor.family, editor.device, editor.dtype) == ("instruct-pix2pix", torch.device("cpu"), torch.float16)
+    assert editor.num_train_timesteps == 1000 and editor.name == str(ip2p_folder)
+    for part in (editor.pipe.unet, editor.pipe.vae, editor.pipe.text_encoder):
+        assert not part.training and all(not p.requires_grad and p.dtype is torch.float16 for p in part.parameters())
+
+
+def test_loading_shows_no_progress_bar_and_leaves_the_libraries_settings_alone(ip2p_folder: Path, capfd) -> None:
+    from diffusers.utils import logging
+
+    load_editor(ip2p_folder, device="cpu")
+    assert "%|" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
+
+
+def test_defaults_come_from_the_family_then_the_folder_then_the_caller(folder: Path) -> None:
+    assert load_editor(folder).settings == {
+        "steps": 100,
+        "guidance_scale": 7.5,
+        "image_guidance_scale": 1.5,
+        "size": 512,
+    }
+    (folder / "sifm.json").write_text(json.dumps({"steps": 10, "guidance_scale": 2.0, "size": 64}))
+    found = load_editor(folder, guidance_scale=3).settings
+    assert found == {"steps": 10, "guidance_scale": 3, "image_guidance_scale": 1.5, "size": 64}
+
+
+def test_hq_edit_has_its_own_defaults(ip2p_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(editors.BUILTIN, "hq-edit", str(ip2p_folder))
+    found = load_editor("hq-edit").settings
+    assert (found["steps"], found["guidance_scale"], found["image_guidance_scale"]) == (30, 7.0, 1.5)
+
+
+def test_the_fingerprint_follows_weights_and_configuration_not_the_place(ip2p_folder: Path, folder: Path) -> None:
+    original = load_editor(ip2p_folder).fingerprint
+    assert load_editor(folder).fingerprint == original and len(original) == 64
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.013"))
+    changed = load_editor(folder).fingerprint
+    assert changed != original
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert load_editor(folder).fingerprint not in (original, changed)
+
+
+def test_unchanged_files_are_hashed_once(ip2p_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_editor(ip2p_folder).fingerprint
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
+    assert load_editor(ip2p_folder).fingerprint == first
+
+
+def spoil(name: str, folder: Path) -> None:
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    index = folder / "model_index.json"
+    content = json.loads(index.read_text())
+    match name:
+        case "no model_index.json":
+            index.unlink()
+        case "torn model_index.json":
+            index.write_text(index.read_text()[:20])
+        case "wrong class":
+            index.write_text(json.dumps(content | {"_class_name": "StableDiffusionPipeline"}))
+        case "code of its own":
+            index.write_text(json.dumps(content | {"unet": ["my_unet", "UNet2DConditionModel"]}))
+        case "no text encoder":
+            index.write_text(json.dumps(content | {"text_encoder": [None, None]}))
+        case "pickled weights":
+            unet.rename(unet.with_suffix(".bin"))
+        case "no weights":
+            unet.unlink()
+        case "no part":
+            shutil.rmtree(folder / "vae")
+        case "torn weights":
+            unet.write_bytes(unet.read_bytes()[:5000])
+        case "missing shard":
+            weight_map = {"a": "diffusion_pytorch_model-00001-of-00002.safetensors"}
+            unet.with_suffix(".safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        case "other shapes":
+            config = folder / "unet" / "config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
+        case "unknown setting":
+            (folder / "sifm.json").write_text('{"stepz": 3}')
+        case "wrong setting":
+            (folder / "sifm.json").write_text('{"steps": "many"}')
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no model_index.json", "no model_index.json"),
+        ("torn model_index.json", "not readable JSON"),
+        ("wrong class", "is a StableDiffusionPipeline: expected one of StableDiffusionInstructPix2PixPipeline"),
+        ("code of its own", "never run"),
+        ("no text encoder", "has no text_encoder"),
+        ("pickled weights", "pickled weights only"),
+        ("no weights", "no safetensors weights.*incomplete"),
+        ("no part", r"vae/config.json is missing"),
+        ("torn weights", "could not be loaded"),
+        ("missing shard", "lacks diffusion_pytorch_model-00001-of-00002.safetensors"),
+        ("other shapes", "could not be loaded"),
+        ("unknown setting", "unknown option 'stepz'"),
+        ("wrong setting", "steps: expected a whole number"),
+    ],
+)
+def test_a_spoilt_folder_is_refused_with_what_is_wrong(folder: Path, name: str, message: str) -> None:
+    spoil(name, folder)
+    with pytest.raises(EditorError, match=message):
+        load_editor(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("miniature-ip2q", InputError, "did you mean miniature-ip2p"),
+        ("./nowhere", EditorError, "no such folder"),
+        ("/no/where/at/all", EditorError, "no such folder"),
+        ("nobody/nothing", EditorError, r"not in the local cache: allow the download \(local_files_only=False\)"),
+        (__file__, EditorError, "is a file"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(empty_cache: None, source: str, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_editor(source)
+
+
+def failure(kind: type[Exception]) -> Exception:
+    import httpx2
+
+    response = httpx2.Response(403, request=httpx2.Request("GET", "https://huggingface.co/owner/name"))
+    return kind("refused", response=response) if issubclass(kind, hub.HfHubHTTPError) else kind("refused")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (hub.GatedRepoError, "gated: accept its licence at https://huggingface.co/owner/name"),
+        (hub.RepositoryNotFoundError, "no such repository"),
+        (hub.RemoteEntryNotFoundError, "not a diffusers pipeline"),
+        (hub.LocalEntryNotFoundError, "check the connection"),
+        (hub.OfflineModeIsEnabled, "could not be fetched"),
+        (ConnectionError, "could not be fetched"),
+    ],
+)
+def test_what_the_hub_answers_becomes_its_own_error(monkeypatch: pytest.MonkeyPatch, kind: type, message: str) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise failure(kind)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(EditorError, match=message):
+        load_editor("owner/name", local_files_only=False)
+
+
+def test_a_download_fetches_the_parts_in_safetensors_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+    index = str(folder / "model_index.json")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: index)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.update(k))
+    load_editor("owner/name", device="cpu", local_files_only=False)
+    assert "unet/*.safetensors" in asked["allow_patterns"] and not any(".bin" in p for p in asked["allow_patterns"])
+    asked.clear()
+    load_editor("owner/name", device="cpu")
+    assert asked == {}, "nothing is fetched unasked"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:99"}, "cannot be used"),
+        ({"device": "gpu"}, "cannot be used"),
+        ({"dtype": "float31"}, "did you mean float"),
+        ({"stepz": 3}, "unknown option 'stepz'"),
+        ({"steps": -1}, "whole number above 0"),
+        ({"size": "big"}, "whole number above 0"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(ip2p_folder: Path, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_editor(ip2p_folder, **options)

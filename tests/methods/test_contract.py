@@ -1,0 +1,136 @@
+"""What every method must keep, run over the table of methods: a new entry is tested by being listed."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from sifm_core.editors import load_editor
+from sifm_core.errors import InputError
+from sifm_core.methods import METHODS, get_method, options, random_start
+from sifm_core.pgd import pgd
+from sifm_core.types import Editor, GradFn, Image, Step
+from tests.fakes import images
+
+EPS, ALPHA, STEPS = 0.03, 2 / 255, 4
+PROMPTS = ["make it night", "add a hat", "a cat"]
+GRADIENT = [name for name in METHODS if hasattr(get_method(name), "build")]
+
+
+@pytest.fixture(scope="module")
+def editor(ip2p_folder) -> Editor:
+    return load_editor(ip2p_folder, device="cpu", dtype="float64", steps=2)
+
+
+def build(
+    name: str, editor: Editor, x: Image, prompts: list[str], seed: int | list[int] = 0, **chosen: object
+) -> GradFn:
+    module = get_method(name)
+    given = {"seed": seed} if "seed" in inspect.signature(module.build).parameters else {}
+    return module.build(editor, x, editor.prepare(prompts), **given, **chosen)
+
+
+def protect(name: str, editor: Editor, x: Image, prompts: list[str], seed: int | list[int] = 0, on_step=None) -> Image:
+    module = get_method(name)
+    if not hasattr(module, "build"):
+        return module.perturb(x, eps=EPS, seed=seed)
+    grad_fn = build(name, editor, x, prompts, seed)
+    start = random_start(name, {})
+    return pgd(x, grad_fn, eps=EPS, alpha=ALPHA, steps=STEPS, seed=seed, random_start=start, on_step=on_step)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_budget_range_shape_and_same_seed_same_bytes(name: str, editor: Editor) -> None:
+    x = images(2).double()
+    adv = protect(name, editor, x, PROMPTS[:2], seed=3)
+    assert adv.shape == x.shape and float(adv.min()) >= 0 and float(adv.max()) <= 1
+    assert 0.5 * EPS < float((adv - x).abs().max()) <= EPS + 1e-6
+    assert torch.equal(protect(name, editor, x, PROMPTS[:2], seed=3), adv)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_equals_its_images_one_by_one(name: str, editor: Editor) -> None:
+    x, seeds = images(3).double(), [11, 12, 13]
+    batch = protect(name, editor, x, PROMPTS, seeds)
+    for b in range(3):
+        single = protect(name, editor, x[b : b + 1], PROMPTS[b : b + 1], [seeds[b]])
+        assert torch.equal(single[0], batch[b]), f"image {b}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_says_where_it_comes_from_and_what_can_be_set(name: str) -> None:
+    assert get_method(name).PROVENANCE
+    for key, option in options(name).items():
+        assert option.doc and option.default is not inspect.Parameter.empty, key
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_the_gradient_lowers_the_loss_and_every_step_is_reported(name: str, editor: Editor) -> None:
+    steps: list[Step] = []
+    protect(name, editor, images(2).double(), PROMPTS[:2], on_step=steps.append)
+    assert [(s.i, s.n) for s in steps] == [(i, STEPS) for i in range(1, STEPS + 1)]
+    assert steps[-1].loss < steps[0].loss
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_one_step_is_descent(name: str, editor: Editor) -> None:
+    """The loss along the gradient falls as fast as the gradient says: its sign and scale are right."""
+    x = images(2).double() * 0.8 + 0.1
+    grad_fn = build(name, editor, x, PROMPTS[:2])
+    torch.manual_seed(0)
+    x = x + 0.01 * torch.rand_like(x)
+    first = grad_fn(x, 0)
+    h = 1e-6 / float(first.grad.abs().max())
+    moved = grad_fn(x - h * first.grad, 0).loss
+    expected = h * first.grad.square().flatten(1).sum(1)
+    assert torch.allclose(first.loss - moved, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_an_interrupt_leaves_nothing_behind(name: str, editor: Editor) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(step: Step) -> None:
+        raise Stop
+
+    processors = dict(editor.net.attn_processors)
+    for _ in range(3):
+        with pytest.raises(Stop):
+            protect(name, editor, images(1).double(), PROMPTS[:1], on_step=stop)
+    parts = [part for part in editor.pipe.components.values() if isinstance(part, nn.Module)]
+    for module in [module for part in parts for module in part.modules()]:
+        assert not module._forward_hooks and not module._forward_pre_hooks and not module.training
+    for parameter in [parameter for part in parts for parameter in part.parameters()]:
+        assert not parameter.requires_grad and parameter.grad is None and parameter.dtype is torch.float64
+    assert dict(editor.net.attn_processors) == processors
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_works_inside_inference_mode(name: str, ip2p_folder) -> None:
+    """As ComfyUI runs its nodes: everything from loading on happens in there."""
+    with torch.inference_mode():
+        editor = load_editor(ip2p_folder, device="cpu", steps=2)
+        x = images(1)
+        adv = protect(name, editor, x, PROMPTS[:1])
+    assert float((adv - x).abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_option_outside_its_list_is_refused_with_near_names(name: str, editor: Editor) -> None:
+    literal = [key for key, option in options(name).items() if "Literal" in str(option.type)]
+    for key in literal:
+        with pytest.raises(InputError, match=key):
+            if name in GRADIENT:
+                build(name, editor, images(1).double(), PROMPTS[:1], **{key: "wrong"})
+            else:
+                get_method(name).perturb(images(1), eps=EPS, **{key: "wrong"})
+
+
+def test_an_unknown_method_is_refused_with_near_names() -> None:
+    with pytest.raises(InputError, match=r"did you mean sifm"):
+        get_method("sifn")
