@@ -89,11 +89,13 @@ def load_picture(path: str | os.PathLike[str]) -> Picture:
         size = "x".join(map(str, upright.size))
         raise ImageError(f"{path}: expected at least {MIN_SIDE}x{MIN_SIDE} pixels, but got {size}; use a larger one")
     try:
-        alpha = _tensor(upright.convert("RGBA").getchannel("A")) if upright.has_transparency_data else None
+        alpha = (
+            from_uint8(np.asarray(upright.convert("RGBA").getchannel("A"))) if upright.has_transparency_data else None
+        )
         rgb, icc = _to_rgb(upright, icc)
     except ValueError as error:
         raise ImageError(f"{path}: expected 8- or 16-bit pixels, but got {mode} ({error}); save it as PNG") from error
-    return Picture(_tensor(rgb), alpha, icc, path, mode)
+    return Picture(from_uint8(np.asarray(rgb)), alpha, icc, path, mode)
 
 
 def load_image(path: str | os.PathLike[str]) -> Image:
@@ -222,6 +224,12 @@ def to_uint8(image: Image) -> np.ndarray:
     return (pixels.double() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy()
 
 
+def from_uint8(array: np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) or (H, W) -> (1, 3 or 1, H, W) float32, exactly k/255: the way back from :func:`to_uint8`."""
+    planes = torch.tensor(array.reshape(*array.shape[:2], -1), dtype=torch.float32)
+    return planes.permute(2, 0, 1)[None].contiguous() / 255
+
+
 def resize(image: Image, size: tuple[int, int]) -> Image:
     """``image`` at ``size`` (height, width): Pillow's antialiased bicubic, clamped to [0, 1], differentiable."""
     if tuple(image.shape[-2:]) == tuple(size):
@@ -243,12 +251,6 @@ def _levels(eps: float) -> int:
     if levels < 1:
         raise InputError(f"eps: expected at least 1/255 = 0.004, one level of an 8-bit file, but got {eps:g}; raise it")
     return levels
-
-
-def _tensor(picture: Pil.Image) -> Tensor:
-    """uint8 (H, W) or (H, W, 3) -> (1, 1 or 3, H, W) float32, exactly k/255."""
-    array = np.array(picture, dtype=np.uint8)
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)[None].float().contiguous() / 255
 
 
 def _to_rgb(picture: Pil.Image, icc: bytes | None) -> tuple[Pil.Image, bytes | None]:

@@ -1,0 +1,240 @@
+"""One folder per run: records and documents in ``run.sqlite``, pictures in ``images/``; a killed run resumes from it.
+
+Every ``put`` is one durable transaction (SQLite in WAL mode, synchronous FULL), every picture file appears whole or not
+at all: what was put survives kill -9 and power loss. Several processes may read and write; of two values put under one
+key the later stays.
+
+A picture's id is the sha256 of its size and raw 8-bit RGB values, not of the file: it depends on no encoder. Each read
+checks it, so a damaged file is never taken for the picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import sqlite3
+import string
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pil
+
+from sifm_core.errors import InputError, StoreError
+from sifm_core.images import from_uint8, png_bytes, to_uint8, write_atomically
+from sifm_core.types import Image, Metric, Record, Verdict
+
+SCHEMA = 1
+_TABLES = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS documents (kind TEXT, key TEXT, json TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, json TEXT NOT NULL);
+PRAGMA user_version = %d;
+COMMIT;
+"""
+
+
+class Store:
+    """The store in ``folder``, made when it is missing (``create=False``: StoreError); a context manager.
+
+    Raises StoreError when the folder cannot be used or holds another version's run.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, create: bool = True) -> None:
+        self.folder = Path(folder)
+        self._file = self.folder / "run.sqlite"
+        if not create and not self._file.is_file():
+            raise StoreError(f"{self.folder}: expected the folder of a run, but it holds no run.sqlite; check the path")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self._file, timeout=60, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.folder}: cannot hold a run ({error}); choose a folder you may write to") from error
+        version = self._execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA):
+            self._db.close()
+            raise StoreError(
+                f"{self._file}: expected schema {SCHEMA}, but this run has {version}; "
+                "open it with the version of sifm that wrote it, or start in another folder"
+            )
+        self._execute("PRAGMA journal_mode = WAL")
+        self._execute("PRAGMA synchronous = FULL")
+        if version == 0:
+            for statement in (_TABLES % SCHEMA).strip().split("\n"):
+                self._execute(statement)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database; what was put is safe without it."""
+        self._db.close()
+
+    # ---- documents: anything that is JSON, by kind and key
+
+    def put(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
+        """Keep ``value`` (plain data: no tensors, no NaN) under ``kind`` and ``key``; InputError if it is not plain."""
+        text = _dumps(_plain(value, f"{kind}[{key}]"))
+        self._execute(
+            "INSERT INTO documents VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET json = excluded.json", kind, key, text
+        )
+
+    def get(self, kind: str, key: str) -> dict[str, Any] | None:
+        """What was put under ``kind`` and ``key`` (tuples come back as lists), or None."""
+        row = self._execute("SELECT json FROM documents WHERE kind = ? AND key = ?", kind, key).fetchone()
+        return None if row is None else _loads(row[0], self._file)
+
+    # ---- records: the rows of the run
+
+    def put_record(self, record: Record) -> None:
+        """Keep a record under its key; one of the same key is replaced and keeps its place."""
+        text = _dumps(_plain(record, f"record[{record.key}]"))
+        self._execute(
+            "INSERT INTO records (key, json) VALUES (?, ?) ON CONFLICT DO UPDATE SET json = excluded.json",
+            record.key,
+            text,
+        )
+
+    def records(self) -> Iterator[Record]:
+        """All records in the order in which they were first put, one at a time."""
+        for value in self._rows():
+            metrics = {name: Metric(**metric) for name, metric in value.pop("metrics").items()}
+            verdicts = tuple(Verdict(**verdict) for verdict in value.pop("verdicts"))
+            yield Record(**value, metrics=metrics, verdicts=verdicts)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for (text,) in self._execute("SELECT json FROM records ORDER BY id"):
+            yield _loads(text, self._file)
+
+    # ---- pictures, by content
+
+    def put_image(self, image: Image) -> str:
+        """Keep a picture, (1, 3, H, W) or (3, H, W) in [0, 1], and return its id.
+
+        What is off the 8-bit grid is rounded to the nearest level: judge and measure what :meth:`get_image` gives.
+        """
+        pixels = to_uint8(image)
+        name = _name(pixels)
+        if not self.has_image(name):
+            try:
+                write_atomically(self._path(name), png_bytes(image))
+            except InputError as error:
+                raise StoreError(str(error)) from error
+        return name
+
+    def get_image(self, name: str) -> Image:
+        """The picture with that id, (1, 3, H, W) float32, exactly k/255; StoreError when it is missing or damaged."""
+        path = self._path(name)
+        try:
+            with Pil.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as file:
+                pixels = np.asarray(file.convert("RGB"))
+        except FileNotFoundError:
+            raise StoreError(f"{path}: expected a picture of this run, but there is none; run again") from None
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            raise StoreError(f"{path}: expected a picture, but the file is damaged ({error}); run again") from error
+        if _name(pixels) != name:
+            raise StoreError(f"{path}: expected the picture of that id, but the file holds another; run again")
+        return from_uint8(pixels)
+
+    def has_image(self, name: str) -> bool:
+        """Is the picture there, whole?"""
+        try:
+            self.get_image(name)
+        except StoreError:
+            return False
+        return True
+
+    def _path(self, name: str) -> Path:
+        if len(name) != 64 or not set(name) <= set(string.hexdigits):
+            raise StoreError(f"expected the id of a picture (64 hexadecimal digits), but got {name!r}")
+        return self.folder / "images" / name[:2] / f"{name}.png"
+
+    # ---- exports
+
+    def export_jsonl(self, path: str | os.PathLike[str]) -> None:
+        """Write all records as JSON lines: everything that is known."""
+        write_atomically(Path(path), "".join(_dumps(row) + "\n" for row in self._rows()).encode())
+
+    def export_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write all records as a flat table: one column per metric, judge's answer and time; ``info`` as JSON."""
+        rows = [_flat(row) for row in self._rows()]
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
+
+    def _execute(self, statement: str, *values: str) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._file}: {error}; is it a run of sifm, whole, and on a disk with room?") from error
+
+
+def fingerprint(**parts: Any) -> str:
+    """sha256 of plain data, the same for every order of keys, for tuples and lists, and for 1 and 1.0.
+
+    Raises InputError for what has no stable spelling: tensors (put them with ``put_image`` and pass the id), NaN,
+    objects, keys that are no strings.
+    """
+    plain = json.loads(_dumps(_plain(parts, "fingerprint")), parse_float=_number)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` as JSON data, or an InputError that names the place."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    came = repr(value) if isinstance(value, float | Mapping) else type(value).__name__
+    raise InputError(f"{where}: expected plain data (text, finite numbers, lists, dicts), but got {came}; convert it")
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _loads(text: str, file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{file}: expected JSON in a row, but it is damaged ({error}); start a new folder") from error
+
+
+def _number(text: str) -> float | int:
+    return int(float(text)) if float(text).is_integer() else float(text)
+
+
+def _name(pixels: np.ndarray) -> str:
+    height, width = pixels.shape[:2]
+    return hashlib.sha256(b"RGB8 %dx%d\n" % (width, height) + pixels.tobytes()).hexdigest()
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat = {key: value for key, value in row.items() if key not in ("metrics", "verdicts", "seconds", "info")}
+    flat |= {f"metric:{name}": metric["value"] for name, metric in row["metrics"].items()}
+    for verdict in row["verdicts"]:
+        for key in ("state", "semantic_mismatch", "perceptual_degradation"):
+            flat[f"judge:{verdict['judge']}:{key}"] = verdict[key]
+    flat |= {f"seconds:{name}": value for name, value in row["seconds"].items()}
+    return flat | {"info": _dumps(row["info"])}
