@@ -123,19 +123,18 @@ def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = N
     budget of each pixel. Returns (B, 3, H, W) float32, exactly k/255. Raises ImageError (shapes, NaN, ``x0`` off the
     grid) and InputError (``eps`` below one 8-bit level, 1/255).
     """
-    _levels(eps)
+    whole = _levels(eps)
     check_image(x0, "x0")
     if x_adv.shape != x0.shape:
         raise ImageError(f"x_adv: expected the shape of x0 {tuple(x0.shape)}, but got {tuple(x_adv.shape)}; resize it")
     if not torch.isfinite(x_adv).all():
         raise ImageError("x_adv: expected numbers, but got NaN or infinity; use float32 and look at the loss curve")
-    exact = x0.detach().double() * 255
+    exact = x0.detach() * 255
     clean = exact.round()
     if float((exact - clean).abs().max()) > 1e-3:
         raise ImageError("x0: expected 8-bit values (k/255), but got values in between; round the clean picture first")
-    budget = eps * (torch.ones_like(exact) if mask is None else mask.to(exact))
-    levels = (budget * 255 + _TINY).floor()
-    near = (x_adv.detach().double() * 255).round().clamp(clean - levels, clean + levels).clamp(0, 255)
+    levels = whole if mask is None else (eps * 255 * mask.double() + _TINY).floor().to(clean)
+    near = (x_adv.detach() * 255).round().clamp(min=clean - levels, max=clean + levels).clamp(0, 255)
     return near.float() / 255
 
 
@@ -148,13 +147,13 @@ def verify_budget(path: str | os.PathLike[str], x0: Image, eps: float) -> float:
     if saved.shape != x0.shape:
         came = tuple(saved.shape)
         raise BudgetError(f"{path}: expected the shape {tuple(x0.shape)}, but the file holds {came}; name its source")
-    largest = int((saved.double() * 255 - x0.detach().cpu().double() * 255).round().abs().max())
-    if largest > _levels(eps):
+    largest = float((saved - x0.detach().cpu().float()).abs().max())
+    if largest > eps + 1e-6:
         raise BudgetError(
-            f"{path}: expected at most {_levels(eps)} levels of 255 (eps {eps:g}), but the file is {largest} away; "
-            "it was changed after saving, or this is not its source"
+            f"{path}: expected a perturbation of at most {eps:g} ({255 * eps:.1f} of 255 levels), but the file holds "
+            f"{largest:.4f} ({255 * largest:.1f}); it was changed after saving, or this is not its source"
         )
-    return largest / 255
+    return largest
 
 
 def save_png(
