@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -130,4 +131,5 @@ def sd3(folder: Path) -> Path:
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     ).save_pretrained(folder)
+    (folder / "sifm.json").write_text(json.dumps({"size": SIZE}))
     return folder

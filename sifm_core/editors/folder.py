@@ -190,9 +190,16 @@ _hashes: dict[tuple[Path, int, int], str] = {}
 def _sha256(file: Path, modified: int, size: int) -> str:
     key = (file.resolve(), modified, size)
     if key not in _hashes:
-        with file.open("rb") as stream:
-            _hashes[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        _hashes[key] = _digest(file)
     return _hashes[key]
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,0 +1,153 @@
+"""Stable Diffusion 3 by image-to-image: the source is noised part of the way and denoised with the prompt.
+
+"Scaling Rectified Flow Transformers for High-Resolution Image Synthesis" (Esser et al.); the editing is SDEdit's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..noise import Seed, generators
+from ..types import Editor, Image, Latent, OnStep
+from .folder import check, load_pipeline, read_json, settings
+from .latent import LatentEditor, report, wide
+
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+T5 = ("text_encoder_3", "tokenizer_3")
+T5_TOKENS = 256
+DEFAULTS = {"steps": 50, "guidance_scale": 7.0, "strength": 0.6, "size": 512}
+
+
+def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]) -> Editor:
+    """Load a StableDiffusion3Pipeline or StableDiffusion3Img2ImgPipeline folder; ``options`` change :data:`DEFAULTS`.
+
+    Option ``t5`` False leaves out the T5 text encoder, larger than all the rest; by default the folder decides.
+    """
+    from diffusers import StableDiffusion3Img2ImgPipeline
+
+    held = read_json(folder / "model_index.json").get(T5[0]) not in (None, [None, None])
+    t5 = options.get("t5", held)
+    if not isinstance(t5, bool):
+        raise InputError(f"t5: expected True or False, got {t5!r}")
+    parts = PARTS + T5 if t5 else PARTS
+    check(folder, parts)
+    chosen = settings(folder, DEFAULTS, {key: value for key, value in options.items() if key != "t5"})
+    absent = dict.fromkeys(
+        ("image_encoder", "feature_extractor") if t5 else ("image_encoder", "feature_extractor", *T5)
+    )
+    pipe = load_pipeline(StableDiffusion3Img2ImgPipeline, folder, device, dtype, **absent)
+    return StableDiffusion3(name, folder, parts, pipe, chosen)
+
+
+@dataclass(frozen=True)
+class Cond:
+    """Text tokens (B, tokens, width) and pooled texts (B, width) of the prompts and of no prompt."""
+
+    prompt: Tensor
+    empty: Tensor
+    pooled: Tensor
+    empty_pooled: Tensor
+
+
+class StableDiffusion3(LatentEditor):
+    """The source enters once, as the latent that is noised to t: at t near the last, nothing of it is left."""
+
+    family = "sd3"
+
+    def __init__(self, name: str, folder: Path, parts: Sequence[str], pipe: Any, settings: Mapping[str, Any]) -> None:
+        multiple = pipe.vae_scale_factor * pipe.patch_size
+        super().__init__(name, folder, parts, pipe, settings, multiple, shift=float(pipe.vae.config.shift_factor or 0))
+        self.net = pipe.transformer
+        largest = multiple * pipe.transformer.config.pos_embed_max_size
+        if self.settings["size"] > largest:
+            raise InputError(f"size: {name} has positions for {largest} pixels, got {self.settings['size']}")
+        n: int = pipe.transformer.config.num_layers
+        self.layer_presets = {
+            "deep": _blocks(n // 2, n),
+            "all": _blocks(0, n),
+            "early": _blocks(0, max(1, n // 4)),
+            "mid": _blocks(n // 4, max(1, n // 2)),
+            "last": _blocks(n - max(1, n // 4), n),
+        }
+
+    def prepare(self, prompts: Sequence[str]) -> Cond:
+        """Embed one prompt per image. Raises InputError for a prompt longer than the longest text encoder reads."""
+
+        def embed(prompt: str) -> tuple[Tensor, ...]:
+            if self.pipe.tokenizer_3 is None:
+                self.check_length(prompt, self.pipe.tokenizer, self.pipe.tokenizer_max_length)
+            else:
+                self.check_length(prompt, self.pipe.tokenizer_3, T5_TOKENS)
+            return self.pipe.encode_prompt(prompt, None, None, device=self.device, max_sequence_length=T5_TOKENS)
+
+        return Cond(*self.encoded(prompts, embed))
+
+    def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
+        """The transformer's velocity at timestep ``t`` (B,), for the source's latent mixed with noise by t."""
+        sigma = (t.to(z) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
+        z_t = (1 - sigma) * z + sigma * noise
+        velocity = self.net(
+            hidden_states=z_t.to(self.dtype),
+            timestep=t,
+            encoder_hidden_states=cond.prompt,
+            pooled_projections=cond.pooled,
+            return_dict=False,
+        )[0]
+        return wide(velocity)
+
+    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
+        """The flow from the latent to the noise."""
+        return noise - z
+
+    def edit(
+        self,
+        x: Image,
+        cond: Cond,
+        *,
+        seed: Seed = 0,
+        on_step: OnStep | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        strength: float | None = None,
+        **options: Any,
+    ) -> Image:
+        """The edit by the unmodified pipeline, (B, 3, H, W) float32 in [0, 1].
+
+        The posterior sample and the noise are drawn on the CPU from each image's own generator. Raises InputError for
+        unknown options, wrong values, and a strength with which the pipeline would start from pure noise.
+        """
+        given = {"steps": steps, "guidance_scale": guidance_scale, "strength": strength}
+        chosen = self.chosen(given | options, x, len(cond.prompt))
+        n = chosen["steps"]
+        if int(n - min(n * chosen["strength"], n)) == 0:
+            raise InputError(
+                f"strength {chosen['strength']} with {n} steps starts from pure noise and ignores the image: "
+                f"expected at most {1 - 1 / n:.3g}; lower it or take more steps"
+            )
+        with torch.no_grad():
+            return self.pipe(
+                image=x.to(self.device, self.dtype),
+                height=x.shape[-2],
+                width=x.shape[-1],
+                prompt_embeds=cond.prompt,
+                negative_prompt_embeds=cond.empty,
+                pooled_prompt_embeds=cond.pooled,
+                negative_pooled_prompt_embeds=cond.empty_pooled,
+                generator=generators(seed, len(x)),
+                num_inference_steps=n,
+                guidance_scale=chosen["guidance_scale"],
+                strength=chosen["strength"],
+                output_type="pt",
+                **report(on_step),
+            ).images.float()
+
+
+def _blocks(start: int, stop: int) -> tuple[str, ...]:
+    return tuple(f"transformer_blocks.{k}" for k in range(start, stop))
