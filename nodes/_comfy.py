@@ -1,0 +1,137 @@
+"""What the nodes need of ComfyUI: tensor layout, gradients, memory management, progress.
+
+A prompt runs in ``torch.inference_mode``: no gradient exists there, and whatever is created or moved there stays unfit
+for one. So the engine works in :func:`engine_room`, on clones of its inputs, with parameters that :func:`heal` has
+looked at. ComfyUI itself is imported inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sifm_core.images import perturbation_view, to_uint8
+from sifm_core.types import Editor, Image, OnStep, Step
+
+PREVIEW_SIDE = 256
+"""Smaller pictures are enlarged to this many pixels for the live preview, so that single pixels can be seen."""
+GRADIENT_BYTES_PER_PIXEL = 16 * 1024
+"""Activations that a backward pass keeps: Stable Diffusion 1.5's VAE encoder counts 12 KiB a pixel in fp32."""
+
+
+@contextmanager
+def engine_room() -> Iterator[None]:
+    """Where tensors are normal tensors and gradients flow, inside a prompt."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def to_engine(image: Tensor) -> Image:
+    """ComfyUI's (B, H, W, C) -> the engine's (B, 3, H, W) on the 8-bit grid, a normal tensor; alpha is dropped."""
+    with engine_room():
+        pixels = image.clone().detach().float().cpu().movedim(-1, 1)[:, :3]
+        return pixels.clamp(0, 1).mul(255).round().div(255).expand(-1, 3, -1, -1).contiguous()
+
+
+def to_comfy(image: Image) -> Tensor:
+    """The engine's (B, 3, H, W) -> ComfyUI's (B, H, W, 3), float32 on the CPU."""
+    return image.detach().float().cpu().movedim(1, -1).contiguous()
+
+
+def heal(module: nn.Module) -> None:
+    """Replace parameters and buffers that were moved under inference mode by normal tensors, in place."""
+
+    @functools.cache
+    def fresh(tensor: Tensor) -> Tensor:
+        clone = tensor.detach().clone()
+        return nn.Parameter(clone, requires_grad=False) if isinstance(tensor, nn.Parameter) else clone
+
+    with engine_room():
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and tensor.is_inference():
+                        tensors[name] = fresh(tensor)
+
+
+class _Part(nn.Module):
+    """One network as ComfyUI's memory management wants it: a module whose `device` can be set."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class ManagedEditor:
+    """What flows through an editor socket: an engine editor whose networks ComfyUI moves, each on its own.
+
+    ``editor`` must have been loaded on the offload device; its ``pipe`` is a diffusers pipeline.
+    """
+
+    def __init__(self, editor: Any) -> None:
+        from comfy import model_management
+        from comfy.model_patcher import ModelPatcher
+
+        self.editor = editor
+        self._device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
+        networks = {name: part for name, part in editor.pipe.components.items() if isinstance(part, nn.Module)}
+        patchers = {name: ModelPatcher(_Part(network), self._device, offload) for name, network in networks.items()}
+        self._text = [patcher for name, patcher in patchers.items() if name.startswith("text_encoder")]
+        self._rest = [patcher for name, patcher in patchers.items() if not name.startswith("text_encoder")]
+        self._prepared: set[str] = set()
+
+    @contextmanager
+    def at_work(self, prompts: Sequence[str], image: Image) -> Iterator[Editor]:
+        """The editor, in the engine room, on its device, with room for the gradient of ``image``.
+
+        It remembers the prompts: the text encoder is loaded only for a new one, and may leave before the others come.
+        """
+        with engine_room():
+            self.editor.device = self._device
+            if new := set(prompts) - self._prepared:
+                self._load(self._text)
+                self.editor.prepare(sorted(new))
+                self._prepared |= new
+            height, width = self.editor.work_size(*image.shape[-2:])
+            self._load(self._rest, len(image) * height * width * GRADIENT_BYTES_PER_PIXEL)
+            yield self.editor
+
+    def _load(self, patchers: list[Any], memory: int = 0) -> None:
+        from comfy import model_management
+
+        model_management.load_models_gpu(patchers, memory_required=memory, force_full_load=True)
+        for patcher in patchers:
+            heal(patcher.model)
+
+
+def reporter(original: Image | None = None, eps: float = 1.0, every: int = 5) -> OnStep:
+    """Progress bar, live preview every few steps, and the user's interrupt, which is looked for at every step."""
+    from comfy import model_management
+    from comfy.utils import ProgressBar
+
+    bar = ProgressBar(1)
+
+    def on_step(step: Step) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+        due = step.i == 1 or step.i == step.n or step.i % every == 0
+        preview = _preview(step.preview, original, eps) if due and step.preview is not None else None
+        bar.update_absolute(step.i, step.n, preview)
+
+    return on_step
+
+
+def _preview(image: Image, original: Image | None, eps: float) -> tuple[str, Any, int]:
+    """The batch's first picture, beside its amplified perturbation when the original is known."""
+    from PIL import Image as Pillow
+
+    picture = image[:1].detach().float().cpu()
+    if original is not None:
+        picture = torch.cat([picture, perturbation_view(picture, original[:1], gain=1 / (2 * eps))], dim=-1)
+    pil = Pillow.fromarray(to_uint8(picture.clamp(0, 1)))
+    zoom = max(1, PREVIEW_SIDE // pil.height)
+    return "JPEG", pil.resize((pil.width * zoom, pil.height * zoom), Pillow.Resampling.NEAREST), 2 * PREVIEW_SIDE

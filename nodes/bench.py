@@ -1,0 +1,169 @@
+"""From benchmark pictures to a success rate with its controls."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from comfy_api.latest import io
+
+from sifm_core.errors import InputError
+from sifm_core.isr import Isr, isr
+from sifm_core.judges import consensus
+from sifm_core.miniature import EVIDENCE, benchmark
+from sifm_core.types import Metric, Verdict
+
+from . import sockets
+from ._comfy import to_comfy
+from ._text import number, percent, table
+
+ROWS = {"protected": "protected", "control": "noise control", "clean": "unprotected"}
+"""Arm of the comparison -> its name in the table."""
+
+
+class SifmLoadBenchmark(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        last = len(benchmark.ids())
+        return io.Schema(
+            node_id="SIFM_LoadBenchmark",
+            display_name="SIFM Load Benchmark",
+            category="SIFM",
+            description="Pictures with instructions, as lists: the rest of the graph runs once per picture.",
+            search_aliases=["dataset", "miniature", "test images", "prompts", "benchmark"],
+            inputs=[
+                io.Combo.Input(
+                    "category",
+                    options=["all", *benchmark.COUNTS],
+                    tooltip="Of the embedded miniature benchmark: 100 small drawn pictures.",
+                ),
+                io.Int.Input("start", default=0, min=0, max=last - 1, tooltip="The first picture to take, from 0."),
+                io.Int.Input(
+                    "count", default=4, min=1, max=last, tooltip="How many pictures; fewer where the list ends."
+                ),
+            ],
+            outputs=[
+                io.Image.Output("image", is_output_list=True),
+                io.String.Output(
+                    "prompt", is_output_list=True, tooltip="The instruction that belongs to each picture."
+                ),
+                io.String.Output("category", is_output_list=True),
+                io.String.Output("id", is_output_list=True),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, category: str, start: int, count: int) -> io.NodeOutput:
+        named = [name for name in benchmark.ids() if category in ("all", name.split("-")[0])]
+        if start >= len(named):
+            raise InputError(
+                f"start: the list {category!r} has {len(named)} pictures, so at most {len(named) - 1}, got {start}"
+            )
+        items = benchmark.load(ids=named[start : start + count])
+        pictures = [to_comfy(item.image[None]) for item in items]
+        return io.NodeOutput(
+            pictures, *([getattr(item, key) for item in items] for key in ("instruction", "category", "id"))
+        )
+
+
+class SifmIsrAggregate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        judges = io.Autogrow.TemplatePrefix(sockets.Verdicts.Input("judge"), prefix="judge_", min=1, max=8)
+        return io.Schema(
+            node_id="SIFM_ISRAggregate",
+            display_name="SIFM ISR Aggregate",
+            category="SIFM",
+            description="Immunization success rate: the share of edits that every judge calls mismatched or degraded, "
+            "with its interval, the unprotected floor and the noise control.",
+            search_aliases=["success rate", "consensus", "results", "confidence interval", "statistics"],
+            inputs=[
+                io.Autogrow.Input(
+                    "judges", template=judges, tooltip="One MLLM Judge each; an edit counts if all agree."
+                ),
+                sockets.Metrics.Input("metrics", optional=True, tooltip="Protected edit against unprotected edit."),
+                sockets.Metrics.Input(
+                    "control_metrics", optional=True, tooltip="Control edit against unprotected edit."
+                ),
+            ],
+            outputs=[
+                io.String.Output("table", tooltip="A Markdown table."),
+                io.Float.Output("isr", tooltip="Of the protected pictures, 0 to 1; NaN when no edit could be judged."),
+            ],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        judges: dict[str, list[dict[str, list[Verdict]]]],
+        metrics: Sequence[dict[str, list[Metric]]] = (),
+        control_metrics: Sequence[dict[str, list[Metric]]] = (),
+    ) -> io.NodeOutput:
+        answers = [_joined(listed) for listed in judges.values()]
+        if len({tuple((arm, len(verdicts)) for arm, verdicts in answer.items()) for answer in answers}) > 1:
+            raise InputError("the judges answered different edits: connect the same pictures to every MLLM Judge")
+        cases = {arm: list(zip(*(answer[arm] for answer in answers), strict=True)) for arm in ROWS if arm in answers[0]}
+        successes = {arm: [consensus(verdicts) for verdicts in listed] for arm, listed in cases.items()}
+        clean = successes.get("clean")
+        rates = {arm: isr(values, clean=None if arm == "clean" else clean) for arm, values in successes.items()}
+        distances = {"protected": _means(metrics), "control": _means(control_metrics)}
+        names = list(dict.fromkeys(name for means in distances.values() for name in means))
+        rows = [
+            [ROWS[arm], *_cells(rate), *(_number(distances.get(arm, {}).get(name)) for name in names)]
+            for arm, rate in rates.items()
+        ]
+        text = table(["edit of", "ISR", "95%", "net ISR", "95%", "judged", "unclear", *names], rows)
+        if all(
+            verdict.judge.startswith("miniature:") for listed in cases.values() for each in listed for verdict in each
+        ):
+            text += f"\n\n{EVIDENCE}"
+        records = [
+            {
+                "arm": arm,
+                "picture": i,
+                "success": consensus(verdicts),
+                "verdicts": [asdict(verdict) for verdict in verdicts],
+            }
+            for arm, listed in cases.items()
+            for i, verdicts in enumerate(listed)
+        ]
+        result = {
+            "rates": {arm: rate.as_dict() for arm, rate in rates.items()},
+            "metrics": distances,
+            "records": records,
+        }
+        rate = rates["protected"].rate
+        return io.NodeOutput(text, math.nan if rate is None else rate, ui={"text": [text], "sifm_isr": [result]})
+
+
+def _joined(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Dicts of lists, one per list item of the graph, as one dict of longer lists; only keys that all of them have."""
+    parts = list(parts)
+    return {key: [x for part in parts for x in part[key]] for key in parts[0] if all(key in part for part in parts)}
+
+
+def _means(metrics: Sequence[dict[str, list[Metric]]]) -> dict[str, float]:
+    """The mean of each metric over the pictures that have a value."""
+    values = (
+        {name: [m.value for m in listed if m.value is not None] for name, listed in _joined(metrics).items()}
+        if metrics
+        else {}
+    )
+    return {name: statistics.fmean(listed) for name, listed in values.items() if listed}
+
+
+def _cells(rate: Isr) -> list[str]:
+    interval, net = (
+        "-" if low is None or high is None else f"{low:.0%} to {high:.0%}"
+        for low, high in ((rate.low, rate.high), (rate.net_low, rate.net_high))
+    )
+    return [percent(rate.rate), interval, percent(rate.net), net, str(rate.n), str(rate.unclear)]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else number(value)

@@ -1,0 +1,265 @@
+"""Protect pictures: SIFM, the baselines, and saving the result without losing it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import folder_paths
+from comfy.cli_args import args
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from sifm_core import methods, pipeline
+from sifm_core.images import perturbation_view, png_bytes, resize, save_png, verify_budget
+from sifm_core.types import Image
+
+from . import sockets
+from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
+
+HOOKED = ("layers", "timesteps", "aggregation")
+"""SIFM's options that the Feature Hook node sets."""
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What saving needs to prove the budget: original and protected (B, 3, H, W), 8-bit values, and the settings."""
+
+    original: Image
+    image: Image
+    settings: dict[str, Any]
+
+
+class SifmImmunize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SIFM_Immunize",
+            display_name="SIFM Immunize",
+            category="SIFM",
+            description="Change a picture slightly, so that the editor's inner features fail the instruction.",
+            search_aliases=["immunize", "protect image", "cloak", "adversarial", "anti edit", "photoguard", "glaze"],
+            inputs=[
+                *_common_inputs(),
+                sockets.Hook.Input(
+                    "hook", optional=True, tooltip="Layers and timesteps; without it the editor's deep layers."
+                ),
+                *method_inputs("sifm", skip=HOOKED),
+            ],
+            outputs=_outputs(),
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, prompt: str) -> bool | str:
+        return _prompt_problem(prompt)
+
+    @classmethod
+    def execute(cls, image, editor, prompt, eps, steps, seed, alpha, mask=None, hook=None, **options) -> io.NodeOutput:
+        options = method_options("sifm", options) | (hook or {})
+        return _immunize(
+            image, editor, prompt, "sifm", options, eps=eps, steps=steps, alpha=alpha, seed=seed, mask=mask
+        )
+
+
+class SifmBaselineImmunize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [name for name in methods.METHODS if name != "sifm"]
+        return io.Schema(
+            node_id="SIFM_BaselineImmunize",
+            display_name="SIFM Baseline Immunize",
+            category="SIFM",
+            description="Protect a picture with another method, or with plain noise of the same budget as a control.",
+            search_aliases=["photoguard", "encoder attack", "random noise control", "baseline", "protect image"],
+            inputs=[
+                *_common_inputs(),
+                io.DynamicCombo.Input(
+                    "method",
+                    options=[io.DynamicCombo.Option(name, method_inputs(name)) for name in names],
+                    tooltip="Each method shows its own settings. random_noise needs neither gradient nor prompt.",
+                ),
+            ],
+            outputs=_outputs(),
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, prompt: str) -> bool | str:
+        return _prompt_problem(prompt)
+
+    @classmethod
+    def execute(cls, image, editor, prompt, eps, steps, seed, alpha, method, mask=None) -> io.NodeOutput:
+        name = method["method"]
+        options = method_options(name, {key: value for key, value in method.items() if key != "method"})
+        return _immunize(image, editor, prompt, name, options, eps=eps, steps=steps, alpha=alpha, seed=seed, mask=mask)
+
+
+class SifmSaveProtected(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SIFM_SaveProtected",
+            display_name="SIFM Save Protected Image",
+            category="SIFM",
+            description="Write a lossless PNG, read it back and check that the file keeps the perturbation budget.",
+            search_aliases=["save image", "save png", "export protected", "verify budget"],
+            inputs=[
+                sockets.Protection.Input("protection", tooltip="From one of the immunize nodes."),
+                io.String.Input(
+                    "filename_prefix", default="SIFM/protected", tooltip="Folder and name in the output folder."
+                ),
+            ],
+            outputs=[io.Image.Output("image", tooltip="The picture as read back from the file.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, protection: Protection, filename_prefix: str) -> io.NodeOutput:
+        height, width = protection.image.shape[-2:]
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory(), width, height
+        )
+        saved = []
+        for i, (image, original) in enumerate(
+            zip(protection.image.split(1), protection.original.split(1), strict=True)
+        ):
+            file = f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
+            about = protection.settings | {"original": _hash(original), "protected": _hash(image)}
+            save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
+            verify_budget(Path(folder, file), original, protection.settings["eps"])
+            saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
+        return io.NodeOutput(to_comfy(protection.image), ui=ui.SavedImages(saved))
+
+
+def method_inputs(name: str, skip: Sequence[str] = ()) -> list[io.Input]:
+    """A method's options as folded widgets, made from the signature of its `build`."""
+    return [_input(key, option) for key, option in methods.options(name).items() if key not in skip]
+
+
+def method_options(name: str, widgets: dict[str, Any]) -> dict[str, Any]:
+    """The engine's options for what stands in the widgets; an untouched text stays the engine's own default."""
+    known = methods.options(name)
+    chosen = {key: value for key, value in widgets.items() if value is not None}
+    for key, value in widgets.items():
+        if _is_text(known[key]):
+            lines = [line.strip() for line in value.splitlines() if line.strip()]
+            if lines == _lines(known[key].default):
+                del chosen[key]
+            else:
+                chosen[key] = lines[0] if str in get_args(known[key].type) and len(lines) == 1 else lines
+    return chosen
+
+
+def _input(name: str, option: methods.Option) -> io.Input:
+    about = {"tooltip": option.doc, "advanced": True}
+    if option.type is Any:
+        return io.Image.Input(name, optional=True, tooltip=option.doc)
+    if get_origin(option.type) is Literal:
+        return io.Combo.Input(name, options=list(get_args(option.type)), default=option.default, **about)
+    if option.type is bool:
+        return io.Boolean.Input(name, default=option.default, **about)
+    if option.type is int:
+        return io.Int.Input(name, default=option.default, min=0, max=1_000_000, **about)
+    if option.type is float:
+        return io.Float.Input(name, default=option.default, min=0.0, max=1e6, step=0.001, round=False, **about)
+    return io.String.Input(name, default="\n".join(_lines(option.default)), multiline=True, **about)
+
+
+def _is_text(option: methods.Option) -> bool:
+    return option.type not in (Any, bool, int, float) and get_origin(option.type) is not Literal
+
+
+def _lines(default: Any) -> list[str]:
+    return [str(item) for item in ([default] if isinstance(default, str | int) else default)]
+
+
+def _common_inputs() -> list[io.Input]:
+    return [
+        io.Image.Input("image", tooltip="One picture or a batch; 8-bit values, any size."),
+        sockets.Editor.Input("editor", tooltip="The editor to protect against."),
+        io.String.Input("prompt", multiline=True, default="", tooltip="An instruction the attacker might give."),
+        io.Float.Input(
+            "eps",
+            default=pipeline.EPS,
+            min=0.004,
+            max=1.0,
+            step=0.001,
+            round=False,
+            tooltip="Budget: no value of any pixel changes by more than this, in [0, 1]. 0.03 is 7 of 255 levels.",
+        ),
+        io.Int.Input(
+            "steps", default=pipeline.STEPS, min=1, max=10_000, tooltip="Iterations of projected gradient descent."
+        ),
+        io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Same seed, same bytes."),
+        io.Float.Input(
+            "alpha",
+            default=pipeline.ALPHA,
+            min=0.0001,
+            max=1.0,
+            step=0.0001,
+            round=False,
+            advanced=True,
+            tooltip="Step size in [0, 1]; 2/255 reaches the default budget in four steps.",
+        ),
+        io.Mask.Input("mask", optional=True, tooltip="Where pixels may change; black stays as it is."),
+    ]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        io.Image.Output("protected", tooltip="On the 8-bit grid and inside the budget."),
+        io.Image.Output("perturbation", tooltip="Amplified: grey is unchanged, black and white are the budget's ends."),
+        sockets.Protection.Output("protection", tooltip="For Save Protected Image."),
+    ]
+
+
+def _immunize(
+    image: Tensor,
+    editor: ManagedEditor,
+    prompt: str,
+    method: str,
+    options: dict[str, Any],
+    *,
+    eps: float,
+    mask: Any,
+    **rest: Any,
+) -> io.NodeOutput:
+    original = to_engine(image)
+    mask = None if mask is None else to_engine(mask[..., None])[:, :1]
+    with editor.at_work([prompt.strip(), *options.get("prompts", ())], original) as engine:
+        pictures = {key: value for key, value in options.items() if isinstance(value, Tensor)}
+        options |= {key: resize(to_engine(p), engine.work_size(*original.shape[-2:])) for key, p in pictures.items()}
+        report = reporter(original, eps)
+        done = pipeline.immunize(
+            original, engine, prompt=prompt, method=method, eps=eps, mask=mask, on_step=report, **rest, **options
+        )
+    curve = {"method": method, "loss": [s.loss for s in done.history], "log": [dict(s.log) for s in done.history]}
+    return io.NodeOutput(
+        to_comfy(done.image),
+        to_comfy(perturbation_view(done.image, original, gain=0.5 / eps)),
+        Protection(original, done.image, dict(done.settings)),
+        ui={"sifm_curve": [curve], "sifm_linf": [done.linf], "sifm_seconds": [done.seconds]},
+    )
+
+
+def _prompt_problem(prompt: str | None) -> bool | str:
+    """True, or what is wrong with a prompt typed into the widget (a linked one is None here)."""
+    return prompt is None or bool(prompt.strip()) or "type the instruction to protect against, such as 'make it night'"
+
+
+def _hash(image: Image) -> str:
+    """sha256 of the picture as an 8-bit PNG without metadata: what the engine's store calls it."""
+    return hashlib.sha256(png_bytes(image)).hexdigest()
+
+
+def _graph(hidden: Any) -> dict[str, str]:
+    """The graph that made the picture, as ComfyUI's own save node writes it."""
+    if args.disable_metadata or hidden is None:
+        return {}
+    graph = {"prompt": hidden.prompt} if hidden.prompt else {}
+    return {key: json.dumps(value) for key, value in (graph | (hidden.extra_pnginfo or {})).items()}

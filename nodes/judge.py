@@ -1,0 +1,155 @@
+"""Ask a judge whether edits failed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from sifm_core.errors import ImageError
+from sifm_core.judges import load_judge
+from sifm_core.types import Case, Verdict
+
+from . import sockets
+from ._comfy import engine_room, reporter, to_engine
+from ._text import percent, table
+
+
+class SifmMllmJudge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SIFM_MLLMJudge",
+            display_name="SIFM MLLM Judge",
+            category="SIFM",
+            description="One judge's verdicts: does the edit miss the instruction, is it visibly degraded? "
+            "The judge sees each edit alone and is not told what protected it.",
+            search_aliases=["gemini", "openai", "ollama", "vlm", "llm judge", "evaluate edit", "verdict"],
+            inputs=[
+                io.Image.Input("source", tooltip="The unprotected picture."),
+                io.String.Input(
+                    "prompt", multiline=True, default="", tooltip="The instruction that the edits should follow."
+                ),
+                io.Image.Input("edited", tooltip="The edit of the protected picture."),
+                io.Image.Input(
+                    "clean_edit",
+                    optional=True,
+                    tooltip="The edit of the unprotected picture: how often the editor fails by itself.",
+                ),
+                io.Image.Input(
+                    "control_edit",
+                    optional=True,
+                    tooltip="The edit of a picture with plain noise of the same budget.",
+                ),
+                io.DynamicCombo.Input(
+                    "judge",
+                    options=_backends(),
+                    tooltip="Who judges. The miniature's judges know the miniature's pictures and nothing else.",
+                ),
+            ],
+            outputs=[
+                sockets.Verdicts.Output("verdicts", tooltip="For ISR Aggregate."),
+                io.String.Output("table", tooltip="The verdicts with their reasons, as a Markdown table."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        source: Tensor,
+        prompt: str,
+        edited: Tensor,
+        judge: dict[str, Any],
+        clean_edit: Tensor | None = None,
+        control_edit: Tensor | None = None,
+    ) -> io.NodeOutput:
+        sources = to_engine(source)
+        given = {"protected": edited, "clean": clean_edit, "control": control_edit}
+        edits = {arm: to_engine(pictures) for arm, pictures in given.items() if pictures is not None}
+        for arm, pictures in edits.items():
+            if pictures.shape != sources.shape:
+                expected, got = (_size(x) for x in (sources, pictures))
+                raise ImageError(f"{arm} edits: expected as many and as large as the sources ({expected}), got {got}")
+        cases = [Case(s, e, prompt) for pictures in edits.values() for s, e in zip(sources, pictures, strict=True)]
+        with engine_room():
+            answers = iter(_load(**judge).judge(cases, on_step=reporter()))
+        verdicts = {arm: [next(answers) for _ in pictures] for arm, pictures in edits.items()}
+        rows = [_row(arm, i, verdict) for arm, listed in verdicts.items() for i, verdict in enumerate(listed)]
+        text = table(["edit of", "picture", "mismatch", "degraded", "confidence", "why"], rows)
+        return io.NodeOutput(verdicts, text)
+
+
+def _backends() -> list[io.DynamicCombo.Option]:
+    """What can judge, with its settings. A key is read from the environment, so it never stands in a workflow."""
+    cost = io.Float.Input(
+        "max_cost",
+        default=0.0,
+        min=0.0,
+        max=10_000.0,
+        step=0.01,
+        advanced=True,
+        tooltip="US dollars that all remembered answers together may cost; 0: no limit.",
+    )
+    return [
+        io.DynamicCombo.Option("miniature", [io.Combo.Input("model", options=["conv", "patch"])]),
+        io.DynamicCombo.Option(
+            "gemini",
+            [
+                io.String.Input(
+                    "model", default="gemini-2.5-pro", tooltip="The key: GEMINI_API_KEY or GOOGLE_API_KEY."
+                ),
+                cost,
+            ],
+        ),
+        io.DynamicCombo.Option(
+            "openai",
+            [
+                io.String.Input("model", default="llava"),
+                io.String.Input(
+                    "base_url",
+                    default="http://127.0.0.1:11434/v1",
+                    tooltip="Any server that speaks OpenAI's chat completions: Ollama, vLLM, LM Studio, llama.cpp.",
+                ),
+                io.Combo.Input(
+                    "key_variable",
+                    options=_key_variables(),
+                    tooltip="The environment variable of the ComfyUI server that holds the key, if there is one.",
+                ),
+                cost,
+            ],
+        ),
+    ]
+
+
+def _key_variables() -> list[str]:
+    """Names, never values, of environment variables that look like credentials."""
+    found = {name for name in os.environ if name.endswith("API_KEY")}
+    return ["OPENAI_API_KEY", *sorted(found - {"OPENAI_API_KEY"})]
+
+
+def _load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **options: Any) -> Any:
+    """The judge that the widgets describe; paid answers are remembered in ComfyUI's user folder."""
+    if judge == "miniature":
+        return load_judge(f"miniature:{model}")
+    answers = Path(folder_paths.get_user_directory(), "sifm", "judges.sqlite")
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    spec = f"{judge}:{model}" + (f"@{base_url}" if base_url else "")
+    return load_judge(spec, cache=answers, max_cost=max_cost or None, **options)
+
+
+def _row(arm: str, i: int, verdict: Verdict) -> list[str]:
+    found = [
+        verdict.state if x is None else "yes" if x else "no"
+        for x in (verdict.semantic_mismatch, verdict.perceptual_degradation)
+    ]
+    why = " ".join(verdict.reasons.replace("|", "/").split())
+    return [arm, str(i + 1), *found, percent(verdict.confidence), why]
+
+
+def _size(pictures: Tensor) -> str:
+    return f"{len(pictures)} of {pictures.shape[-1]}x{pictures.shape[-2]}"
