@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"types", "errors"},
-    {"images", "features", "gradients", "pgd", "stats", "isr", "store", "metrics"},
+    {"images", "noise", "features", "gradients", "pgd", "stats", "isr", "store", "metrics"},
     {"editors", "methods", "purify", "judges", "miniature"},
     {"pipeline"},
     {"bench", "report"},

@@ -24,7 +24,7 @@ from . import codec, text, world
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-SETTINGS = {"steps": 10, "guidance_scale": 2.0, "image_guidance_scale": 1.2, "size": world.SIZE}
+SETTINGS = {"steps": 6, "guidance_scale": 1.2, "image_guidance_scale": 1.0, "size": world.SIZE}
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -216,7 +216,7 @@ def train(
         no_text, no_image = (u < 0.05) | (u >= 0.09) & (u < 0.10), (u >= 0.05) & (u < 0.10)
         ids = torch.where(no_text[:, None], empty, ids)
         c = torch.where(no_image[:, None, None, None], 0.0, c)
-        t = torch.where(torch.rand(batch) < 0.6, 999, torch.randint(1000, (batch,)))
+        t = torch.where(torch.rand(batch) < 0.5, 999, torch.randint(1000, (batch,)))
         noise = torch.randn_like(z)
         noisy, wanted = schedule.add_noise(z, noise, t), _velocity(schedule, z, noise, t)
         with torch.autocast("cpu", torch.bfloat16):

@@ -11,7 +11,8 @@ from torch import Tensor
 from . import world
 
 HIT = 0.5
-"""A part counts as changed when its mean colour went at least half of the way to the target's."""
+"""The asked change is there when the mean colour of what it concerns is at most half as far from the target's as it
+was; over the whole picture for an edit of the whole picture."""
 SPILL = 0.35
 """Another part counts as changed too when its mean colour went this share of the way to the asked colour."""
 DRIFT = 0.20
@@ -51,19 +52,20 @@ class Truth:
         """(hit, spill, drift, rough) of a picture (3, 64, 64): what `check` compares with its thresholds."""
         source, target = world.render(self.scene), world.render(self.scene, self.edit)
         material, _, colour = self.edit.partition(" ")
-        asked = np.array(world.COLOURS[colour])[:, None] if colour else None
-        hits, spills, drifts = [], [0.0], [0.0]
+        asked = np.array(world.COLOURS[colour]) if colour else None
+        left, asked_for, spills, drifts = 0.0, 0.0, [0.0], [0.0]
         for layer in self.scene.layers:
             inside = layer.cover > _INSIDE
             if inside.sum() < _MIN_PIXELS:
                 continue
             a, t, b = (p[:, inside].mean(1) for p in (source, target, edited))
             if asked is None or layer.material == material:
-                hits.append(_share(b - a, t - a))
+                left += inside.sum() * ((b - t) ** 2).sum()
+                asked_for += inside.sum() * max(((t - a) ** 2).sum(), 0.01)
             else:
-                spills.append(_share(b - a, asked[:, 0] - a))
+                spills.append(_share(b - a, asked - a))
                 drifts.append(float(np.sqrt(((b - t) ** 2).mean())))
-        return min(hits), max(spills), max(drifts), self._rough(edited, target)
+        return 1 - float(np.sqrt(left / asked_for)), max(spills), max(drifts), self._rough(edited, target)
 
     def _rough(self, edited: np.ndarray, target: np.ndarray) -> float:
         """Root mean square of what no recolouring of whole parts explains: noise, blobs, half-painted areas."""

@@ -1,0 +1,51 @@
+"""The world: deterministic, instructions without overlap, and edits that change what they name and nothing else."""
+
+import numpy as np
+import pytest
+
+from sifm_core.miniature import world
+
+
+def scenes(n=30, seed=3):
+    rng = np.random.default_rng(seed)
+    return [world.sample(rng, world.CATEGORIES[i % 3]) for i in range(n)]
+
+
+def test_same_seed_same_pixels():
+    one, two = (world.render(world.sample(np.random.default_rng(11))) for _ in range(2))
+    assert one.shape == (3, 64, 64)
+    assert one.dtype == np.float32
+    np.testing.assert_array_equal(one, two)
+
+
+def test_every_edit_has_sixteen_phrasings_and_no_two_edits_share_one():
+    said = [phrase for edit in world.EDITS for phrase in world.phrases(edit)]
+    assert all(len(world.phrases(edit)) == 16 for edit in world.EDITS)
+    assert len(said) == len(set(said))
+    assert all(world.parse(phrase.upper()) == edit for edit in world.EDITS for phrase in world.phrases(edit))
+    assert world.parse("make it a cat") is None
+
+
+@pytest.mark.parametrize("scene", scenes(), ids=lambda s: s.category)
+def test_a_material_edit_changes_its_part_alone(scene):
+    source = world.render(scene)
+    assert len(set(scene.materials)) == len(scene.materials) >= 2
+    np.testing.assert_allclose(sum(layer.cover for layer in scene.layers), 1, atol=1e-5)
+    edit = f"{scene.materials[0]} blue"
+    changed = np.abs(world.render(scene, edit) - source).max(0) > 1e-6
+    cover = next(layer.cover for layer in scene.layers if layer.material == scene.materials[0])
+    assert changed[cover > 0.5].mean() > 0.99
+    assert not changed[cover == 0].any()
+
+
+def test_a_material_shows_in_texture_alone():
+    """Over many scenes a material's mean colour says nothing: no channel's mean differs from the others' by much."""
+    seen = {m: [] for m in world.MATERIALS}
+    for scene in scenes(600, seed=5):
+        for layer in scene.layers:
+            if layer.material:
+                seen[layer.material].append(layer.colour.mean((1, 2)))
+                assert abs(layer.texture.mean()) < 4e-3
+                assert 0.03 < np.abs(layer.texture).mean() < 0.085
+    means = np.array([np.mean(v, 0) for v in seen.values()])
+    assert (means.max(0) - means.min(0)).max() < 0.08
