@@ -10,17 +10,17 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from sifm_core.errors import InputError, unknown
-from sifm_core.types import Judge, Verdict
+from ..errors import InputError, unknown
+from ..types import Judge, Verdict
 
 BACKENDS: dict[str, str] = {
-    "miniature": "sifm_core.judges.miniature",
-    "gemini": "sifm_core.judges.gemini",
-    "openai": "sifm_core.judges.openai_compatible",
-    "transformers": "sifm_core.judges.transformers_vlm",
-    "human": "sifm_core.judges.human",
+    "miniature": ".miniature",
+    "gemini": ".gemini",
+    "openai": ".openai_compatible",
+    "transformers": ".transformers_vlm",
+    "human": ".human",
 }
-"""Backend -> module with ``load(model, *, base_url=None, **options) -> Judge``; its signature documents its options."""
+"""Backend -> its module; the signature of its ``load(model, *, base_url=None, ...) -> Judge`` says the options."""
 
 
 def load_judge(spec: str, **options: Any) -> Judge:
@@ -35,7 +35,7 @@ def load_judge(spec: str, **options: Any) -> Judge:
         raise InputError(f'a judge is named "backend:model[@base_url]", such as miniature:conv; got {spec!r}')
     if backend not in BACKENDS:
         raise unknown("judge backend", backend, BACKENDS)
-    module = importlib.import_module(BACKENDS[backend])
+    module = importlib.import_module(BACKENDS[backend], __package__)
     return module.load(model, base_url=f"http{base_url}" if at else None, **options)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sifm_core.errors import StoreError
+from ..errors import StoreError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sifm_core.errors import ImageError
-from sifm_core.images import check_image
-from sifm_core.types import Case
+from ..errors import ImageError
+from ..images import check_image
+from ..types import Case
 
 
 def case_problem(case: Case) -> str:

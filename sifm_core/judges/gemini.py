@@ -12,9 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sifm_core.errors import JudgeError
-from sifm_core.judges.rubric import Part, Question
-from sifm_core.judges.vlm import (
+from ..errors import JudgeError
+from ..types import Judge, State
+from .rubric import Part, Question
+from .vlm import (
     Client,
     Reply,
     VlmJudge,
@@ -23,7 +24,6 @@ from sifm_core.judges.vlm import (
     http_failure,
     transport_failure,
 )
-from sifm_core.types import Judge
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 URL = "https://generativelanguage.googleapis.com"
@@ -99,8 +99,8 @@ def _read(response: Any) -> Reply:
         tokens = (usage.prompt_token_count, (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0))
     served = re.sub(r"^models/", "", response.model_version or "")
 
-    def reply(state: Any, **fields: str) -> Reply:
-        return Reply(state, served=served, tokens=tokens, billed="yes", **fields)
+    def reply(state: State, text: str = "", reason: str = "") -> Reply:
+        return Reply(state, text, reason, served, tokens, billed="yes")
 
     if not response.candidates:
         feedback = response.prompt_feedback

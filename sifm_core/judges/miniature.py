@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sifm_core.errors import InputError, JudgeError, unknown
-from sifm_core.images import resize
-from sifm_core.judges.cases import case_problem
-from sifm_core.types import Case, Judge, OnStep, State, Step, Verdict
+from ..errors import InputError, JudgeError, unknown
+from ..images import resize
+from ..types import Case, Judge, OnStep, State, Step, Verdict
+from .cases import case_problem
 
 SIZE = 64
 WEIGHTS = Path(__file__).parents[1] / "miniature" / "weights"
@@ -207,6 +207,8 @@ class MiniatureJudge:
 
     def _problem(self, case: Case) -> str:
         """Why this case cannot be judged, or ""."""
+        if not words_of(case.prompt):
+            return "the instruction is empty"
         if strange := sorted(set(words_of(case.prompt)) - self.words):
             names = ", ".join(map(repr, strange))
             return f"this judge knows only the miniature's words, and not {names}: use a judge that reads free text"

@@ -11,9 +11,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sifm_core.errors import JudgeError
-from sifm_core.judges.rubric import Part, Question
-from sifm_core.judges.vlm import (
+from ..errors import JudgeError
+from ..types import Judge, State
+from .rubric import Part, Question
+from .vlm import (
     Client,
     Reply,
     VlmJudge,
@@ -22,7 +23,6 @@ from sifm_core.judges.vlm import (
     http_failure,
     transport_failure,
 )
-from sifm_core.types import Judge
 
 URL = "https://api.openai.com/v1"
 _REFUSES_FORMAT = (400, 422, 501)
@@ -38,7 +38,9 @@ class OpenAiClient(Client):
             from openai import OpenAI
         except ImportError as error:
             raise JudgeError(f"openai needs the package openai: pip install 'sifm[openai]' ({error})") from None
-        self._client = OpenAI(api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=0)
+        self._client: Any = OpenAI(
+            api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=0
+        )
         self._rung = 0
 
     def send(self, parts: Sequence[Part], question: Question) -> Reply:
@@ -102,11 +104,11 @@ def _read(completion: Any) -> Reply:
     if not isinstance(choices, list):
         return Reply("unreachable", reason=_NOT_OURS)
     usage = body.get("usage") or {}
-    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    tokens = counts if all(isinstance(count, int) for count in counts) else None
+    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    tokens = (read, written) if isinstance(read, int) and isinstance(written, int) else None
 
-    def reply(state: Any, **fields: str) -> Reply:
-        return Reply(state, served=str(body.get("model") or ""), tokens=tokens, billed="yes", **fields)
+    def reply(state: State, text: str = "", reason: str = "") -> Reply:
+        return Reply(state, text, reason, str(body.get("model") or ""), tokens, billed="yes")
 
     if len(choices) != 1:
         return reply("unparsable", reason=f"{len(choices)} choices came back for one question")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sifm_core.errors import InputError
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,11 @@ _SHIPPED = Path(__file__).with_name("prices.toml")
 
 def read_prices(own: str | os.PathLike[str] | None = None) -> dict[tuple[str, str], Price]:
     """(backend, model) -> price: the shipped table, with the entries of the caller's ``own`` file over it."""
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-
+    toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     prices: dict[tuple[str, str], Price] = {}
     for path in [_SHIPPED, *([Path(own)] if own else [])]:
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = toml.loads(path.read_text(encoding="utf-8"))
             entries = {(b, m): Price(**fields) for b, models in table.items() for m, fields in models.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(

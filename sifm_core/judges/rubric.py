@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sifm_core.images import png_bytes, resize
-from sifm_core.types import Case
+from ..images import png_bytes, resize
+from ..types import Case
 
 LONG_SIDE = 1024
 """Pixels. Pictures are sent as PNG at their own size; longer ones are scaled down to this, none is scaled up."""
@@ -135,7 +135,7 @@ class Question:
 
     @cached_property
     def hash(self) -> str:
-        return _sha(self.template + json.dumps(self.schema))
+        return _sha(self.template + json.dumps(self.schema, sort_keys=True))
 
     def parts(self, case: Case) -> tuple[Part, ...]:
         """The prompt with the pictures and the instruction (a JSON string, so that it cannot pose as ours) in place."""

@@ -18,12 +18,12 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_co
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from sifm_core.errors import InputError, JudgeError, unknown
-from sifm_core.judges.cache import Cache, key_of
-from sifm_core.judges.cases import case_problem
-from sifm_core.judges.prices import FREE, Price, read_prices
-from sifm_core.judges.rubric import PRESETS, Answer, Part, Question, parse, preset_hash
-from sifm_core.types import Case, OnStep, State, Step, Verdict
+from ..errors import InputError, JudgeError, unknown
+from ..types import Case, OnStep, State, Step, Verdict
+from .cache import Cache, key_of
+from .cases import case_problem
+from .prices import FREE, Price, read_prices
+from .rubric import PRESETS, Answer, Part, Question, parse, preset_hash
 
 _LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
@@ -269,8 +269,13 @@ class VlmJudge:
             reply = self.client.send(parts, question)
         except Exception as error:  # what no backend foresaw still leaves a verdict, an unclear one
             reply = Reply("error", reason=f"{type(error).__name__}: {error}", billed="maybe")
-        clean = {name: redact(getattr(reply, name), self.client.key) for name in ("text", "reason", "served")}
-        return replace(reply, seconds=time.perf_counter() - started, **clean)
+        return replace(
+            reply,
+            text=redact(reply.text, self.client.key),
+            reason=redact(reply.reason, self.client.key),
+            served=redact(reply.served, self.client.key),
+            seconds=time.perf_counter() - started,
+        )
 
     def _price_of(self, model: str) -> Price | None:
         if not self.client.key:

@@ -1,0 +1,126 @@
+"""How far a judge can be trusted: its answers to cases whose answer is known, to show beside every ISR.
+
+Four gold controls are made of each clean edit: the edit itself, the source unedited, pure noise, and an edit made with
+another instruction.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..stats import wilson
+from ..types import Case, Judge, OnStep
+
+AXES = ("semantic_mismatch", "perceptual_degradation", "success")
+"""What a verdict says, and what is scored."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A case whose answer is known; None where it is not, and then it is not counted."""
+
+    kind: str
+    case: Case
+    semantic_mismatch: bool | None
+    perceptual_degradation: bool | None
+
+    @property
+    def success(self) -> bool | None:
+        known = (self.semantic_mismatch, self.perceptual_degradation)
+        return True if True in known else None if None in known else False
+
+
+@dataclass(frozen=True)
+class Rate:
+    """``right`` of ``n`` answers, with Wilson's interval; ``value`` is None where n is 0."""
+
+    right: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float | None:
+        return self.right / self.n if self.n else None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One judge on gold controls.
+
+    ``sensitivity`` and ``specificity`` by axis (see :data:`AXES`): the share of cases with and without the defect that
+    the judge answers rightly; ``by_kind``: of each kind of control, the share that the judge says failed (what would be
+    a success of the immunization); ``unclear``: cases without an answer, left out of every rate.
+    """
+
+    judge: str
+    n: int
+    unclear: int
+    sensitivity: Mapping[str, Rate]
+    specificity: Mapping[str, Rate]
+    by_kind: Mapping[str, Rate]
+
+
+def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed: int = 0) -> list[Gold]:
+    """Four controls for each case.
+
+    ``cases``: sources with their *clean* edits; ``wrong_edits`` (3, H, W): clean edits of the same sources with another
+    instruction. Editors fail by themselves at times, so where a case has its truth, the labels of both edits come from
+    it; without, a clean edit is taken to be right, and the specificity found is a lower bound.
+    """
+    if len(cases) != len(wrong_edits):
+        raise InputError(f"expected one wrong edit for each case, got {len(wrong_edits)} for {len(cases)}")
+    golds = []
+    for i, (case, wrong) in enumerate(zip(cases, wrong_edits, strict=True)):
+        noise = torch.rand(case.source.shape, generator=torch.Generator().manual_seed(seed + i))
+        golds += [
+            _edit("clean edit", case, case.edited, (False, False)),
+            Gold("unedited", _with(case, case.source), True, False),
+            Gold("noise", _with(case, noise), True, True),
+            _edit("wrong instruction", case, wrong, (True, False)),
+        ]
+    return golds
+
+
+def calibrate(judge: Judge, golds: Sequence[Gold], *, on_step: OnStep | None = None) -> Calibration:
+    """Ask the judge about every control and count."""
+    verdicts = judge.judge([gold.case for gold in golds], on_step=on_step)
+    counts: Counter[tuple[str, str, bool]] = Counter()
+    for gold, verdict in zip(golds, verdicts, strict=True):
+        for axis in AXES:
+            known, said = getattr(gold, axis), getattr(verdict, axis)
+            if verdict.success is None or said is None:
+                continue
+            if known is not None:
+                counts["sensitivity" if known else "specificity", axis, said == known] += 1
+            if axis == "success":
+                counts["kind", gold.kind, said] += 1
+
+    def rate(group: str, name: str) -> Rate:
+        right, wrong = counts[group, name, True], counts[group, name, False]
+        interval = wilson(right, right + wrong)
+        return Rate(right, right + wrong, interval.low, interval.high)
+
+    return Calibration(
+        judge=judge.name,
+        n=len(golds),
+        unclear=sum(verdict.success is None for verdict in verdicts),
+        sensitivity={axis: rate("sensitivity", axis) for axis in AXES},
+        specificity={axis: rate("specificity", axis) for axis in AXES},
+        by_kind={kind: rate("kind", kind) for kind in dict.fromkeys(gold.kind for gold in golds)},
+    )
+
+
+def _with(case: Case, edited: Tensor) -> Case:
+    return Case(case.source, edited, case.prompt, case.truth)
+
+
+def _edit(kind: str, case: Case, edited: Tensor, presumed: tuple[bool, bool]) -> Gold:
+    known: tuple[bool | None, bool | None] = presumed if case.truth is None else case.truth.check(edited)[:2]
+    return Gold(kind, _with(case, edited), *known)

@@ -1,0 +1,99 @@
+"""Gold controls and what they say about a judge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sifm_core.errors import InputError
+from sifm_core.judges.calibration import AXES, calibrate, gold_controls
+from sifm_core.types import Case, Verdict
+
+
+def picture(value):
+    return torch.full((3, 16, 16), value)
+
+
+CASES = [Case(picture(0.1), picture(0.5), f"edit {i}") for i in range(5)]
+WRONG = [picture(0.9)] * 5
+
+
+class Fake:
+    """Says what ``rule(case)`` says: (mismatch, degraded), or None for no answer."""
+
+    name = "fake:rule"
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def judge(self, cases, *, on_step=None):
+        said = [self.rule(case) for case in cases]
+        return [
+            Verdict(self.name, "blocked")
+            if answer is None
+            else Verdict(self.name, "ok", semantic_mismatch=answer[0], perceptual_degradation=answer[1])
+            for answer in said
+        ]
+
+
+def right(case):
+    noisy = case.edited.std() > 0.1
+    return bool(noisy or not torch.equal(case.edited, picture(0.5))), bool(noisy)
+
+
+def test_a_perfect_judge_is_called_perfect():
+    golds = gold_controls(CASES, WRONG)
+    assert [g.kind for g in golds[:4]] == ["clean edit", "unedited", "noise", "wrong instruction"]
+    found = calibrate(Fake(right), golds)
+    assert (found.judge, found.n, found.unclear) == ("fake:rule", 20, 0)
+    assert {axis: (found.sensitivity[axis].n, found.specificity[axis].n) for axis in AXES} == {
+        "semantic_mismatch": (15, 5),
+        "perceptual_degradation": (5, 15),
+        "success": (15, 5),
+    }
+    for axis in AXES:
+        assert found.sensitivity[axis].value == found.specificity[axis].value == 1
+        assert found.specificity[axis].low < 1
+    assert {kind: rate.value for kind, rate in found.by_kind.items()} == {
+        "clean edit": 0,
+        "unedited": 1,
+        "noise": 1,
+        "wrong instruction": 1,
+    }
+
+
+def test_a_judge_that_always_says_yes_has_no_specificity():
+    found = calibrate(Fake(lambda case: (True, True)), gold_controls(CASES, WRONG))
+    assert all(found.sensitivity[axis].value == 1 and found.specificity[axis].value == 0 for axis in AXES)
+
+
+def test_no_answer_is_counted_and_scores_nothing():
+    found = calibrate(Fake(lambda case: None if case.edited.std() > 0.1 else right(case)), gold_controls(CASES, WRONG))
+    assert found.unclear == 5
+    assert found.sensitivity["perceptual_degradation"].value is None
+    assert found.by_kind["noise"].value is None and found.by_kind["noise"].n == 0
+    assert found.sensitivity["semantic_mismatch"].n == 10
+
+
+def test_labels_come_from_the_truth_where_there_is_one():
+    class Truth:
+        def check(self, edited):
+            return True, None, "the clean edit failed by itself"
+
+    cases = [Case(picture(0.1), picture(0.5), "edit", Truth())]
+    golds = gold_controls(cases, WRONG[:1])
+    clean = golds[0]
+    assert (clean.semantic_mismatch, clean.perceptual_degradation, clean.success) == (True, None, True)
+    assert calibrate(Fake(right), golds).specificity["semantic_mismatch"].n == 0
+
+
+def test_noise_differs_from_case_to_case_and_repeats_with_its_seed():
+    first, again, other = (gold_controls(CASES, WRONG, seed=s) for s in (0, 0, 1))
+    noise = [[g.case.edited for g in golds if g.kind == "noise"] for golds in (first, again, other)]
+    assert all(torch.equal(a, b) for a, b in zip(noise[0], noise[1], strict=True))
+    assert not torch.equal(noise[0][0], noise[0][1]) and not torch.equal(noise[0][0], noise[2][0])
+
+
+def test_a_wrong_number_of_wrong_edits_is_refused():
+    with pytest.raises(InputError, match="4 for 5"):
+        gold_controls(CASES, WRONG[:4])
