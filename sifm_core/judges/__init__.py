@@ -14,11 +14,11 @@ from ..errors import InputError, unknown
 from ..types import Judge, Verdict
 
 BACKENDS: dict[str, str] = {
-    "miniature": ".miniature",
-    "gemini": ".gemini",
-    "openai": ".openai_compatible",
-    "transformers": ".transformers_vlm",
-    "human": ".human",
+    "miniature": "sifm_core.judges.miniature",
+    "gemini": "sifm_core.judges.gemini",
+    "openai": "sifm_core.judges.openai_compatible",
+    "transformers": "sifm_core.judges.transformers_vlm",
+    "human": "sifm_core.judges.human",
 }
 """Backend -> its module; the signature of its ``load(model, *, base_url=None, ...) -> Judge`` says the options."""
 
@@ -35,7 +35,7 @@ def load_judge(spec: str, **options: Any) -> Judge:
         raise InputError(f'a judge is named "backend:model[@base_url]", such as miniature:conv; got {spec!r}')
     if backend not in BACKENDS:
         raise unknown("judge backend", backend, BACKENDS)
-    module = importlib.import_module(BACKENDS[backend], __package__)
+    module = importlib.import_module(BACKENDS[backend])
     return module.load(model, base_url=f"http{base_url}" if at else None, **options)
 
 

@@ -113,9 +113,11 @@ class Cache:
     ) -> None:
         """Complete a call: "answered" (with its reply), "lost" (may have been paid) or "unpaid" (surely not)."""
         with self._using():
-            self._db.execute(
-                "UPDATE calls SET status = ?, reply = ?, cost = ? WHERE id = ?",
-                (status, None if reply is None else json.dumps(reply), cost, call),
-            )
-            self._mine.discard(call)
-            self._turn.notify_all()
+            try:
+                self._db.execute(
+                    "UPDATE calls SET status = ?, reply = ?, cost = ? WHERE id = ?",
+                    (status, None if reply is None else json.dumps(reply), cost, call),
+                )
+            finally:  # whoever waits for money must wake up
+                self._mine.discard(call)
+                self._turn.notify_all()

@@ -239,13 +239,11 @@ class VlmJudge:
         if self._offline:
             return Reply("unreachable", reason="offline, and the cache holds no answer to this question"), 0.0
         if not self._resend_lost and self.cache.lost(key):
-            why = (
-                "sent before, but its answer never arrived (time-out, or the program was ended); it may have been paid"
-            )
-            return Reply("unreachable", reason=f"{why}, so it is sent again only with resend_lost=True"), None
-        at_most = self._at_most(parts)
+            why = "sent before, but no answer arrived (time-out, or the program was ended), and it may have been paid"
+            return Reply("unreachable", reason=f"{why}: sent again only with resend_lost=True"), None
+        at_most, not_before = self._at_most(parts), 0.0
         for attempt in range(self._attempts):
-            if round_.stop.wait(max(0.0, self._not_before - time.monotonic())):
+            if round_.stop.wait(max(0.0, max(not_before, self._not_before) - time.monotonic())):
                 raise CancelledError
             call = self.cache.reserve(key, judge=self.name, at_most=at_most, cap=self.max_cost)
             if call is None:
@@ -260,7 +258,9 @@ class VlmJudge:
             if reply.wait is None or attempt == self._attempts - 1:
                 break
             wait = max(reply.wait, self._first_delay * 2**attempt * random.uniform(0.75, 1.25))
-            self._not_before = max(self._not_before, time.monotonic() + min(wait, _LONGEST_WAIT))
+            not_before = time.monotonic() + min(wait, _LONGEST_WAIT)
+            if reply.wait:  # the server named a time: it is meant for every caller
+                self._not_before = max(self._not_before, not_before)
         return reply, None if reply.billed == "maybe" else 0.0
 
     def _send(self, parts: Sequence[Part], question: Question) -> Reply:
