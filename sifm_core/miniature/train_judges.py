@@ -41,10 +41,10 @@ GROUP = 24
 Cases = dict[str, Tensor]
 
 
-def train(out: Path, *, editor: Path, steps: int, seed: int, log: Any, checkpoints: Path, groups: int = 96) -> None:
+def train(out: Path, *, editor: Path, steps: int, seed: int, log: Any, checkpoints: Path, groups: int = 60) -> None:
     """Collect editor outputs, train both judges, choose thresholds on held-back outputs and save all to `out`."""
     outputs = collect(editor, groups, seed, log, checkpoints / "judge-cases.pt")
-    rendered = render_cases(GROUP * groups, seed + 5)
+    rendered = render_cases(4 * GROUP * groups, seed + 5)
     held = outputs["source"].shape[0] // 6
     test = {k: v[:held] for k, v in outputs.items()}
     outputs = {k: v[held:] for k, v in outputs.items()}
@@ -93,11 +93,11 @@ def collect(editor: Path, groups: int, seed: int, log: Any, cache: Path) -> Case
         eps = float(rng.uniform(0.02, 0.06))
         if kind not in ("clean", "few steps"):
             method, _, layers = kind.partition(" ")
-            options: dict[str, Any] = {"layers": layers, "timesteps": "mid"} if layers and method == "sifm" else {}
+            options: dict[str, Any] = {"layers": layers, "timesteps": [300, 700]} if layers and method == "sifm" else {}
             if method in ("pixel", "block4", "block8", "block16"):
                 method, options = "random_noise", {"pattern": method}
             given = pipeline.immunize(
-                source, model, prompt=prompts, method=method, eps=eps, steps=20, seed=seeds, **options
+                source, model, prompt=prompts, method=method, eps=eps, steps=16, seed=seeds, **options
             ).image
         edited = pipeline.edit(
             given,
@@ -212,8 +212,6 @@ def fit(
 def _inputs(cases: Cases, k: Tensor, tokens: Tensor, augment: bool) -> tuple[Tensor, Tensor, Tensor]:
     source, edited = cases["source"][k] / 255, cases["edited"][k] / 255
     phrase = torch.randint(world.TRAINED_PHRASES, (len(k),)) if augment else k % world.TRAINED_PHRASES
-    if augment and torch.rand(()) < 0.5:
-        source, edited = source.flip(-1), edited.flip(-1)  # mirrors diagonals: straw stays straw
     return source, edited, tokens[cases["edit"][k] * 16 + phrase]
 
 

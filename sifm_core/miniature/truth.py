@@ -17,7 +17,7 @@ SPILL = 0.35
 """Another part counts as changed too when its mean colour went this share of the way to the asked colour."""
 DRIFT = 0.20
 """... or when it drifted this far (root mean square over the channels) from what the target shows."""
-ROUGH = 0.085
+ROUGH = 0.075
 """A picture counts as degraded when, after recolouring every part freely, this much (root mean square) remains
 unexplained. Measured: docs/miniature.md, "The renderer's thresholds"."""
 _INSIDE, _MIN_PIXELS = 0.95, 30
