@@ -33,8 +33,8 @@ from PIL import Image as Pil
 from PIL import ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from sifm_core.errors import BudgetError, ImageError, InputError
-from sifm_core.types import Image
+from .errors import BudgetError, ImageError, InputError
+from .types import Image
 
 MIN_SIDE = 16
 """Pixels. Smaller pictures are refused: no editor can work on them."""

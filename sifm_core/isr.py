@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias, TypeVar
 
-from sifm_core.errors import InputError
-from sifm_core.stats import Interval, clustered_wilson, wilson
-from sifm_core.types import Record, Verdict
+from .errors import InputError
+from .stats import Interval, clustered_wilson, wilson
+from .types import Record, Verdict
 
 CLEAN = "clean"
 """The method of records of unprotected pictures."""

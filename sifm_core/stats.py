@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sifm_core.errors import InputError
+from .errors import InputError
 
 
 class Interval(NamedTuple):

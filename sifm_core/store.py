@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pil
 
-from sifm_core.errors import InputError, StoreError
-from sifm_core.images import from_uint8, png_bytes, to_uint8, write_atomically
-from sifm_core.types import Image, Metric, Record, Verdict
+from .errors import InputError, StoreError
+from .images import from_uint8, png_bytes, to_uint8, write_atomically
+from .types import Image, Metric, Record, Verdict
 
 SCHEMA = 1
 _TABLES = """

@@ -14,14 +14,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sifm_core.errors import InputError, SifmError, unknown
-from sifm_core.images import check_image
-from sifm_core.metrics.fsim import fsim, fsimc
-from sifm_core.metrics.lpips import lpips
-from sifm_core.metrics.psnr import psnr
-from sifm_core.metrics.ssim import ssim
-from sifm_core.metrics.vifp import vifp
-from sifm_core.types import Image, Metric
+from ..errors import InputError, SifmError, unknown
+from ..images import check_image
+from ..types import Image, Metric
+from .fsim import fsim, fsimc
+from .lpips import lpips
+from .psnr import psnr
+from .ssim import ssim
+from .vifp import vifp
 
 
 class Kind(NamedTuple):

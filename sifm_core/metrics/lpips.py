@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sifm_core.errors import SifmError
-from sifm_core.types import Image
+from ..errors import SifmError
+from ..types import Image
 
 BACKBONE = "alexnet-owt-7be5be79.pth"
 """torchvision's ImageNet AlexNet; the digits are the start of the file's sha256."""
@@ -23,8 +23,7 @@ def lpips(reference: Image, distorted: Image) -> Tensor:
     Raises SifmError when the backbone is not on this machine: it is neither downloaded nor replaced by random weights.
     """
     network = _network(backbone_path()).to(reference.device)
-    with torch.no_grad():
-        return network(reference, distorted, normalize=True).flatten()
+    return network(reference, distorted, normalize=True).flatten()
 
 
 def backbone_path() -> Path:
@@ -42,6 +41,6 @@ def _network(path: Path) -> nn.Module:
 
     import lpips
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.inference_mode(False):
         warnings.simplefilter("ignore")  # lpips calls torchvision by its old arguments
         return lpips.LPIPS(net="alex", verbose=False)

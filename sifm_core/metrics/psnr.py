@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sifm_core.types import Image
+from ..types import Image
 
 
 def psnr(reference: Image, distorted: Image) -> Tensor:

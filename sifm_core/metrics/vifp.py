@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sifm_core.types import Image
+from ..types import Image
 
 
 def vifp(reference: Image, distorted: Image) -> Tensor:
