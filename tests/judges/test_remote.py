@@ -256,8 +256,8 @@ def test_kill_9_and_resume_repeats_no_paid_call(dialect, tmp_path, monkeypatch):
     with FakeServer(dialect, delay=0.05) as fake:
         command = [sys.executable, "-c", RESUME, f"{dialect}:fake-model@{fake.url}", str(path), str(n)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while sum(fake.billed.values()) < n and time.monotonic() < deadline:
+        deadline = time.monotonic() + 300
+        while sum(fake.billed.values()) < n and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
