@@ -9,6 +9,7 @@ from sifm_core import pipeline
 
 from . import sockets
 from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
+from ._inputs import prompt_input, prompt_problem, seed_input
 
 
 class SifmAttackerEdit(io.ComfyNode):
@@ -24,8 +25,8 @@ class SifmAttackerEdit(io.ComfyNode):
             inputs=[
                 io.Image.Input("image"),
                 sockets.Editor.Input("editor"),
-                io.String.Input("prompt", multiline=True, default="", tooltip="The attacker's instruction."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Same seed, same bytes."),
+                prompt_input("The attacker's instruction."),
+                seed_input(),
                 io.Int.Input(
                     "steps",
                     default=0,
@@ -46,8 +47,8 @@ class SifmAttackerEdit(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str) -> bool | str:
-        return prompt is None or bool(prompt.strip()) or "type the attacker's instruction, such as 'make it night'"
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
+        return prompt_problem(prompt)
 
     @classmethod
     def execute(cls, image: Tensor, editor: ManagedEditor, prompt: str, seed: int, **options) -> io.NodeOutput:

@@ -11,6 +11,7 @@ from sifm_core.features import resolve
 
 from . import sockets
 from ._comfy import ManagedEditor
+from ._inputs import choice_problem
 
 PRESETS = ("deep", "mid", "up", "last", "down", "all")
 """The names in the editors' `layer_presets`, the default first."""
@@ -56,6 +57,10 @@ class SifmFeatureHook(io.ComfyNode):
                 io.String.Output("matches", tooltip="The module paths that will be hooked, one per line."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, timesteps: str | None = None, layers: Any = None) -> bool | str:
+        return choice_problem("layers", layers, (*PRESETS, "custom"))
 
     @classmethod
     def execute(cls, editor: ManagedEditor, layers: dict[str, Any], timesteps: str, aggregation: str) -> io.NodeOutput:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import folder_paths
+import torch
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from sifm_core import methods, pipeline
-from sifm_core.images import perturbation_view, png_bytes, resize, save_png, verify_budget
+from sifm_core.images import load_image, perturbation_view, png_bytes, resize, save_png, verify_budget
 from sifm_core.types import Image
 
 from . import sockets
 from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
+from ._inputs import choice_problem, method_inputs, method_options, prompt_input, prompt_problem, seed_input
 
+BASELINES = [name for name in methods.METHODS if name != "sifm"]
 HOOKED = ("layers", "timesteps", "aggregation")
 """SIFM's options that the Feature Hook node sets."""
 
@@ -55,8 +57,8 @@ class SifmImmunize(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str) -> bool | str:
-        return _prompt_problem(prompt)
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
+        return prompt_problem(prompt)
 
     @classmethod
     def execute(cls, image, editor, prompt, eps, steps, seed, alpha, mask=None, hook=None, **options) -> io.NodeOutput:
@@ -69,7 +71,6 @@ class SifmImmunize(io.ComfyNode):
 class SifmBaselineImmunize(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = [name for name in methods.METHODS if name != "sifm"]
         return io.Schema(
             node_id="SIFM_BaselineImmunize",
             display_name="SIFM Baseline Immunize",
@@ -80,7 +81,7 @@ class SifmBaselineImmunize(io.ComfyNode):
                 *_common_inputs(),
                 io.DynamicCombo.Input(
                     "method",
-                    options=[io.DynamicCombo.Option(name, method_inputs(name)) for name in names],
+                    options=[io.DynamicCombo.Option(name, method_inputs(name)) for name in BASELINES],
                     tooltip="Each method shows its own settings. random_noise needs neither gradient nor prompt.",
                 ),
             ],
@@ -89,8 +90,9 @@ class SifmBaselineImmunize(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str) -> bool | str:
-        return _prompt_problem(prompt)
+    def validate_inputs(cls, prompt: str | None = None, method: Any = None) -> bool | str:
+        problem = choice_problem("method", method, BASELINES)
+        return prompt_problem(prompt) if problem is True else problem
 
     @classmethod
     def execute(cls, image, editor, prompt, eps, steps, seed, alpha, method, mask=None) -> io.NodeOutput:
@@ -124,65 +126,23 @@ class SifmSaveProtected(io.ComfyNode):
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), width, height
         )
-        saved = []
-        for i, (image, original) in enumerate(
-            zip(protection.image.split(1), protection.original.split(1), strict=True)
-        ):
+        saved, read = [], []
+        pairs = zip(protection.image.split(1), protection.original.split(1), strict=True)
+        for i, (image, original) in enumerate(pairs):
             file = f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
             about = protection.settings | {"original": _hash(original), "protected": _hash(image)}
             save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
             verify_budget(Path(folder, file), original, protection.settings["eps"])
+            read.append(load_image(Path(folder, file)))
             saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
-        return io.NodeOutput(to_comfy(protection.image), ui=ui.SavedImages(saved))
-
-
-def method_inputs(name: str, skip: Sequence[str] = ()) -> list[io.Input]:
-    """A method's options as folded widgets, made from the signature of its `build`."""
-    return [_input(key, option) for key, option in methods.options(name).items() if key not in skip]
-
-
-def method_options(name: str, widgets: dict[str, Any]) -> dict[str, Any]:
-    """The engine's options for what stands in the widgets; an untouched text stays the engine's own default."""
-    known = methods.options(name)
-    chosen = {key: value for key, value in widgets.items() if value is not None}
-    for key, value in widgets.items():
-        if _is_text(known[key]):
-            lines = [line.strip() for line in value.splitlines() if line.strip()]
-            if lines == _lines(known[key].default):
-                del chosen[key]
-            else:
-                chosen[key] = lines[0] if str in get_args(known[key].type) and len(lines) == 1 else lines
-    return chosen
-
-
-def _input(name: str, option: methods.Option) -> io.Input:
-    about = {"tooltip": option.doc, "advanced": True}
-    if option.type is Any:
-        return io.Image.Input(name, optional=True, tooltip=option.doc)
-    if get_origin(option.type) is Literal:
-        return io.Combo.Input(name, options=list(get_args(option.type)), default=option.default, **about)
-    if option.type is bool:
-        return io.Boolean.Input(name, default=option.default, **about)
-    if option.type is int:
-        return io.Int.Input(name, default=option.default, min=0, max=1_000_000, **about)
-    if option.type is float:
-        return io.Float.Input(name, default=option.default, min=0.0, max=1e6, step=0.001, round=False, **about)
-    return io.String.Input(name, default="\n".join(_lines(option.default)), multiline=True, **about)
-
-
-def _is_text(option: methods.Option) -> bool:
-    return option.type not in (Any, bool, int, float) and get_origin(option.type) is not Literal
-
-
-def _lines(default: Any) -> list[str]:
-    return [str(item) for item in ([default] if isinstance(default, str | int) else default)]
+        return io.NodeOutput(to_comfy(torch.cat(read)), ui=ui.SavedImages(saved))
 
 
 def _common_inputs() -> list[io.Input]:
     return [
         io.Image.Input("image", tooltip="One picture or a batch; 8-bit values, any size."),
         sockets.Editor.Input("editor", tooltip="The editor to protect against."),
-        io.String.Input("prompt", multiline=True, default="", tooltip="An instruction the attacker might give."),
+        prompt_input("An instruction that an attacker might give."),
         io.Float.Input(
             "eps",
             default=pipeline.EPS,
@@ -195,7 +155,7 @@ def _common_inputs() -> list[io.Input]:
         io.Int.Input(
             "steps", default=pipeline.STEPS, min=1, max=10_000, tooltip="Iterations of projected gradient descent."
         ),
-        io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Same seed, same bytes."),
+        seed_input(),
         io.Float.Input(
             "alpha",
             default=pipeline.ALPHA,
@@ -245,11 +205,6 @@ def _immunize(
         Protection(original, done.image, dict(done.settings)),
         ui={"sifm_curve": [curve], "sifm_linf": [done.linf], "sifm_seconds": [done.seconds]},
     )
-
-
-def _prompt_problem(prompt: str | None) -> bool | str:
-    """True, or what is wrong with a prompt typed into the widget (a linked one is None here)."""
-    return prompt is None or bool(prompt.strip()) or "type the instruction to protect against, such as 'make it night'"
 
 
 def _hash(image: Image) -> str:

@@ -16,6 +16,7 @@ from sifm_core.types import Case, Verdict
 
 from . import sockets
 from ._comfy import engine_room, reporter, to_engine
+from ._inputs import choice_problem, prompt_input, prompt_problem
 from ._text import percent, table
 
 
@@ -31,9 +32,7 @@ class SifmMllmJudge(io.ComfyNode):
             search_aliases=["gemini", "openai", "ollama", "vlm", "llm judge", "evaluate edit", "verdict"],
             inputs=[
                 io.Image.Input("source", tooltip="The unprotected picture."),
-                io.String.Input(
-                    "prompt", multiline=True, default="", tooltip="The instruction that the edits should follow."
-                ),
+                prompt_input("The instruction that the edits should follow."),
                 io.Image.Input("edited", tooltip="The edit of the protected picture."),
                 io.Image.Input(
                     "clean_edit",
@@ -57,6 +56,11 @@ class SifmMllmJudge(io.ComfyNode):
             ],
             has_intermediate_output=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, prompt: str | None = None, judge: Any = None) -> bool | str:
+        problem = choice_problem("judge", judge, [backend.key for backend in _backends()])
+        return prompt_problem(prompt) if problem is True else problem
 
     @classmethod
     def execute(

@@ -68,6 +68,7 @@ class SifmLoadEditor(io.ComfyNode):
             dtype = "bfloat16" if fast else "float32"
         with engine_room():
             loaded = load_editor(_source(editor, folder), device=model_management.unet_offload_device(), dtype=dtype)
+        loaded.name = folder or editor  # as chosen: no path of this machine in a file's metadata
         return io.NodeOutput(ManagedEditor(loaded))
 
 

@@ -22,8 +22,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KEY = "sk-MARKER-f3b1c2"
-"""A credential in the server's environment that must turn up nowhere."""
 START, FINISH = 600, 600
 """Seconds to wait for the server and for a prompt: only a hang should ever meet them."""
 
@@ -63,6 +61,9 @@ class Events(Thread):
 
 
 class Server:
+    key = "sk-MARKER-f3b1c2"
+    """A credential in the server's environment that must turn up nowhere."""
+
     def __init__(self, port: int, base: Path, log: Path) -> None:
         self.port, self.base, self.log = port, base, log
         self.client = uuid.uuid4().hex
@@ -128,7 +129,7 @@ def server(tmp_path_factory):
                 *("--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"),
             ],
             cwd=path,
-            env=os.environ | {"OPENAI_API_KEY": KEY, "GEMINI_API_KEY": KEY, "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"OPENAI_API_KEY": Server.key, "GEMINI_API_KEY": Server.key, "HF_HUB_OFFLINE": "1"},
             stdout=out,
             stderr=subprocess.STDOUT,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -14,8 +16,10 @@ def comfy():
     path = os.environ.get("COMFYUI_PATH")
     if not path:
         pytest.skip("COMFYUI_PATH names no ComfyUI checkout")
+    import tests.fakes  # noqa: F401  before ComfyUI's own `tests` can take the name
+
     if path not in sys.path:
-        sys.path.append(path)  # last: `nodes` and `tests` must stay this repository's
+        sys.path.append(path)
     pytest.importorskip("comfy_api.latest", reason="this Python lacks ComfyUI's requirements")
     from comfy.cli_args import args
 
@@ -23,10 +27,16 @@ def comfy():
 
 
 @pytest.fixture(scope="session")
-def editor(comfy, tmp_path_factory):
-    """A tiny random InstructPix2Pix in an editor socket."""
-    from nodes.load import SifmLoadEditor
-    from tests import fakes
+def folder(ip2p_folder, tmp_path_factory):
+    """A tiny random InstructPix2Pix that edits at 16 px in two steps."""
+    copy = shutil.copytree(ip2p_folder, tmp_path_factory.mktemp("editor") / "tiny")
+    (copy / "sifm.json").write_text(json.dumps({"size": 16, "steps": 2}))
+    return copy
 
-    folder = fakes.instruct_pix2pix(tmp_path_factory.mktemp("editor"))
+
+@pytest.fixture(scope="session")
+def editor(comfy, folder):
+    """That editor in a socket."""
+    from nodes.load import SifmLoadEditor
+
     return SifmLoadEditor.execute("miniature-ip2p", folder=str(folder))[0]

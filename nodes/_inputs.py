@@ -1,0 +1,71 @@
+"""Inputs that several nodes share, and inputs made from a method's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from comfy_api.latest import io
+
+from sifm_core import methods
+
+
+def prompt_input(tooltip: str) -> io.Input:
+    return io.String.Input("prompt", multiline=True, default="", tooltip=tooltip)
+
+
+def prompt_problem(prompt: str | None) -> bool | str:
+    """True, or what is wrong with a prompt typed into its widget; one that comes through a link is None here."""
+    return prompt is None or bool(prompt.strip()) or "type an instruction, such as 'make it night'"
+
+
+def choice_problem(name: str, chosen: Any, known: Sequence[str]) -> bool | str:
+    """True, or what is wrong with a DynamicCombo: ComfyUI does not pass on a choice that is not in its list."""
+    return chosen is not None or f"{name}: expected one of {', '.join(known)}"
+
+
+def seed_input() -> io.Input:
+    """A seed that stays as it is from run to run."""
+    fixed = io.ControlAfterGenerate.fixed
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**53 - 1, control_after_generate=fixed, tooltip="Same seed, same bytes."
+    )
+
+
+def method_inputs(name: str, skip: Sequence[str] = ()) -> list[io.Input]:
+    """A method's options as folded widgets, made from the signature of its `build`."""
+    return [_input(key, option) for key, option in methods.options(name).items() if key not in skip]
+
+
+def method_options(name: str, widgets: dict[str, Any]) -> dict[str, Any]:
+    """The engine's options for what stands in the widgets; an untouched text stays the engine's own default."""
+    known = methods.options(name)
+    chosen = {key: value for key, value in widgets.items() if value is not None}
+    for key in [key for key in chosen if _is_text(known[key])]:
+        lines = [line.strip() for line in chosen.pop(key).splitlines() if line.strip()]
+        if lines != _lines(known[key].default):
+            chosen[key] = lines if get_origin(known[key].type) is Sequence else ",".join(lines)
+    return chosen
+
+
+def _input(name: str, option: methods.Option) -> io.Input:
+    about = {"default": option.default, "tooltip": option.doc, "advanced": True}
+    if option.type is Any:
+        return io.Image.Input(name, optional=True, tooltip=option.doc)
+    if get_origin(option.type) is Literal:
+        return io.Combo.Input(name, options=list(get_args(option.type)), **about)
+    if option.type is bool:
+        return io.Boolean.Input(name, **about)
+    if option.type is int:
+        return io.Int.Input(name, min=0, max=1_000_000, **about)
+    if option.type is float:
+        return io.Float.Input(name, min=0.0, max=1e6, step=0.001, round=False, **about)
+    return io.String.Input(name, multiline=True, **about | {"default": "\n".join(_lines(option.default))})
+
+
+def _is_text(option: methods.Option) -> bool:
+    return option.type not in (Any, bool, int, float) and get_origin(option.type) is not Literal
+
+
+def _lines(default: Any) -> list[str]:
+    return [str(item) for item in ([default] if isinstance(default, str | int) else default)]

@@ -1,0 +1,257 @@
+"""The pack on a real ComfyUI: what a user queues, through the HTTP API that the browser uses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from PIL import Image
+
+from sifm_core import images
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.usefixtures("server")]
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def graph(name: str, **changes) -> dict:
+    """A shipped workflow in API format; ``changes`` set an input on every node that has it."""
+    nodes = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+    for node in nodes.values():
+        node["inputs"] |= {key: changes[key] for key in changes if key in node["inputs"]}
+    return nodes
+
+
+def ids(nodes: dict, kind: str) -> list[str]:
+    return [i for i, node in nodes.items() if node["class_type"] == kind]
+
+
+def outputs(entry: dict, nodes: dict, kind: str) -> list[dict]:
+    return [entry["outputs"][i] for i in ids(nodes, kind) if i in entry["outputs"]]
+
+
+def event(entry: dict, name: str) -> dict:
+    return next(data for kind, data in entry["status"]["messages"] if kind == name)
+
+
+def slow(seed: int) -> dict:
+    """Many steps of at least a tenth of a second, which is as often as ComfyUI passes progress on."""
+    return graph("protect_my_image", steps=400, timesteps="80", seed=seed)
+
+
+def test_the_pack_loads_without_a_warning(server):
+    log = server.log.read_text()
+    assert re.search(r"seconds: \S+/custom_nodes/sifm\n", log), log
+    suspect = [line for line in log.splitlines() if re.search("warn|error|fail|traceback", line, re.I)]
+    assert not [line for line in suspect if re.search(r"sifm|custom_node", line, re.I)]
+
+
+def test_every_node_has_a_help_page_and_tooltips(server):
+    nodes = {name: info for name, info in server.get("/object_info").items() if name.startswith("SIFM_")}
+    assert len(nodes) >= 10
+    for name, info in nodes.items():
+        assert server.fetch(f"/extensions/sifm/docs/{name}.md").decode().startswith(f"# {info['display_name']}\n")
+        for kind in ("required", "optional"):
+            for key, (type_, *about) in info["input"].get(kind, {}).items():
+                assert type_.startswith(("SIFM_", "IMAGE")) or about[0].get("tooltip"), f"{name}.{key} has no tooltip"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_api_format_is_derived_from_the_workflow(server, name):
+    converter = pytest.importorskip("comfy_cli.workflow_to_api", reason="needs comfy-cli")
+    ui = json.loads((WORKFLOWS / f"{name}.json").read_text())
+    derived = converter.convert_ui_to_api(copy.deepcopy(ui), server.get("/object_info"))
+    committed = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+    assert derived == committed
+    assert all(node["_meta"]["title"] for node in committed.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_of_a_workflow_do_not_overlap_and_lie_in_a_group(name):
+    ui = json.loads((WORKFLOWS / f"{name}.json").read_text())
+    boxes = [(*node["pos"], *node["size"]) for node in ui["nodes"]]
+    title = 30
+    for i, (x, y, w, h) in enumerate(boxes):
+        for x2, y2, w2, h2 in boxes[i + 1 :]:
+            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 - title or y2 + h2 <= y - title
+        frames = [group["bounding"] for group in ui["groups"]]
+        assert any(gx < x and gy < y and x + w < gx + gw and y + h < gy + gh for gx, gy, gw, gh in frames)
+    assert (WORKFLOWS / f"{name}.jpg").exists()
+
+
+def test_every_node_is_in_a_workflow(server):
+    used = {node["class_type"] for name in NAMES for node in graph(name).values()}
+    assert {name for name in server.get("/object_info") if name.startswith("SIFM_")} == used & {
+        name for name in used if name.startswith("SIFM_")
+    }
+
+
+def test_protect_my_image_saves_a_picture_inside_its_budget(server, events):
+    nodes = graph("protect_my_image", steps=6)
+    prompt = server.queue(nodes)
+    entry = server.finished(prompt)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+    saved = outputs(entry, nodes, "SIFM_SaveProtected")[0]["images"]
+    file = Path(server.base, "output", saved[0]["subfolder"], saved[0]["filename"])
+    original = images.load_image(Path(server.base, "input", "example.png"))
+    assert images.verify_budget(file, original, 0.03) > 0
+    text = Image.open(file).text
+    settings = json.loads(text["sifm"])
+    assert settings["method"] == "sifm" and settings["steps"] == 6
+    assert json.loads(text["prompt"]) == nodes
+    curve = outputs(entry, nodes, "SIFM_Immunize")[0]["sifm_curve"][0]
+    assert len(curve["loss"]) == 6 and curve["loss"][-1] < curve["loss"][0]
+    assert len(events.of("progress", prompt)) >= 2
+    assert [data for _, kind, data in events.seen if kind == "preview"]
+
+
+def test_protect_and_test_judges_every_picture_of_every_arm(server):
+    nodes = graph("protect_and_test", steps=4, count=3)
+    entry = server.run(nodes)
+    result = outputs(entry, nodes, "SIFM_ISRAggregate")[0]["sifm_isr"][0]
+    assert {arm: rate["n"] + rate["unclear"] for arm, rate in result["rates"].items()} == {
+        "protected": 3,
+        "clean": 3,
+        "control": 3,
+    }
+    assert len(result["records"]) == 9
+    assert all([v["judge"] for v in r["verdicts"]] == ["miniature:conv", "miniature:patch"] for r in result["records"])
+    assert result["metrics"]["protected"]["psnr"] > 0
+    shown = outputs(entry, nodes, "PreviewImage")
+    assert [len(preview["images"]) for preview in shown] == [3] * 6
+    table = outputs(entry, nodes, "PreviewAny")[0]["text"][0]
+    assert "unprotected" in table and "noise control" in table
+
+
+def test_an_unchanged_prompt_is_not_computed_again_and_a_changed_model_is(server):
+    editor = server.base / "models" / "diffusers" / "copy"
+    editor.symlink_to(ROOT / "sifm_core" / "miniature" / "weights" / "miniature-ip2p")
+    nodes = graph("protect_my_image", steps=3, editor="copy")
+    nodes["sifm"] = {"class_type": "SIFM_LoadEditor", "inputs": {"editor": "copy"}, "_meta": {"title": "editor"}}
+    for node in nodes.values():
+        if isinstance(node["inputs"].get("editor"), str) and node["class_type"] != "SIFM_LoadEditor":
+            node["inputs"]["editor"] = ["sifm", 0]
+    work = ids(nodes, "SIFM_Immunize")
+    assert not set(work) & set(event(server.run(nodes), "execution_cached")["nodes"])
+    again = event(server.run(nodes), "execution_cached")["nodes"]
+    assert set(work) <= set(again) and "sifm" in again
+
+
+def test_an_interrupt_stops_within_one_step_and_leaves_the_server_usable(server, events):
+    prompt = server.queue(slow(seed=1))
+    until = time.monotonic() + 300
+    while len(events.of("progress", prompt)) < 4 and time.monotonic() < until:
+        time.sleep(0.02)
+    status, _ = server.post("/interrupt", {"prompt_id": prompt})
+    sent = time.monotonic()
+    assert status == 200
+    entry = server.finished(prompt)
+    assert event(entry, "execution_interrupted")["node_type"] == "SIFM_Immunize"
+    steps = [data["value"] for t, data in events.of("progress", prompt)]
+    late = [data["value"] for t, data in events.of("progress", prompt) if t > sent]
+    assert len(late) <= 1 < len(steps), (steps, late)
+    assert max(steps) < 100
+    server.run(graph("protect_my_image", steps=2, seed=2))
+
+
+def test_two_prompts_in_the_queue_both_end_with_their_own_result(server):
+    first, second = (graph("protect_my_image", steps=3, seed=seed) for seed in (11, 12))
+    tickets = [server.queue(nodes) for nodes in (first, second)]
+    files = []
+    for ticket in tickets:
+        entry = server.finished(ticket)
+        assert entry["status"]["status_str"] == "success"
+        image = outputs(entry, first, "SIFM_SaveProtected")[0]["images"][0]
+        files.append(Path(server.base, "output", image["subfolder"], image["filename"]))
+    assert len(set(files)) == 2
+    assert [json.loads(Image.open(file).text["sifm"])["seed"] for file in files] == [11, 12]
+
+
+def test_an_editor_that_was_unloaded_between_prompts_works_again(server):
+    first = graph("protect_my_image", steps=3, seed=21)
+    before = outputs(server.run(first), first, "SIFM_Immunize")[0]["sifm_curve"]
+    server.post("/free", {"unload_models": True})
+    again = graph("protect_my_image", steps=3, seed=21, part_norms=True)  # another input, so that it runs
+    after = outputs(server.run(again), again, "SIFM_Immunize")[0]["sifm_curve"]
+    assert after[0]["loss"] == pytest.approx(before[0]["loss"])
+
+
+BAD = {
+    "eps of nothing": ("SIFM_Immunize", "eps", 0.0, "min"),
+    "eps above everything": ("SIFM_Immunize", "eps", 1.5, "max"),
+    "no steps": ("SIFM_Immunize", "steps", 0, "min"),
+    "negative steps": ("SIFM_Immunize", "steps", -3, "min"),
+    "steps in words": ("SIFM_Immunize", "steps", "many", "convert"),
+    "negative seed": ("SIFM_Immunize", "seed", -1, "min"),
+    "empty prompt": ("SIFM_Immunize", "prompt", "  ", "type an instruction"),
+    "unknown objective": ("SIFM_Immunize", "objective", "fame", "not in"),
+    "no image": ("SIFM_Immunize", "image", None, "missing"),
+    "another kind of link": ("SIFM_Immunize", "editor", "image", "mismatch"),
+    "unknown editor": ("SIFM_LoadEditor", "editor", "no-such-editor", "not in"),
+    "a folder that is no editor": ("SIFM_LoadEditor", "folder", "/nowhere", "model_index.json"),
+    "unknown layers": ("SIFM_FeatureHook", "layers", "deepest", "expected one of deep"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_anything_runs(server, case):
+    kind, key, value, expected = BAD[case]
+    nodes = graph("protect_my_image")
+    inputs = nodes[ids(nodes, kind)[0]]["inputs"]
+    if value is None:
+        del inputs[key]
+    else:
+        inputs[key] = inputs["image"] if value == "image" else value
+    status, answer = server.post("/prompt", {"prompt": nodes, "client_id": server.client})
+    assert status == 400, answer
+    assert expected in json.dumps(answer["node_errors"]), answer
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """A judge's server that refuses the key and, as some do, repeats it."""
+
+    def do_POST(self):
+        message = f"Incorrect API key provided: {self.headers['Authorization']}"
+        body = json.dumps({"error": {"message": message}}).encode()
+        self.send_response(401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_no_key_reaches_a_file_a_record_or_the_log(server, events):
+    refuses = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    Thread(target=refuses.serve_forever, daemon=True).start()
+    nodes = graph("protect_and_test", steps=2, count=1)
+    for i in ids(nodes, "SIFM_MLLMJudge"):
+        inputs = {k: v for k, v in nodes[i]["inputs"].items() if not k.startswith("judge")}
+        url = f"http://127.0.0.1:{refuses.server_port}/v1"
+        chosen = {"judge": "openai", "judge.model": "m", "judge.base_url": url, "judge.max_cost": 0.0}
+        nodes[i]["inputs"] = inputs | chosen | {"judge.key_variable": "OPENAI_API_KEY"}
+    save = {"protection": [ids(nodes, "SIFM_Immunize")[0], 2], "filename_prefix": "key/pic"}
+    nodes["save"] = {"class_type": "SIFM_SaveProtected", "inputs": save, "_meta": {"title": "save"}}
+    entry = server.finished(server.queue(nodes))
+    refuses.shutdown()
+    if "needs the package openai" in json.dumps(entry["status"]):
+        pytest.skip("ComfyUI's Python has no openai")
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+    records = outputs(entry, nodes, "SIFM_ISRAggregate")[0]["sifm_isr"][0]["records"]
+    assert {v["state"] for record in records for v in record["verdicts"]} == {"missing_key"}
+    folders = [server.base / name for name in ("output", "temp", "user")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert any(path.match("key/pic*.png") for path in files)
+    places = {str(path): path.read_bytes() for path in files} | {"log": server.log.read_bytes()}
+    places |= {route: server.fetch(route) for route in ("/object_info", "/history")}
+    places["events"] = json.dumps([data for _, kind, data in events.seen if kind != "preview"]).encode()
+    assert not [place for place, content in places.items() if server.key.encode() in content]

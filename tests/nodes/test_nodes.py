@@ -1,0 +1,386 @@
+"""Every node's `execute`, as ComfyUI calls it: in inference mode, with ComfyUI's own memory management."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from sifm_core import methods
+from sifm_core.types import Metric, Verdict
+
+pytestmark = pytest.mark.usefixtures("comfy")
+
+
+@pytest.fixture(autouse=True)
+def inside_a_prompt(comfy):
+    with torch.inference_mode():
+        yield
+
+
+def picture(n: int = 1, height: int = 24, width: int = 32) -> torch.Tensor:
+    levels = torch.randint(0, 256, (n, height, width, 3), generator=torch.Generator().manual_seed(n))
+    return levels / 255
+
+
+SETTINGS = {"prompt": "abc", "eps": 0.03, "steps": 3, "seed": 0, "alpha": 2 / 255}
+
+
+def widgets(name: str) -> dict:
+    """What the frontend would send for untouched widgets."""
+    from nodes._inputs import method_inputs
+
+    return {
+        i.id: i.default
+        for i in method_inputs(name, skip=("layers", "timesteps", "aggregation"))
+        if hasattr(i, "default")
+    }
+
+
+def immunize(editor, image, **changes):
+    from nodes.immunize import SifmImmunize
+
+    return SifmImmunize.execute(image=image, editor=editor, **SETTINGS | widgets("sifm") | changes)
+
+
+def test_every_node_is_complete():
+    from nodes import node_list
+
+    ids = [node.GET_SCHEMA().node_id for node in node_list()]
+    assert len(set(ids)) == len(ids) >= 10
+    for node in node_list():
+        info = node.GET_NODE_INFO_V1()
+        assert info["name"].startswith("SIFM_") and info["category"] == "SIFM"
+        assert info["description"] and info["search_aliases"]
+        json.dumps(info)
+
+
+def test_immunize_protects_within_the_budget_on_the_grid(editor):
+    image = picture(2)
+    out = immunize(editor, image)
+    protected, perturbation, protection = out[0], out[1], out[2]
+    assert protected.shape == perturbation.shape == image.shape
+    assert 0 < (protected - image).abs().max() <= 0.03
+    assert torch.equal(protected, (protected * 255).round() / 255)
+    assert protection.settings["eps"] == 0.03 and protection.settings["method"] == "sifm"
+    curve = out.ui["sifm_curve"][0]
+    assert len(curve["loss"]) == 3 and all(math.isfinite(x) for x in curve["loss"])
+    json.dumps(out.ui)
+
+
+def test_a_batch_gives_what_its_pictures_give_alone(editor):
+    image = picture(2)
+    both, one = immunize(editor, image)[0], immunize(editor, image[1:])[0]
+    assert torch.equal(both[1:], one)
+
+
+def test_the_mask_keeps_pixels(editor):
+    image, mask = picture(1), torch.zeros(1, 24, 32)
+    mask[:, :, :16] = 1
+    change = (immunize(editor, image, mask=mask)[0] - image).abs()
+    assert change[:, :, 16:].max() == 0 < change[:, :, :16].max()
+
+
+def test_the_hook_decides_what_is_disturbed(editor):
+    from nodes.hook import SifmFeatureHook
+
+    hook, matches = SifmFeatureHook.execute(editor, {"layers": "mid"}, "200,400", "literal").args
+    assert matches == "mid_block"
+    custom, _ = SifmFeatureHook.execute(
+        editor, {"layers": "custom", "patterns": "mid_block,\n down_blocks.0.resnets.*"}, "5", "per_layer"
+    ).args
+    assert custom["layers"] == ("down_blocks.0.resnets.0", "mid_block")
+    a, b = (immunize(editor, picture(1), hook=h) for h in (hook, custom))
+    assert a[2].settings["options"]["timesteps"] == "200,400"
+    assert not torch.equal(a[0], b[0])
+
+
+def test_presets_are_those_of_the_editors(editor):
+    from nodes.hook import PRESETS
+
+    assert set(PRESETS) == set(editor.editor.layer_presets)
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name != "sifm"])
+def test_every_baseline_runs_with_untouched_widgets(editor, name):
+    from nodes.immunize import SifmBaselineImmunize
+
+    out = SifmBaselineImmunize.execute(picture(1), editor, **SETTINGS, method={"method": name} | widgets(name))
+    assert 0 < (out[0] - picture(1)).abs().max() <= 0.03
+
+
+def test_a_target_image_of_any_size_is_fitted(editor):
+    from nodes.immunize import SifmBaselineImmunize
+
+    method = {"method": "photoguard_encoder", "target_image": picture(1, 50, 40)} | widgets("photoguard_encoder")
+    aimed = SifmBaselineImmunize.execute(picture(1), editor, **SETTINGS, method=method)[0]
+    method.pop("target_image")
+    assert not torch.equal(aimed, SifmBaselineImmunize.execute(picture(1), editor, **SETTINGS, method=method)[0])
+
+
+def test_widgets_stand_for_the_options_of_the_signature():
+    from nodes._inputs import method_options
+
+    assert "prompts" not in method_options("sifm", widgets("sifm"))
+    typed = method_options("sifm", widgets("sifm") | {"prompts": "make it red\n\n make it blue ", "lam": 2.0})
+    assert typed["prompts"] == ["make it red", "make it blue"] and typed["lam"] == 2.0
+    assert method_options("sifm", {"prompts": "one"})["prompts"] == ["one"]
+    assert method_options("sifm", {"timesteps": "200\n400"})["timesteps"] == "200,400"
+
+
+def test_further_prompts_are_encoded_before_the_text_encoder_leaves(editor):
+    prompts = "further one\nfurther two"
+    assert not torch.equal(immunize(editor, picture(1), prompts=prompts)[0], immunize(editor, picture(1))[0])
+    assert {"abc", "further one", "further two"} <= editor._prepared
+
+
+def test_an_editor_that_was_evicted_in_inference_mode_works_again(editor):
+    from comfy import model_management
+
+    before = immunize(editor, picture(1))[0]
+    model_management.unload_all_models()
+    for patcher in editor._rest:
+        patcher.model.double().float()  # what a move between devices does: new tensors, made in inference mode
+    assert any(p.is_inference() for patcher in editor._rest for p in patcher.model.parameters())
+    assert torch.equal(immunize(editor, picture(1))[0], before)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_interrupt_stops_at_the_next_step(editor, monkeypatch, at):
+    from comfy import model_management
+
+    look, steps = model_management.throw_exception_if_processing_interrupted, []
+
+    def watch():
+        steps.append(1)
+        if len(steps) == at:
+            model_management.interrupt_current_processing()
+        look()
+
+    monkeypatch.setattr(model_management, "throw_exception_if_processing_interrupted", watch)
+    with pytest.raises(model_management.InterruptProcessingException):
+        immunize(editor, picture(1), steps=50)
+    assert len(steps) == at
+    assert not any(module._forward_hooks for module in editor.editor.net.modules())
+    monkeypatch.undo()
+    assert immunize(editor, picture(1))[0].shape == (1, 24, 32, 3)
+
+
+def test_progress_and_previews_go_out_during_the_work(editor, monkeypatch):
+    import comfy.utils
+
+    sent = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: sent.append((value, preview))
+    )
+    immunize(editor, picture(1), steps=11)
+    previews = {value: preview for value, preview in sent if preview}
+    assert set(previews) == {1, 5, 10, 11}
+    kind, shown, _ = previews[11]
+    assert kind == "JPEG" and shown.height >= 240 and shown.width == shown.height * 2 * 32 // 24
+
+
+def test_the_attack_has_the_size_of_its_picture_and_repeats_itself(editor):
+    from nodes.edit import SifmAttackerEdit
+
+    image = picture(2)
+    edits = [SifmAttackerEdit.execute(image, editor, "abc", seed, steps=0, guidance_scale=0.0)[0] for seed in (0, 0, 1)]
+    assert edits[0].shape == image.shape
+    assert torch.equal(edits[0], edits[1]) and not torch.equal(edits[0], edits[2])
+    more = SifmAttackerEdit.execute(image, editor, "abc", 0, steps=4, guidance_scale=3.0, image_guidance_scale=2.0)[0]
+    assert not torch.equal(more, edits[0])
+
+
+def test_saved_files_keep_the_budget_and_say_what_they_are(editor, tmp_path, monkeypatch):
+    import folder_paths
+    from PIL import Image
+
+    from nodes.immunize import SifmSaveProtected
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    out = immunize(editor, picture(2))
+    node = SifmSaveProtected.PREPARE_CLASS_CLONE(None)
+    saved = node.execute(out[2], "here/pic")
+    assert torch.equal(saved[0], out[0])
+    files = sorted(tmp_path.rglob("*.png"))
+    assert [file.parent.name for file in files] == ["here", "here"] and len(saved.ui.as_dict()["images"]) == 2
+    about = json.loads(Image.open(files[1]).text["sifm"])
+    assert about["eps"] == 0.03 and about["editor_fingerprint"] == editor.editor.fingerprint
+    assert len({about["original"], about["protected"]}) == 2
+
+
+def test_a_result_outside_its_budget_is_not_passed_on(editor, tmp_path, monkeypatch):
+    import folder_paths
+
+    from nodes.immunize import Protection, SifmSaveProtected
+    from sifm_core.errors import BudgetError
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    good = immunize(editor, picture(1))[2]
+    bad = Protection(good.original, 1 - good.image, good.settings)
+    with pytest.raises(BudgetError):
+        SifmSaveProtected.PREPARE_CLASS_CLONE(None).execute(bad, "x")
+
+
+def test_metrics_are_the_engines(editor):
+    from nodes.measure import SifmPairwiseMetrics
+    from sifm_core import pipeline
+
+    a, b = picture(2, 64, 64), picture(2, 64, 64).flip(1)
+    metrics, text = SifmPairwiseMetrics.execute(a, b).args
+    truth = pipeline.measure(a.movedim(-1, 1).clone(), b.movedim(-1, 1).clone())
+    assert [m.value for m in metrics["ssim"]] == pytest.approx([m.value for m in truth["ssim"]])
+    assert text.count("\n") == len(metrics) + 1 and "picture 2" in text
+
+
+def verdict(mismatch: bool | None) -> Verdict:
+    """A judge's answer, or none."""
+    found = () if mismatch is None else (mismatch, False)
+    return Verdict("miniature:conv", "ok" if found else "refused", *found)
+
+
+class FakeJudge:
+    """Says mismatch where the edit is darker than the source; keeps what it was asked."""
+
+    name = "fake:judge"
+
+    def __init__(self):
+        self.cases = []
+
+    def judge(self, cases, *, on_step=None):
+        self.cases += cases
+        return [verdict(bool(case.edited.mean() < case.source.mean())) for case in cases]
+
+
+def test_the_judge_sees_every_arm_blind_and_in_order(monkeypatch):
+    import nodes.judge
+
+    fake = FakeJudge()
+    monkeypatch.setattr(nodes.judge, "load_judge", lambda spec, **options: fake)
+    source = picture(2)
+    verdicts, text = nodes.judge.SifmMllmJudge.execute(
+        source, "make it red", source * 0.5, {"judge": "miniature", "model": "conv"}, control_edit=source * 0.5 + 0.5
+    ).args
+    assert {arm: [v.success for v in listed] for arm, listed in verdicts.items()} == {
+        "protected": [True, True],
+        "control": [False, False],
+    }
+    assert [case.truth for case in fake.cases] == [None] * 4
+    assert text.count("\n") == 5
+
+
+def test_edits_of_another_number_or_size_are_refused(monkeypatch):
+    import nodes.judge
+    from sifm_core.errors import ImageError
+
+    monkeypatch.setattr(nodes.judge, "load_judge", lambda spec, **options: FakeJudge())
+    with pytest.raises(ImageError, match="2 of 32x24"):
+        nodes.judge.SifmMllmJudge.execute(picture(2), "x", picture(1), {"judge": "miniature", "model": "conv"})
+
+
+def test_no_widget_of_the_judge_takes_a_key(monkeypatch):
+    from nodes.judge import SifmMllmJudge
+
+    monkeypatch.setenv("SOME_API_KEY", "sk-secret")
+    shown = json.dumps(SifmMllmJudge.GET_NODE_INFO_V1())
+    assert "SOME_API_KEY" in shown and "sk-secret" not in shown
+
+
+def test_paid_judges_get_their_settings_and_a_ledger(monkeypatch, tmp_path):
+    import folder_paths
+
+    import nodes.judge
+
+    asked = []
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+    monkeypatch.setattr(nodes.judge, "load_judge", lambda spec, **options: asked.append((spec, options)) or FakeJudge())
+    choice = {
+        "judge": "openai",
+        "model": "llava",
+        "base_url": "http://h/v1",
+        "key_variable": "A_API_KEY",
+        "max_cost": 0.0,
+    }
+    nodes.judge.SifmMllmJudge.execute(picture(1), "x", picture(1), choice)
+    spec, options = asked[0]
+    assert spec == "openai:llava@http://h/v1"
+    assert options["key_variable"] == "A_API_KEY" and options["max_cost"] is None
+    assert options["cache"].parent.is_dir()
+
+
+def arms(protected: list, clean: list, control: list | None = None) -> dict:
+    given = {"protected": protected, "clean": clean} | ({"control": control} if control else {})
+    return {arm: [verdict(v) for v in values] for arm, values in given.items()}
+
+
+def test_the_aggregate_counts_what_both_judges_say_and_pairs_it_with_the_clean_edit():
+    from nodes.bench import SifmIsrAggregate
+
+    first = [arms([True, True], [False, True], [False, False]), arms([True, False], [False, False], [True, False])]
+    second = [arms([True, True], [False, True], [False, False]), arms([False, None], [False, False], [True, False])]
+    metrics = [{"ssim": [Metric(0.5, "d"), Metric(0.7, "d")]}, {"ssim": [Metric(None, "d", "why"), Metric(0.9, "d")]}]
+    out = SifmIsrAggregate.execute({"judge_0": first, "judge_1": second}, metrics=metrics)
+    rates = out.ui["sifm_isr"][0]["rates"]
+    assert rates["protected"]["rate"] == pytest.approx(2 / 3) == out[1]
+    assert rates["protected"]["unclear"] == 1
+    assert rates["protected"]["net"] == pytest.approx(1 / 3)
+    assert rates["control"]["rate"] == rates["clean"]["rate"] == 0.25
+    assert out.ui["sifm_isr"][0]["metrics"]["protected"]["ssim"] == pytest.approx(0.7)
+    assert "67%" in out[0] and "no evidence" in out[0]
+    assert [record["success"] for record in out.ui["sifm_isr"][0]["records"][:4]] == [True, True, False, None]
+    json.dumps(out.ui)
+
+
+def test_nothing_judged_is_no_rate():
+    from nodes.bench import SifmIsrAggregate
+
+    out = SifmIsrAggregate.execute({"judge_0": [arms([None], [None])]})
+    assert math.isnan(out[1])
+    assert "| -" in out[0]
+
+
+def test_judges_of_different_pictures_do_not_mix():
+    from nodes.bench import SifmIsrAggregate
+    from sifm_core.errors import InputError
+
+    with pytest.raises(InputError, match="same pictures"):
+        SifmIsrAggregate.execute({"judge_0": [arms([True], [True])], "judge_1": [arms([True, True], [True, True])]})
+
+
+def test_the_benchmark_comes_as_lists_of_one_length():
+    from nodes.bench import SifmLoadBenchmark
+    from sifm_core.errors import InputError
+    from sifm_core.miniature import benchmark
+
+    images, prompts, categories, ids = SifmLoadBenchmark.execute("landscape", 2, 3).args
+    assert len(images) == len(prompts) == 3 == len(set(ids))
+    assert set(categories) == {"landscape"}
+    item = benchmark.load(ids=[ids[0]])[0]
+    assert torch.equal(images[0][0].movedim(-1, 0), item.image) and prompts[0] == item.instruction
+    with pytest.raises(InputError, match="start"):
+        SifmLoadBenchmark.execute("artwork", 90, 1)
+
+
+def test_a_changed_model_file_is_noticed(folder):
+    from nodes.load import SifmLoadEditor
+
+    before = SifmLoadEditor.fingerprint_inputs("miniature-ip2p", str(folder))
+    assert before == SifmLoadEditor.fingerprint_inputs("miniature-ip2p", str(folder)) != []
+    file = next(folder.glob("unet/*.safetensors"))
+    file.touch()
+    assert SifmLoadEditor.fingerprint_inputs("miniature-ip2p", str(folder)) != before
+
+
+def test_models_in_comfyuis_folder_are_offered(folder, tmp_path, monkeypatch):
+    import folder_paths
+
+    from nodes.load import SifmLoadEditor
+
+    (tmp_path / "my-editor").symlink_to(folder)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], set()))
+    options = SifmLoadEditor.INPUT_TYPES()["required"]["editor"][1]["options"]
+    assert options[0] == "miniature-ip2p" and "my-editor" in options
+    assert SifmLoadEditor.execute("my-editor")[0].editor.name == "my-editor"
+    assert SifmLoadEditor.validate_inputs(str(tmp_path)) is not True
