@@ -103,6 +103,12 @@ BEHAVIOURS = {
     "damage": lambda r: Response(r.answer(verdict="failure", usable="no") if r.question == "quality" else r.answer()),
     "rate-once": lambda r: error(429, **{"retry-after": "0.01"}) if r.nth == 0 else Response(r.answer()),
     "rate": lambda r: error(429),
+    "rate-header": lambda r: error(429, **{"retry-after": "0.5"}) if r.nth == 0 else Response(r.answer()),
+    "rate-info": lambda r: (
+        Response(status=429, raw='{"error": {"code": 429, "message": "no", "details": [{"retryDelay": "0.5s"}]}}')
+        if r.nth == 0
+        else Response(r.answer())
+    ),
     "server-error": lambda r: error(500),
     "bad-request": lambda r: error(400),
     "not-found": lambda r: error(404),

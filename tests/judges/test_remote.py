@@ -102,6 +102,12 @@ def test_rate_limits_are_retried_and_given_up(server):
     assert [r.question for r in server.requests[4:]] == ["semantic"] * 2 + ["quality"] * 2
 
 
+def test_the_server_says_how_long_to_wait(server):
+    started = time.monotonic()
+    (verdict,) = judge_for(server).judge([case("rate-header" if server.dialect == "openai" else "rate-info")])
+    assert verdict.state == "ok" and time.monotonic() - started > 1.0, "half a second for each of two questions"
+
+
 def test_calls_that_may_have_been_paid_are_not_repeated(server):
     judge = judge_for(server, timeout=0.5)
     for _ in range(2):
