@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import methods, metrics
+from . import methods
 from .editors import load_editor
 from .errors import ImageError, InputError, unknown
 from .gradients import through_resize
 from .images import check_image, resize, round_to_budget
 from .judges import load_judge
+from .metrics import measure as measure
 from .noise import Seed, generators
 from .pgd import pgd
-from .types import Case, Editor, Image, Judge, Metric, OnStep, Step, Verdict
+from .types import Case, Editor, Image, Judge, OnStep, Step, Verdict
 
 EPS, STEPS, ALPHA = 0.03, 100, 2 / 255
 """The paper's budget and iterations (section V-A), in [0, 1] units; the step size is the engine's default."""
@@ -136,25 +137,6 @@ def edit(
     x = resize(image.detach().float().to(editor.device), editor.work_size(*size))
     edited = editor.edit(x, editor.prepare(prompts), seed=seed, on_step=on_step, **options)
     return resize(edited.float().cpu(), size).clamp(0, 1).mul(255).round().div(255)
-
-
-def measure(reference: Image, distorted: Image, names: Sequence[str] | None = None) -> dict[str, list[Metric]]:
-    """Compare pictures of one size: metric name -> one :class:`Metric` per picture of the batch.
-
-    Both (B, 3, H, W) in [0, 1]; the order matters (VIFp is not symmetric). A metric that cannot be computed has the
-    value None and says why. Raises InputError for unequal sizes or an unknown name.
-    """
-    check_image(reference, "reference")
-    check_image(distorted, "distorted")
-    if reference.shape != distorted.shape:
-        sizes = [f"{len(x)} of {x.shape[-1]}x{x.shape[-2]}" for x in (reference, distorted)]
-        raise ImageError(
-            f"pictures differ in size: reference {sizes[0]}, distorted {sizes[1]}: resize or crop one to the other"
-        )
-    for name in names or ():
-        if name not in metrics.METRICS:
-            raise unknown("metric", name, metrics.METRICS)
-    return metrics.measure(reference, distorted, names)
 
 
 def judge(

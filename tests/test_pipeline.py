@@ -187,9 +187,9 @@ def test_edit_refuses_unknown_options_with_near_names(editor):
 
 def test_measure_and_judge_refuse_pictures_of_different_size():
     one, two = fakes.images(1, 48), fakes.images(1, (48, 50))
-    with pytest.raises(ImageError, match="48x48.*50x48"):
+    with pytest.raises(InputError, match="48, 50"):
         pipeline.measure(one, two)
-    with pytest.raises(ImageError, match="48x48.*50x48"):
+    with pytest.raises(ImageError, match=r"48x48.*50x48"):
         pipeline.judge(one, two, "a", [Parrot()])
     with pytest.raises(InputError, match="judges"):
         pipeline.judge(one, one, "a", [])

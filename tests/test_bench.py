@@ -1,0 +1,242 @@
+"""The grid: every row and control, seeds shared, artefacts reused, failures recorded, killed runs resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sifm_core import bench
+from sifm_core.bench import CLEAN, Grid, Row
+from sifm_core.errors import InputError
+from sifm_core.store import Store
+from sifm_core.types import Record, Step
+from tests.toy import ToyEditor, ToyJudge, samples
+
+ROWS = (
+    Row(CLEAN),
+    Row("another seed", seed_shift=1000),
+    Row("noise", "random_noise", {"pattern": "block4"}),
+    Row("PhotoGE", "photoguard_encoder"),
+    Row("SIFM", "sifm", {"timesteps": 2}),
+)
+
+
+def toy_grid(**changes) -> Grid:
+    settings = {
+        "samples": samples(3),
+        "editor": ToyEditor(),
+        "judges": [ToyJudge("toy:a"), ToyJudge("toy:b", 0.45)],
+        "rows": ROWS,
+        "steps": 4,
+        "batch": 2,
+    }
+    return Grid(**settings | changes)
+
+
+def timeless(record: Record) -> Record:
+    return replace(record, seconds={}, verdicts=tuple(replace(v, latency=None) for v in record.verdicts))
+
+
+def by_method(records: list[Record], image: str = "toy-0", seed: int = 0) -> dict[str, Record]:
+    return {r.method: r for r in records if r.image == image and r.seed == seed}
+
+
+def test_one_record_per_picture_row_and_seed_in_order(tmp_path):
+    store = Store(tmp_path)
+    records = bench.run(toy_grid(seeds=(0, 5)), store)
+    assert [(r.seed, r.image, r.method) for r in records] == [
+        (seed, f"toy-{i}", row.name) for seed in (0, 5) for i in range(3) for row in ROWS
+    ]
+    assert list(store.records()) == records
+    assert len({r.key for r in records}) == len(records)
+    assert not any("failed" in r.info for r in records)
+
+
+def test_rows_differ_only_in_what_they_should(tmp_path):
+    store = Store(tmp_path)
+    rows = by_method(bench.run(toy_grid(), store))
+    clean, other = rows[CLEAN], rows["another seed"]
+    assert clean.protected == other.protected == clean.source and clean.edited != other.edited
+    assert (clean.metrics, clean.eps) == ({}, 0.0)
+    assert clean.info["edit_seed"] == rows["SIFM"].info["edit_seed"] == 0 and other.info["edit_seed"] == 1000
+    source = store.get_image(clean.source)
+    for name in ("noise", "PhotoGE", "SIFM"):
+        largest = float((store.get_image(rows[name].protected) - source).abs().max())
+        assert 5 / 255 < largest <= 0.03
+        assert rows[name].info["linf"] == pytest.approx(largest)
+        assert rows[name].info["fidelity"]["psnr"]["value"] > 25
+        assert rows[name].metrics["ssim"].value < 1
+    assert len(rows["SIFM"].info["history"]) == 4 and rows["noise"].info["history"] == []
+    assert [v.judge for v in clean.verdicts] == ["toy:a", "toy:b"]
+
+
+def test_edits_are_those_of_the_verb(tmp_path):
+    from sifm_core.pipeline import edit
+
+    store, grid = Store(tmp_path), toy_grid(batch=1)
+    for record in bench.run(grid, store):
+        again = edit(
+            store.get_image(record.protected), grid.editor, prompt=record.prompt, seed=record.info["edit_seed"]
+        )
+        assert torch.equal(again, store.get_image(record.edited))
+
+
+def test_a_second_run_computes_nothing_and_gives_the_same(tmp_path, monkeypatch):
+    first = bench.run(toy_grid(), Store(tmp_path))
+    for verb in ("immunize", "edit", "measure"):
+        monkeypatch.setattr(bench, verb, None)
+    grid, steps = toy_grid(), []
+    assert bench.run(grid, Store(tmp_path), steps.append) == first
+    assert steps == []
+    assert [judge.asked for judge in grid.judges] == [0, 0]
+
+
+def test_other_settings_share_what_they_can(tmp_path):
+    store = Store(tmp_path)
+    bench.run(toy_grid(), store)
+    counted: dict[str, int] = {}
+
+    def count(step: Step) -> None:
+        counted[step.phase] = step.n // 100
+
+    bench.run(toy_grid(rows=(*ROWS, Row("weak", "random_noise", {"pattern": "pixel"}))), store, count)
+    assert counted == {"immunize": 3, "edit": 3, "measure": 6, "judge": 6}
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn"])
+def test_a_damaged_picture_is_made_again(tmp_path, damage):
+    first = bench.run(toy_grid(), Store(tmp_path))
+    path = next(tmp_path.rglob(f"{by_method(first)['SIFM'].protected}.png"))
+    whole = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(whole[: len(whole) // 2])
+    again = bench.run(toy_grid(), Store(tmp_path))
+    assert list(map(timeless, again)) == list(map(timeless, first))
+    assert path.read_bytes() == whole
+
+
+def test_unseen_prompts_attack_the_picture_protected_for_the_original(tmp_path):
+    one = samples(1)[0]
+    unseen = replace(one, prompt="something else", kind="unseen")
+    store = Store(tmp_path)
+    records = bench.run(toy_grid(samples=[one, unseen]), store)
+    original, other = (r for r in records if r.method == "SIFM")
+    assert original.protected == other.protected and original.edited != other.edited
+    assert other.info["instruction"] == one.prompt
+
+
+def test_a_failure_costs_its_own_records_and_is_tried_again(tmp_path):
+    class Broken(ToyEditor):
+        def denoise(self, *arguments):
+            raise RuntimeError("out of memory")
+
+    store = Store(tmp_path)
+    records = bench.run(toy_grid(editor=Broken()), store)
+    failed = [r for r in records if "failed" in r.info]
+    assert {r.method for r in failed} == {"SIFM"} and len(failed) == 3
+    assert all("out of memory" in r.info["failed"] and r.edited == "" and r.verdicts == () for r in failed)
+    assert list(map(timeless, bench.run(toy_grid(), store))) == list(
+        map(timeless, bench.run(toy_grid(), Store(tmp_path / "fresh")))
+    )
+
+
+def test_what_gave_no_answer_is_asked_again_and_nothing_else(tmp_path):
+    store = Store(tmp_path)
+    judges = [ToyJudge("toy:a"), ToyJudge("toy:b", state="unreachable"), ToyJudge("toy:c", state="refused")]
+    records = bench.run(toy_grid(judges=judges), store)
+    assert {v.state for r in records for v in r.verdicts} == {"ok", "unreachable", "refused"}
+    again = [ToyJudge("toy:a"), ToyJudge("toy:b"), ToyJudge("toy:c")]
+    records = bench.run(toy_grid(judges=again), store)
+    assert [judge.asked for judge in again] == [0, 15, 0]
+    assert {v.state for r in records for v in r.verdicts if v.judge == "toy:b"} == {"ok"}
+
+
+@pytest.mark.parametrize("phase", ["immunize", "edit", "measure", "judge"])
+def test_what_the_callback_raises_stops_the_run(tmp_path, phase):
+    class Stop(Exception):
+        pass
+
+    def stop(step: Step) -> None:
+        if step.phase == phase:
+            raise Stop
+
+    with pytest.raises(Stop):
+        bench.run(toy_grid(), Store(tmp_path), stop)
+    assert list(Store(tmp_path).records()) == []
+
+
+def test_progress_never_falls_and_ends_at_its_total(tmp_path):
+    seen: dict[str, list[Step]] = {}
+    bench.run(toy_grid(), Store(tmp_path), lambda step: seen.setdefault(step.phase, []).append(step))
+    assert list(seen) == ["immunize", "edit", "measure", "judge"]
+    for steps in seen.values():
+        assert [s.i for s in steps] == sorted(s.i for s in steps)
+        assert steps[0].i == 0 and steps[-1].i == steps[-1].n
+        assert len({s.n for s in steps}) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"rows": ROWS[1:]}, "clean"),
+        ({"rows": (*ROWS, Row("SIFM"))}, "distinct"),
+        ({"rows": (Row(CLEAN), Row("x", "sfim"))}, "did you mean sifm"),
+        ({"rows": (Row(CLEAN), Row("x", "sifm", {"timestep": 1}))}, "did you mean timesteps"),
+    ],
+)
+def test_a_wrong_grid_is_refused_at_once(changes, said):
+    with pytest.raises(InputError, match=said):
+        toy_grid(**changes)
+
+
+# ---- kill -9
+
+
+class Dying(Store):
+    """Kills its own process before the n-th thing is put."""
+
+    left = int(os.environ.get("SIFM_TEST_PUTS", "-1"))
+
+    def _count(self) -> None:
+        if Dying.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        Dying.left -= 1
+
+    def put(self, *arguments):
+        self._count()
+        super().put(*arguments)
+
+    def put_image(self, *arguments):
+        self._count()
+        return super().put_image(*arguments)
+
+    def put_record(self, *arguments):
+        self._count()
+        super().put_record(*arguments)
+
+
+def run_in_a_process(folder: Path, puts: int) -> int:
+    root = str(Path(__file__).parents[1])
+    env = os.environ | {"SIFM_TEST_PUTS": str(puts), "PYTHONPATH": root}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.test_bench", str(folder)], cwd=root, env=env, timeout=300
+    ).returncode
+
+
+def test_kill_9_at_any_moment_and_the_run_ends_the_same(tmp_path):
+    whole = bench.run(toy_grid(), Store(tmp_path / "whole"))
+    for puts in (2, 14, 30, 37, 51):  # sources, protected pictures, edits, metrics, verdicts
+        assert run_in_a_process(tmp_path / "killed", puts) == -signal.SIGKILL
+    assert run_in_a_process(tmp_path / "killed", -1) == 0
+    resumed = list(Store(tmp_path / "killed").records())
+    assert list(map(timeless, resumed)) == list(map(timeless, whole))
+
+
+if __name__ == "__main__":
+    bench.run(toy_grid(), Dying(sys.argv[1]))

@@ -1,0 +1,76 @@
+"""An editor, judges and pictures that need torch alone and answer at once, for what runs around the models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sifm_core.bench import Sample
+from sifm_core.noise import generators
+from sifm_core.types import Case, Step, Verdict
+
+
+class ToyEditor:
+    """Brightens the picture by a little net whose answer depends on picture, prompt and seed."""
+
+    name, family, fingerprint = "toy", "toy", "f" * 64
+    device, dtype = torch.device("cpu"), torch.float32
+    num_train_timesteps, latent_shift, latent_scale = 1000, 0.0, 1.0
+    layer_presets = {"deep": ("0",)}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
+        self.net.requires_grad_(False)
+
+    def work_size(self, height: int, width: int) -> tuple[int, int]:
+        return height // 4 * 4, width // 4 * 4
+
+    def encode(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x, 4)
+
+    def prepare(self, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([sum(map(ord, prompt)) % 97 / 97 for prompt in prompts]).reshape(-1, 1, 1, 1)
+
+    def denoise(self, z: Tensor, noise: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return self.net(z + 0.1 * noise + cond)
+
+    def target(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return noise
+
+    def edit(
+        self, x: Tensor, cond: Tensor, *, seed: int | Sequence[int], on_step=None, strength: float = 0.3
+    ) -> Tensor:
+        shift = torch.stack([torch.rand(1, 1, 1, generator=g) for g in generators(seed, len(x))])
+        if on_step is not None:
+            on_step(Step("edit", 1, 1))
+        return (x + strength * self.net(x) + 0.2 * cond + 0.02 * shift).clamp(0, 1)
+
+
+class ToyJudge:
+    """Says that an edit failed when its mean is above a threshold; `state` other than "ok": gives no answer."""
+
+    def __init__(self, name: str, threshold: float = 0.5, state: str = "ok") -> None:
+        self.name, self.threshold, self.state, self.asked = name, threshold, state, 0
+
+    def judge(self, cases: Sequence[Case], *, on_step: Any = None) -> list[Verdict]:
+        self.asked += len(cases)
+        if self.state != "ok":
+            return [Verdict(self.name, self.state, reasons="no answer") for _ in cases]
+        means = [float(case.edited.mean()) for case in cases]
+        return [Verdict(self.name, "ok", m > self.threshold, False, reasons=f"mean {m:.3f}") for m in means]
+
+
+def samples(n: int = 2, size: int = 48) -> list[Sample]:
+    """n smooth pictures with a prompt each."""
+    small = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    pictures = nn.functional.interpolate(small, (size, size), mode="bilinear").mul(255).round().div(255)
+    categories = ("portrait", "landscape", "artwork")
+    return [
+        Sample(f"toy-{i}", x, f"make it {i}", f"make it {i}", categories[i % 3], truth=None)
+        for i, x in enumerate(pictures)
+    ]
