@@ -38,6 +38,11 @@ def uniform(shape: Sequence[int], seed: Seed) -> Tensor:
     return torch.stack([torch.rand(*shape[1:], generator=g) for g in generators(seed, shape[0])]) * 2 - 1
 
 
+def integers(low: int, high: int, n: int, seed: Seed) -> Tensor:
+    """One whole number in [low, high) per image, (n,) int64 on the CPU; row b comes from image b's seed alone."""
+    return torch.cat([torch.randint(low, high, (1,), generator=g) for g in generators(seed, n)])
+
+
 def fork(seed: Seed, *path: object) -> Seed:
     """Another seed for a part of the work, such as one iteration; unrelated to ``seed`` and to other paths."""
     if isinstance(seed, int):

@@ -99,6 +99,12 @@ class Editor(Protocol):
     def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
         """What `denoise` was trained to predict: epsilon, v or flow; same shape as its output."""
 
+    def words(self, cond: Cond) -> Tensor:
+        """Which positions of the encoded text are words of the prompt rather than padding, (B, tokens) bool."""
+
+    def generate(self, x: Image, cond: Cond, *, seed: int | Sequence[int], **options: Any) -> Image:
+        """The attacker's edit with a gradient to x: the decoder's output in [0, 1] units, not clipped."""
+
     def edit(self, x: Image, cond: Cond, *, seed: int | Sequence[int], on_step: OnStep | None = None, **options: Any) -> Image:
         """The attacker's edit, without gradient; one seed per image or one for all; same seed, same bytes."""
 

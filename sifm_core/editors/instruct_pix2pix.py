@@ -17,7 +17,7 @@ from ..errors import EditorError
 from ..noise import Seed, generators
 from ..types import Editor, Image, Latent, OnStep
 from .folder import check, load_pipeline, settings
-from .latent import LatentEditor, report, wide
+from .latent import LatentEditor, report, run, wide
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 DEFAULTS = {"steps": 100, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "size": 512}
@@ -47,10 +47,11 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, opti
 
 @dataclass(frozen=True)
 class Cond:
-    """Text embeddings (B, tokens, width) of the prompts and of no prompt."""
+    """Text embeddings (B, tokens, width) of the prompts and of no prompt; see Editor.words."""
 
     prompt: Tensor
     empty: Tensor
+    words: Tensor
 
 
 class InstructPix2Pix(LatentEditor):
@@ -82,12 +83,17 @@ class InstructPix2Pix(LatentEditor):
     def prepare(self, prompts: Sequence[str]) -> Cond:
         """Embed one prompt per image. Raises InputError for a prompt longer than the text encoder reads."""
 
-        def embed(prompt: str) -> tuple[Tensor, Tensor]:
-            self.check_length(prompt, self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)
+        def embed(prompt: str) -> tuple[Tensor, ...]:
+            tokenizer = self.pipe.tokenizer
+            self.check_length(prompt, tokenizer, tokenizer.model_max_length)
             both = [self.pipe._encode_prompt(text, self.device, 1, False) for text in (prompt, "")]
-            return both[0], both[1]
+            return *both, self.positions(prompt, tokenizer, tokenizer.model_max_length)
 
         return Cond(*self.encoded(prompts, embed))
+
+    def words(self, cond: Cond) -> Tensor:
+        """Which text positions are words of the prompt, (B, tokens) bool."""
+        return cond.words
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The U-Net at timestep ``t`` (B,), conditioned on the prompt and on the source's own latent, unscaled."""
@@ -121,24 +127,30 @@ class InstructPix2Pix(LatentEditor):
         Raises InputError for unknown options and wrong values.
         """
         given = {"steps": steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
-        chosen = self.chosen(given | options, x, len(cond.prompt))
+        arguments = self._arguments(x, cond, seed, given | options)
+        return run(self.pipe, differentiable=False, output_type="pt", **arguments, **report(on_step)).float()
+
+    def generate(self, x: Image, cond: Cond, *, seed: Seed = 0, **options: Any) -> Image:
+        """:meth:`edit` with a gradient to ``x``, not clipped, (B, 3, H, W) in [0, 1] units."""
+        latents = run(self.pipe, differentiable=True, output_type="latent", **self._arguments(x, cond, seed, options))
+        return wide(self.pipe.vae.decode(latents / self.latent_scale, return_dict=False)[0]) / 2 + 0.5
+
+    def _arguments(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = self.chosen(options, x, len(cond.prompt))
         factor = self.pipe.vae_scale_factor
         shape = (self.pipe.vae.config.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
         rows = generators(seed, len(x))
         latents = torch.stack([torch.randn(shape, generator=row) for row in rows])
-        with torch.no_grad():
-            return self.pipe(
-                image=x.to(self.device, self.dtype),
-                prompt_embeds=cond.prompt,
-                negative_prompt_embeds=cond.empty,
-                latents=latents.to(self.device, self.dtype),
-                generator=rows,
-                num_inference_steps=chosen["steps"],
-                guidance_scale=chosen["guidance_scale"],
-                image_guidance_scale=chosen["image_guidance_scale"],
-                output_type="pt",
-                **report(on_step),
-            ).images.float()
+        return {
+            "image": x.to(self.device, self.dtype),
+            "prompt_embeds": cond.prompt,
+            "negative_prompt_embeds": cond.empty,
+            "latents": latents.to(self.device, self.dtype),
+            "generator": rows,
+            "num_inference_steps": chosen["steps"],
+            "guidance_scale": chosen["guidance_scale"],
+            "image_guidance_scale": chosen["image_guidance_scale"],
+        }
 
     def _mix(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at ``t``, shaped to multiply ``like``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +86,8 @@ class LatentEditor:
             if prompt not in self._prompts:
                 with torch.inference_mode(False), torch.no_grad():
                     self._prompts[prompt] = encode(prompt)
-        return [torch.cat(rows) for rows in zip(*(self._prompts[prompt] for prompt in prompts), strict=True)]
+        columns = zip(*(self._prompts[prompt] for prompt in prompts), strict=True)
+        return [torch.cat(rows).to(self.device) for rows in columns]
 
     def check_length(self, prompt: str, tokenizer: Any, limit: int) -> None:
         """Raise InputError for a prompt that the text encoder would cut off."""
@@ -93,6 +96,13 @@ class LatentEditor:
             raise InputError(
                 f"prompt: {self.name} reads {limit} tokens, got {count}, the end would be lost: shorten {prompt!r}"
             )
+
+    def positions(self, prompt: str, tokenizer: Any, length: int) -> Tensor:
+        """Which of ``length`` tokens are words of the prompt, (1, length) bool."""
+        ids = tokenizer(prompt, truncation=True, max_length=length).input_ids
+        found = torch.zeros(1, length, dtype=torch.bool)
+        found[0, [k for k, token in enumerate(ids) if token not in tokenizer.all_special_ids]] = True
+        return found.to(self.device)
 
     def chosen(self, options: Mapping[str, Any], x: Image, rows: int) -> dict[str, Any]:
         """The editor's settings with this edit's options.
@@ -110,6 +120,17 @@ class LatentEditor:
             if value is not None:
                 merged[name] = folders.positive(name, value, whole=isinstance(merged[name], int))
         return merged
+
+
+def run(pipe: Any, *, differentiable: bool, **arguments: Any) -> Any:
+    """Call a diffusers pipeline, with or without its no_grad; the scheduler's state is as before afterwards."""
+    function = inspect.unwrap(type(pipe).__call__) if differentiable else type(pipe).__call__
+    scheduler = pipe.scheduler
+    pipe.scheduler = copy.deepcopy(scheduler)
+    try:
+        return function(pipe, **arguments).images
+    finally:
+        pipe.scheduler = scheduler
 
 
 def report(on_step: OnStep | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..noise import Seed, generators
 from ..types import Editor, Image, Latent, OnStep
 from .folder import check, load_pipeline, read_json, settings
-from .latent import LatentEditor, report, wide
+from .latent import LatentEditor, report, run, wide
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
 T5 = ("text_encoder_3", "tokenizer_3")
@@ -48,12 +48,13 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, opti
 
 @dataclass(frozen=True)
 class Cond:
-    """Text tokens (B, tokens, width) and pooled texts (B, width) of the prompts and of no prompt."""
+    """Text tokens (B, tokens, width) and pooled texts (B, width) of the prompts and of no prompt; see Editor.words."""
 
     prompt: Tensor
     empty: Tensor
     pooled: Tensor
     empty_pooled: Tensor
+    words: Tensor
 
 
 class StableDiffusion3(LatentEditor):
@@ -80,14 +81,22 @@ class StableDiffusion3(LatentEditor):
     def prepare(self, prompts: Sequence[str]) -> Cond:
         """Embed one prompt per image. Raises InputError for a prompt longer than the longest text encoder reads."""
 
+        pipe = self.pipe
+        with_t5 = pipe.tokenizer_3 is not None
+        longest = (pipe.tokenizer_3, T5_TOKENS) if with_t5 else (pipe.tokenizer, pipe.tokenizer_max_length)
+
         def embed(prompt: str) -> tuple[Tensor, ...]:
-            if self.pipe.tokenizer_3 is None:
-                self.check_length(prompt, self.pipe.tokenizer, self.pipe.tokenizer_max_length)
-            else:
-                self.check_length(prompt, self.pipe.tokenizer_3, T5_TOKENS)
-            return self.pipe.encode_prompt(prompt, None, None, device=self.device, max_sequence_length=T5_TOKENS)
+            self.check_length(prompt, *longest)
+            encoded = pipe.encode_prompt(prompt, None, None, device=self.device, max_sequence_length=T5_TOKENS)
+            clip = self.positions(prompt, pipe.tokenizer, pipe.tokenizer_max_length)
+            t5 = self.positions(prompt if with_t5 else "", longest[0], T5_TOKENS)
+            return *encoded, torch.cat([clip, t5], dim=1)
 
         return Cond(*self.encoded(prompts, embed))
+
+    def words(self, cond: Cond) -> Tensor:
+        """Which text positions, CLIP's and then T5's, are words of the prompt, (B, tokens) bool."""
+        return cond.words
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The transformer's velocity at timestep ``t`` (B,), for the source's latent mixed with noise by t."""
@@ -124,29 +133,36 @@ class StableDiffusion3(LatentEditor):
         unknown options, wrong values, and a strength with which the pipeline would start from pure noise.
         """
         given = {"steps": steps, "guidance_scale": guidance_scale, "strength": strength}
-        chosen = self.chosen(given | options, x, len(cond.prompt))
+        arguments = self._arguments(x, cond, seed, given | options)
+        return run(self.pipe, differentiable=False, output_type="pt", **arguments, **report(on_step)).float()
+
+    def generate(self, x: Image, cond: Cond, *, seed: Seed = 0, **options: Any) -> Image:
+        """:meth:`edit` with a gradient to ``x``, not clipped, (B, 3, H, W) in [0, 1] units."""
+        latents = run(self.pipe, differentiable=True, output_type="latent", **self._arguments(x, cond, seed, options))
+        decoded = self.pipe.vae.decode(latents / self.latent_scale + self.latent_shift, return_dict=False)[0]
+        return wide(decoded) / 2 + 0.5
+
+    def _arguments(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = self.chosen(options, x, len(cond.prompt))
         n = chosen["steps"]
         if int(n - min(n * chosen["strength"], n)) == 0:
             raise InputError(
                 f"strength {chosen['strength']} with {n} steps starts from pure noise and ignores the image: "
                 f"expected at most {1 - 1 / n:.3g}; lower it or take more steps"
             )
-        with torch.no_grad():
-            return self.pipe(
-                image=x.to(self.device, self.dtype),
-                height=x.shape[-2],
-                width=x.shape[-1],
-                prompt_embeds=cond.prompt,
-                negative_prompt_embeds=cond.empty,
-                pooled_prompt_embeds=cond.pooled,
-                negative_pooled_prompt_embeds=cond.empty_pooled,
-                generator=generators(seed, len(x)),
-                num_inference_steps=n,
-                guidance_scale=chosen["guidance_scale"],
-                strength=chosen["strength"],
-                output_type="pt",
-                **report(on_step),
-            ).images.float()
+        return {
+            "image": x.to(self.device, self.dtype),
+            "height": x.shape[-2],
+            "width": x.shape[-1],
+            "prompt_embeds": cond.prompt,
+            "negative_prompt_embeds": cond.empty,
+            "pooled_prompt_embeds": cond.pooled,
+            "negative_pooled_prompt_embeds": cond.empty_pooled,
+            "generator": generators(seed, len(x)),
+            "num_inference_steps": n,
+            "guidance_scale": chosen["guidance_scale"],
+            "strength": chosen["strength"],
+        }
 
 
 def _blocks(start: int, stop: int) -> tuple[str, ...]:

@@ -22,6 +22,12 @@ from ..errors import unknown
 METHODS: dict[str, str] = {
     "sifm": "sifm_core.methods.sifm",
     "photoguard_encoder": "sifm_core.methods.photoguard_encoder",
+    "photoguard_diffusion": "sifm_core.methods.photoguard_diffusion",
+    "editshield": "sifm_core.methods.editshield",
+    "mist": "sifm_core.methods.mist",
+    "ace": "sifm_core.methods.ace",
+    "sds": "sifm_core.methods.sds",
+    "semantic_attack": "sifm_core.methods.semantic_attack",
     "random_noise": "sifm_core.methods.random_noise",
 }
 

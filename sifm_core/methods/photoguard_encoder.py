@@ -1,4 +1,7 @@
-"""PhotoGuard's encoder attack, from "Raising the Cost of Malicious AI-Powered Image Editing" (Salman et al.)."""
+"""PhotoGuard's encoder attack: pull the latent to nothing, or to that of grey.
+
+"Raising the Cost of Malicious AI-Powered Image Editing" (Salman et al.).
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from tests.fakes import images
 EPS, ALPHA, STEPS = 0.03, 2 / 255, 4
 PROMPTS = ["make it night", "add a hat", "a cat"]
 GRADIENT = [name for name in METHODS if hasattr(get_method(name), "build")]
+DESCENDED = [name for name in GRADIENT if not getattr(get_method(name), "STOP_GRADIENT", False)]
 
 
 @pytest.fixture(scope="module", params=["ip2p", "sd3"])
@@ -30,7 +31,8 @@ def build(
 ) -> GradFn:
     module = get_method(name)
     given = {"seed": seed} if "seed" in inspect.signature(module.build).parameters else {}
-    return module.build(editor, x, editor.prepare(prompts), **given, **chosen)
+    quick = {"timesteps": 2} if "timesteps" in options(name) else {}
+    return module.build(editor, x, editor.prepare(prompts), **given | quick | chosen)
 
 
 def protect(name: str, editor: Editor, x: Image, prompts: list[str], seed: int | list[int] = 0, on_step=None) -> Image:
@@ -68,25 +70,30 @@ def test_says_where_it_comes_from_and_what_can_be_set(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRADIENT)
-def test_the_gradient_lowers_the_loss_and_every_step_is_reported(name: str, editor: Editor) -> None:
+def test_every_step_is_reported(name: str, editor: Editor) -> None:
     steps: list[Step] = []
     protect(name, editor, images(2).double(), PROMPTS[:2], on_step=steps.append)
     assert [(s.i, s.n) for s in steps] == [(i, STEPS) for i in range(1, STEPS + 1)]
-    assert steps[-1].loss < steps[0].loss
 
 
-@pytest.mark.parametrize("name", GRADIENT)
-def test_one_step_is_descent(name: str, editor: Editor) -> None:
-    """The loss along the gradient falls as fast as the gradient says: its sign and scale are right."""
+@pytest.mark.parametrize("name", DESCENDED)
+def test_the_loss_falls(name: str, editor: Editor) -> None:
+    """Measured with the random numbers of one step, since some methods draw new ones in each."""
+    x = images(2).double()
+    loss = build(name, editor, x, PROMPTS[:2])
+    assert bool((loss(protect(name, editor, x, PROMPTS[:2]), 0).loss < loss(x, 0).loss).all())
+
+
+@pytest.mark.parametrize("name", DESCENDED)
+def test_the_gradient_is_the_losss(name: str, editor: Editor) -> None:
+    """The loss falls along it as fast as its length says: sign and scale are right."""
     x = images(2).double() * 0.8 + 0.1
     grad_fn = build(name, editor, x, PROMPTS[:2])
-    torch.manual_seed(0)
-    x = x + 0.01 * torch.rand_like(x)
+    x = x + 0.01 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
     first = grad_fn(x, 0)
-    h = 1e-6 / float(first.grad.abs().max())
-    moved = grad_fn(x - h * first.grad, 0).loss
-    expected = h * first.grad.square().flatten(1).sum(1)
-    assert torch.allclose(first.loss - moved, expected, rtol=1e-2)
+    h = 1e-6 / first.grad.flatten(1).abs().amax(dim=1)
+    moved = grad_fn(x - h.reshape(-1, 1, 1, 1) * first.grad, 0).loss
+    assert torch.allclose(first.loss - moved, h * first.grad.square().flatten(1).sum(1), rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", GRADIENT)

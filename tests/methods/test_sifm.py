@@ -14,6 +14,7 @@ from sifm_core.noise import normal
 from sifm_core.pgd import pgd
 from sifm_core.types import Editor, GradFn, Gradient, Image
 from tests.fakes import images
+from tests.methods.literal import close, predict, somewhere
 
 PROMPTS = ["make it night", "add a hat", "a cat"]
 DEEP = ["mid_block", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1"]
@@ -24,35 +25,9 @@ def editor(ip2p_folder) -> Editor:
     return load_editor(ip2p_folder, device="cpu", dtype="float64")
 
 
-def ip2p_network(editor: Editor, prompts: list[str]):
-    """(x, noise, t) -> a run of the whole U-Net, with diffusers' own noising and embedding."""
-    pipe = editor.pipe
-    c = torch.cat([pipe._encode_prompt(prompt, "cpu", 1, False) for prompt in prompts]).detach()
-
-    def run(x: Image, noise: Tensor, t: int) -> None:
-        mode = pipe.vae.encode(2 * x - 1).latent_dist.mode()
-        z_t = pipe.scheduler.add_noise(mode * pipe.vae.config.scaling_factor, noise, torch.tensor([t] * len(x)))
-        pipe.unet(torch.cat([z_t, mode], dim=1), torch.tensor(t), encoder_hidden_states=c)
-
-    return run
-
-
-def sd3_network(editor: Editor, prompts: list[str]):
-    """The same for the whole SD3 transformer."""
-    pipe = editor.pipe
-    rows = [pipe.encode_prompt(prompt, None, None) for prompt in prompts]
-    c, pooled = (torch.cat([row[k] for row in rows]).detach() for k in (0, 2))
-
-    def run(x: Image, noise: Tensor, t: int) -> None:
-        mode = pipe.vae.encode(2 * x - 1).latent_dist.mode()
-        z = (mode - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
-        z_t = t / 1000 * noise + (1 - t / 1000) * z
-        pipe.transformer(z_t, c, pooled, torch.tensor([t] * len(x)))
-
-    return run
-
-
-def algorithm_1(run, net, x_orig: Image, T: list[int], layers: list[str], lam: float) -> GradFn:
+def algorithm_1(
+    editor: Editor, x_orig: Image, prompts: list[str], T: list[int], layers: list[str], lam: float
+) -> GradFn:
     """Lines 3 and 6 to 12 as they stand, with plain hooks and the whole network each time."""
     noise = normal((len(x_orig), len(T), 4, 8, 8), 0).double()
 
@@ -62,8 +37,8 @@ def algorithm_1(run, net, x_orig: Image, T: list[int], layers: list[str], lam: f
         def see(module, args, output) -> None:
             seen.append(output[1] if isinstance(output, tuple) else output)  # of SD3's two streams the image's
 
-        hooks = [net.get_submodule(path).register_forward_hook(see) for path in layers]
-        run(x, noise[:, k], T[k])
+        hooks = [editor.net.get_submodule(path).register_forward_hook(see) for path in layers]
+        predict(editor, x, noise[:, k], torch.tensor([T[k]] * len(x)), prompts)
         for hook in hooks:
             hook.remove()
         return sum(seen) / len(layers)
@@ -86,16 +61,6 @@ def algorithm_1(run, net, x_orig: Image, T: list[int], layers: list[str], lam: f
     return gradient
 
 
-def somewhere(x: Image) -> Image:
-    """A point inside the budget, so that the distance has a gradient."""
-    generator = torch.Generator().manual_seed(9)
-    return (x + 0.06 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.03).clamp(0, 1)
-
-
-def close(a: Tensor, b: Tensor, rtol: float = 1e-10) -> bool:
-    return bool((a - b).norm() <= rtol * b.norm()) and bool(b.any())
-
-
 CASES = [
     ("ip2p", ["mid_block"]),
     ("ip2p", DEEP),
@@ -106,9 +71,9 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def families(editor: Editor, sd3_folder) -> dict:
+def families(editor: Editor, sd3_folder) -> dict[str, Editor]:
     sd3 = load_editor(sd3_folder, device="cpu", dtype="float64")
-    return {"ip2p": (editor, ip2p_network), "sd3": (sd3, sd3_network)}
+    return {"ip2p": editor, "sd3": sd3}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -117,10 +82,10 @@ def families(editor: Editor, sd3_folder) -> dict:
 def test_equals_the_literal_algorithm(
     families, family: str, layers: list[str], T: list[int], checkpointing: bool
 ) -> None:
-    editor, network = families[family]
+    editor = families[family]
     x0 = images(2).double()
     x = somewhere(x0)
-    literal = algorithm_1(network(editor, PROMPTS[:2]), editor.net, x0, T, layers, lam=50.0)(x, 0)
+    literal = algorithm_1(editor, x0, PROMPTS[:2], T, layers, lam=50.0)(x, 0)
     if checkpointing:
         editor.net.enable_gradient_checkpointing()
     try:
@@ -134,12 +99,12 @@ def test_equals_the_literal_algorithm(
 
 @pytest.mark.parametrize("family", ["ip2p", "sd3"])
 def test_twenty_steps_of_both_pass_through_the_same_images(families, family: str) -> None:
-    editor, network = families[family]
+    editor = families[family]
     x0, T = images(2).double(), [200, 800]
     layers = list(resolve(editor.net, editor.layer_presets["deep"]))
     path: list[list[Image]] = []
     for grad_fn in (
-        algorithm_1(network(editor, PROMPTS[:2]), editor.net, x0, T, layers, lam=0.1),
+        algorithm_1(editor, x0, PROMPTS[:2], T, layers, lam=0.1),
         sifm.build(editor, x0, editor.prepare(PROMPTS[:2]), timesteps=T),
     ):
         path.append([])

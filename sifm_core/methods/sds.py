@@ -1,0 +1,67 @@
+"""SDS: follow the diffusion loss without the network's Jacobian.
+
+"Toward effective protection against diffusion-based mimicry through score distillation" (Xue et al.).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..gradients import through_latent
+from ..noise import Seed, fork, integers, normal
+from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
+from . import configured
+from .pattern import target_latent
+
+PROVENANCE = (
+    "xavihart/Diff-Protect on the posterior mode; there eps 16/255 * 2, steps of 1/255 * 2 in [-1, 1], 100 iterations. "
+    "On transformers beyond its paper"
+)
+RANDOM_START = False
+STOP_GRADIENT = True
+"""The direction is not the gradient of the loss reported."""
+
+_SDST = 5.0
+"""Weight of the score beside the textural term in SDST."""
+
+
+@configured
+def build(
+    editor: Editor,
+    x: Image,
+    cond: Cond,
+    *,
+    variant: Annotated[
+        Literal["sds-", "sds+", "sdst-", "sdst+"],
+        "descend (its default) or ascend the diffusion loss; sdst also pulls the latent to a target",
+    ] = "sds-",
+    target_image: Annotated[Any, "an image (1 or B, 3, h, w) to pull towards instead of the lettering (sdst)"] = None,
+    seed: Seed = 0,
+) -> GradFn:
+    """J_E^T (prediction - its target) at one new timestep and noise per step; sdst: 5 times it + that of ||z - z_T||^2.
+
+    No gradient passes the network, so this is not the gradient of a loss. The loss reported is the L2 norm of the
+    prediction minus its target. ``x`` (B, 3, h, w) at the editor's working size. Raises ImageError when the target
+    image is of another size.
+    """
+    goal = target_latent(editor, x, target_image)
+    direction = 1.0 if variant.endswith("-") else -1.0
+
+    def grad_fn(x_adv: Image, step: int) -> Gradient:
+        t = integers(0, editor.num_train_timesteps, len(x), fork(seed, "t", step)).to(goal.device)
+        noise = normal((len(x), *goal.shape[1:]), fork(seed, "noise", step)).to(goal)
+        norms = []
+
+        def term(z: Latent) -> Tensor:
+            with torch.no_grad():
+                miss = editor.denoise(z, noise, t, cond) - editor.target(z, noise, t)
+            norms.append(miss.flatten(1).norm(dim=1))
+            score = direction * (miss * z).flatten(1).sum(dim=1)  # its gradient is the score itself
+            return _SDST * score + (z - goal).square().flatten(1).sum(dim=1) if variant.startswith("sdst") else score
+
+        return through_latent(editor.encode, [term])(x_adv, step)._replace(loss=norms[0])
+
+    return grad_fn

@@ -1,0 +1,242 @@
+"""Each baseline's gradient against its formula, in float64, on both families."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from sifm_core.editors import load_editor
+from sifm_core.errors import ImageError, InputError
+from sifm_core.methods import ace, editshield, mist, photoguard_diffusion, photoguard_encoder, sds, semantic_attack
+from sifm_core.methods.pattern import pattern
+from sifm_core.noise import fork, integers, normal
+from sifm_core.types import Editor, Image
+from tests.fakes import images
+from tests.methods.literal import close, gradient, latent, mode, predict, somewhere, target
+
+PROMPTS = ["make it night", "add a hat"]
+X0 = images(2).double()
+X = somewhere(X0)
+STEP = 3
+
+
+@pytest.fixture(scope="module", params=["ip2p", "sd3"])
+def editor(request: pytest.FixtureRequest) -> Editor:
+    return load_editor(request.getfixturevalue(f"{request.param}_folder"), device="cpu", dtype="float64")
+
+
+def draw(low: int = 0) -> tuple[Tensor, Tensor]:
+    """The timestep and the noise of step 3 with seed 5."""
+    return integers(low, 1000, 2, fork(5, "t", STEP)), normal((2, 4, 8, 8), fork(5, "noise", STEP)).double()
+
+
+def squares(x: Tensor) -> Tensor:
+    return x.square().flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "goal"),
+    [
+        ({}, lambda editor: 0),
+        ({"target": "grey"}, lambda editor: mode(editor, torch.full_like(X0, 0.8))),
+        ({"target_image": images(1, seed=4).double()}, lambda editor: mode(editor, images(1, seed=4).double())),
+    ],
+    ids=["zero", "grey", "image"],
+)
+def test_photoguard_encoder(editor: Editor, options: dict, goal) -> None:
+    ours = photoguard_encoder.build(editor, X0, editor.prepare(PROMPTS), **options)(X, 0)
+    loss, grad = gradient(lambda x: (mode(editor, x) - goal(editor)).flatten(1).norm(dim=1), X)
+    assert close(ours.grad, grad) and torch.allclose(ours.loss, loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["fused", "textural", "semantic"])
+def test_mist(editor: Editor, kind: str) -> None:
+    t, noise = draw()
+    goal = latent(editor, pattern(16, 16).double()).detach()
+
+    def loss(x: Image) -> Tensor:
+        textural = squares(latent(editor, x) - goal).sum(1)
+        semantic = squares(predict(editor, x, noise, t, PROMPTS) - target(editor, x, noise)).mean(1)
+        return {"fused": textural - 1e4 * semantic, "textural": textural, "semantic": -1e4 * semantic}[kind]
+
+    ours = mist.build(editor, X0, editor.prepare(PROMPTS), mode=kind, seed=5)(X, STEP)
+    value, grad = gradient(loss, X)
+    assert close(ours.grad, grad) and torch.allclose(ours.loss, value, rtol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["ace", "ace+"])
+def test_ace_pulls_the_prediction_to_the_targets_latent(editor: Editor, variant: str) -> None:
+    t, noise = draw(600)
+    goal = latent(editor, pattern(16, 16).double()).detach()
+
+    def loss(x: Image) -> Tensor:
+        own = squares(latent(editor, x) - goal).mean(1)
+        return squares(predict(editor, x, noise, t, PROMPTS) - goal).mean(1) + (100 * own if variant == "ace+" else 0)
+
+    ours = ace.build(editor, X0, editor.prepare(PROMPTS), variant=variant, seed=5)(X, STEP)
+    value, grad = gradient(loss, X)
+    assert int(t.min()) >= 600
+    assert close(ours.grad, grad) and torch.allclose(ours.loss, value, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("variant", "score", "textural"), [("sds-", 1, 0), ("sds+", -1, 0), ("sdst-", 5, 1), ("sdst+", -5, 1)]
+)
+def test_sds_leaves_out_the_networks_jacobian(editor: Editor, variant: str, score: float, textural: float) -> None:
+    t, noise = draw()
+    goal = latent(editor, pattern(16, 16).double()).detach()
+    with torch.no_grad():
+        miss = predict(editor, X, noise, t, PROMPTS) - target(editor, X, noise)
+
+    def loss(x: Image) -> Tensor:
+        z = latent(editor, x)
+        return score * (miss * z).flatten(1).sum(1) + textural * squares(z - goal).sum(1)
+
+    ours = sds.build(editor, X0, editor.prepare(PROMPTS), variant=variant, seed=5)(X, STEP)
+    assert close(ours.grad, gradient(loss, X)[1])
+    assert torch.allclose(ours.loss, miss.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("kind", ["none", "eot"])
+def test_editshield_is_the_mean_over_its_views(editor: Editor, kind: str) -> None:
+    views = editshield._VIEWS if kind == "eot" else [lambda x: x]
+
+    def loss(x: Image) -> Tensor:
+        return -sum(squares(latent(editor, v(x)) - latent(editor, v(X0)).detach()).mean(1) for v in views) / len(views)
+
+    ours = editshield.build(editor, X0, editor.prepare(PROMPTS), transforms=kind)(X, 0)
+    value, grad = gradient(loss, X)
+    assert close(ours.grad, grad) and torch.allclose(ours.loss, value, rtol=1e-10)
+
+
+def test_the_views_of_editshield() -> None:
+    x = images(1, size=(24, 24)).double()
+    inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
+    assert torch.allclose(editshield._blur(x)[inner], gaussian_blur(x, 5, 1.5)[inner], atol=1e-12)
+    assert torch.allclose(editshield._rotate(x, 90), torch.rot90(x, 1, (2, 3)), atol=1e-9)
+    assert torch.allclose(editshield._rotate(x, 360), x, atol=1e-9)
+    wide = images(1, size=(8, 24)).double()
+    assert torch.allclose(editshield._rotate(wide, 180), wide.flip(2, 3), atol=1e-9)
+    bright = torch.zeros(1, 3, 20, 20).double()
+    bright[..., 0, :] = 1
+    assert not editshield._crop(bright).any() and editshield._crop(x).shape == x.shape
+
+
+def test_photoguard_diffusion_passes_every_step_of_the_edit(ip2p_folder) -> None:
+    editor = load_editor(ip2p_folder, device="cpu", dtype="float64")
+    pipe = editor.pipe
+    c = torch.cat([pipe._encode_prompt(prompt, "cpu", 1, False) for prompt in [*PROMPTS, "", "", "", ""]]).detach()
+
+    def loss(x: Image, seed: int) -> Tensor:
+        source = mode(editor, x)
+        z = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for _ in x]).double()
+        pipe.scheduler.set_timesteps(3)
+        for t in pipe.scheduler.timesteps:
+            seen = torch.cat([source, source, torch.zeros_like(source)])
+            e_text, e_image, e_none = pipe.unet(torch.cat([z.repeat(3, 1, 1, 1), seen], 1), t, c).sample.chunk(3)
+            e = e_none + 4.0 * (e_text - e_image) + 1.5 * (e_image - e_none)
+            z = pipe.scheduler.step(e, t, z).prev_sample
+        return pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample.flatten(1).norm(dim=1)
+
+    options = {"steps": 3, "repeats": 2, "edit_options": {"guidance_scale": 4.0}, "seed": 5}
+    ours = photoguard_diffusion.build(editor, X0, editor.prepare(PROMPTS), **options)(X, STEP)
+    each = [gradient(lambda x, k=k: loss(x, fork(5, STEP, k)), X) for k in range(2)]
+    assert close(ours.grad, (each[0][1] + each[1][1]) / 2)
+    assert torch.allclose(ours.loss, (each[0][0] + each[1][0]) / 2, rtol=1e-10)
+    assert not editor.net.is_gradient_checkpointing
+
+
+def test_generate_is_the_edit_unclipped(editor: Editor) -> None:
+    cond = editor.prepare(PROMPTS)
+    edited = editor.edit(X0, cond, seed=3, steps=3)
+    assert torch.allclose(editor.generate(X0, cond, seed=3, steps=3).clamp(0, 1).float(), edited, atol=1e-6)
+
+
+def attention(editor: Editor, x: Image, noise: Tensor, t: int, columns: list[list[int]]) -> Tensor:
+    """Softmax over all keys, from the outputs of the layers' projections; mean over heads, sum over layers."""
+    joint = editor.family == "sd3"
+    layers = [
+        m for m in editor.net.modules() if (hasattr(m, "add_k_proj") if joint else getattr(m, "is_cross_attention", 0))
+    ]
+    layers = [layer for layer in layers if not joint or layer.add_k_proj is not None]
+    seen: dict = {}
+    hooks = []
+    for layer in layers:
+        for name in ("to_q", "to_k", *(["add_k_proj"] if joint else [])):
+            hook = lambda m, a, out, layer=layer, name=name: seen.__setitem__((layer, name), out)  # noqa: E731
+            hooks.append(getattr(layer, name).register_forward_hook(hook))
+    predict(editor, x, noise, torch.tensor([t] * len(x)), PROMPTS)
+    for hook in hooks:
+        hook.remove()
+    total = 0
+    for layer in layers:
+        q, k = seen[layer, "to_q"], seen[layer, "to_k"]
+        own = 0
+        if joint:
+            own = k.shape[1]
+            k = torch.cat([k, seen[layer, "add_k_proj"]], dim=1)
+        heat = 0
+        for q_head, k_head in zip(q.chunk(layer.heads, -1), k.chunk(layer.heads, -1), strict=True):
+            maps = (q_head @ k_head.transpose(1, 2) / q_head.shape[-1] ** 0.5).softmax(-1)[..., own:]
+            heat = heat + torch.stack([maps[b, :, columns[b]].sum(-1) for b in range(len(x))]) / layer.heads
+        side = int(heat.shape[1] ** 0.5)
+        up = torch.nn.functional.interpolate(heat.reshape(-1, 1, side, side), (8, 8), mode="bicubic")
+        total = total + up[:, 0]
+    return total
+
+
+def test_semantic_attack_lowers_attention_where_it_was_high(editor: Editor) -> None:
+    noise = normal((2, 2, 4, 8, 8), 5).double()
+    words = [[k + 1 for k in range(len(p.replace(" ", "")))] for p in PROMPTS]  # a token each letter, after the first
+    if editor.family == "sd3":
+        # T5 comes behind CLIP's 16: a piece for each letter and, before each word, one for its space
+        words = [row + [16 + k for k in range(len(f" {p}"))] for row, p in zip(words, PROMPTS, strict=True)]
+
+    def loss(x: Image) -> Tensor:
+        total = 0
+        for k, t in enumerate((333, 667)):
+            with torch.no_grad():
+                clean = attention(editor, X0, noise[:, k], t, words)
+                mask = clean > 0.5 * clean.amax((1, 2), keepdim=True)
+            total = total + (mask * attention(editor, x, noise[:, k], t, words)).abs().sum((1, 2))
+        return total / 2
+
+    ours = semantic_attack.build(editor, X0, editor.prepare(PROMPTS), timesteps=2, seed=5)(X, 0)
+    value, grad = gradient(loss, X)
+    assert torch.allclose(ours.loss, value, rtol=1e-9) and close(ours.grad, grad, rtol=1e-8)
+
+
+def test_a_subject_replaces_the_instruction(editor: Editor) -> None:
+    named = semantic_attack.build(editor, X0, editor.prepare(PROMPTS), subject="cat", timesteps=1)(X, 0)
+    direct = semantic_attack.build(editor, X0, editor.prepare(["cat", "cat"]), timesteps=1)(X, 0)
+    assert torch.equal(named.grad, direct.grad)
+    with pytest.raises(InputError, match="no word"):
+        semantic_attack.build(editor, X0, editor.prepare(["", ""]), timesteps=1)
+
+
+def test_the_pattern_is_bold_lettering_of_any_size() -> None:
+    for size in ((512, 512), (64, 96)):
+        drawn = pattern(*size)
+        assert drawn.shape == (1, 3, *size) and set(drawn.unique().tolist()) == {0.0, 1.0}
+        assert 0.2 < float(drawn.mean()) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "error"),
+    [
+        (photoguard_encoder, {"target_image": images(1, size=8)}, ImageError),
+        (mist, {"target_image": images(3)}, ImageError),
+        (ace, {"earliest": 1.0}, InputError),
+        (ace, {"earliest": -0.1}, InputError),
+        (photoguard_diffusion, {"steps": 0}, InputError),
+        (photoguard_diffusion, {"repeats": 1.5}, InputError),
+        (semantic_attack, {"timesteps": 0}, InputError),
+        (semantic_attack, {"threshold": 1.0}, InputError),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(editor: Editor, method, wrong: dict, error: type) -> None:
+    with pytest.raises(error, match="expected"):
+        method.build(editor, X0, editor.prepare(PROMPTS), **wrong)
