@@ -153,6 +153,12 @@ def test_metric_equals_its_oracle(values, name):
     assert values[name] == pytest.approx(want, abs=tolerance)
 
 
+def test_ssim_of_a_large_picture_is_not_taken_of_a_smaller_one():
+    x = data.astronaut()[:400, :400] / 255
+    y = (x + np.random.default_rng(0).normal(0, 0.1, x.shape)).clip(0, 1)
+    assert measure(tensor(x), tensor(y), ["ssim"])["ssim"][0].value == pytest.approx(ssim_oracle(x, y), abs=2e-5)
+
+
 def test_vifp_takes_the_reference_first():
     sharp, blurred = tensor(PAIRS[2][0]), tensor(PAIRS[2][1])
     forward = measure(sharp, blurred, ["vifp"])["vifp"][0].value
