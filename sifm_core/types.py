@@ -25,8 +25,8 @@ Term: TypeAlias = Callable[[Latent], Tensor | Mapping[str, Tensor]]
 class Gradient(NamedTuple):
     """What a :data:`GradFn` returns.
 
-    ``loss`` (B,) float32; ``grad`` (B, 3, H, W) float32, d(sum of loss)/dx; ``log`` named per-image scalars (B,), such as
-    each term's value and the norm of its gradient, for curves and reports.
+    ``loss`` (B,) float32; ``grad`` (B, 3, H, W) float32, d(sum of loss)/dx; ``log`` named per-image scalars (B,),
+    such as each term's value and the norm of its gradient, for curves and reports.
     """
 
     loss: Tensor
@@ -42,8 +42,8 @@ GradFn: TypeAlias = Callable[[Image, int], Gradient]
 class Step:
     """One report of progress: step ``i`` (1-based) of ``n`` of ``phase`` is done.
 
-    ``loss`` is the mean over the batch; ``log`` holds batch means of :attr:`Gradient.log`; ``preview`` is the current image
-    (B, 3, H, W) in [0, 1], or None.
+    ``loss`` is the mean over the batch; ``log`` holds batch means of :attr:`Gradient.log`; ``preview`` is the current
+    image (B, 3, H, W) in [0, 1], or None.
     """
 
     phase: str
@@ -85,7 +85,7 @@ class Editor(Protocol):
         """Hash of the configuration and the weights: part of every record's key."""
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) at which this editor edits a picture of that size: native scale, multiples it can take."""
+        """The (height, width) at which this editor edits a picture of that size: native scale, allowed multiples."""
 
     def encode(self, x: Image) -> Latent:
         """Posterior mode, scaled: deterministic and differentiable. x must have a size that `work_size` allows."""
@@ -94,7 +94,7 @@ class Editor(Protocol):
         """Encode one prompt per image (cached)."""
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
-        """The noise predictor's output for the clean latent z noised to timestep t (B,) int64; hides where the source enters."""
+        """The noise predictor's output for the clean latent z noised to t (B,) int64; hides where the source enters."""
 
     def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
         """What `denoise` was trained to predict: epsilon, v or flow; same shape as its output."""
@@ -105,7 +105,9 @@ class Editor(Protocol):
     def generate(self, x: Image, cond: Cond, *, seed: int | Sequence[int], **options: Any) -> Image:
         """The attacker's edit with a gradient to x: the decoder's output in [0, 1] units, not clipped."""
 
-    def edit(self, x: Image, cond: Cond, *, seed: int | Sequence[int], on_step: OnStep | None = None, **options: Any) -> Image:
+    def edit(
+        self, x: Image, cond: Cond, *, seed: int | Sequence[int], on_step: OnStep | None = None, **options: Any
+    ) -> Image:
         """The attacker's edit, without gradient; one seed per image or one for all; same seed, same bytes."""
 
 
@@ -127,7 +129,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judge's answer to one case. Only state "ok" carries booleans; every other state leaves them None (unclear)."""
+    """One judge's answer to one case. Only state "ok" carries booleans; any other leaves them None (unclear)."""
 
     judge: str
     state: State

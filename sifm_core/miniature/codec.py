@@ -50,10 +50,10 @@ def build() -> AutoencoderKL:
 
 
 def patch_pca(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Whitened PCA of 4x4 patches: images (N, 3, H, W) in [-1, 1] -> basis (16, 48), offset (16,), share of variance kept.
+    """Whitened PCA of 4x4 patches: images (N, 3, H, W) in [-1, 1] -> basis (16, 48), offset (16,), variance kept.
 
-    The code of a patch p (48,), ordered (channel, row, column), is ``basis @ p + offset``: mean 0, variance 1.
-    channel.
+    The code of a patch p (48,), in order (channel, row, column), is ``basis @ p + offset``: mean 0, variance 1 per
+    component; the last value is the share of the patches' variance that the 16 components hold.
     """
     patches = torch.nn.functional.unfold(images, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH**2)
     mean = patches.mean(0)

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         train_judges.train(
             args.out / "judges",
             editor=editor,
-            steps=args.steps or 2000,
+            steps=args.steps or 1500,
             seed=args.seed,
             log=log,
             checkpoints=checkpoints,

@@ -44,7 +44,14 @@ Cases = dict[str, Tensor]
 def train(out: Path, *, editor: Path, steps: int, seed: int, log: Any, checkpoints: Path, groups: int = 60) -> None:
     """Collect editor outputs, train both judges, choose thresholds on held-back outputs and save all to `out`."""
     outputs = collect(editor, groups, seed, log, checkpoints / "judge-cases.pt")
-    rendered = render_cases(4 * GROUP * groups, seed + 5)
+    rendered = {
+        k: torch.cat([a, b])
+        for (k, a), b in zip(
+            render_cases(2 * GROUP * groups, seed + 5).items(),
+            composites(editor, groups // 2, seed, log, checkpoints / "judge-composites.pt").values(),
+            strict=True,
+        )
+    }
     held = outputs["source"].shape[0] // 6
     test = {k: v[:held] for k, v in outputs.items()}
     outputs = {k: v[held:] for k, v in outputs.items()}
@@ -123,6 +130,51 @@ def collect(editor: Path, groups: int, seed: int, log: Any, cache: Path) -> Case
     return {k: torch.cat([d[k] for d in done]) for k in done[0]}
 
 
+def composites(editor: Path, groups: int, seed: int, log: Any, cache: Path) -> Cases:
+    """Two edits of one picture mixed by blobs: the asked change half there, elsewhere, or not at all."""
+    if cache.exists():
+        return torch.load(cache, weights_only=True)
+    model, started, rows = load_editor(editor), time.time(), []
+    for g in range(groups):
+        rng = np.random.default_rng(seed + 20_000 + g)
+        items = [make(f"mixed-{i}", world.CATEGORIES[i % 3], rng) for i in range(GROUP)]
+        source = torch.stack([i.image for i in items])
+        seeds = [int(s) for s in rng.integers(1 << 30, size=GROUP)]
+        asked = [i.truth(i.instruction).edit for i in items]
+        other = [f"{m} {e.split()[1]}" for i, e in zip(items, asked, strict=True) for m in [_another(i, e, rng)]]
+        right, wrong = (
+            pipeline.edit(source, model, prompt=[world.phrases(e)[0] for e in edits], seed=seeds)
+            for edits in (asked, other)
+        )
+        plain = pipeline.edit(source, model, prompt="let the marble thing be", seed=seeds)  # changes nothing
+        for k, item in enumerate(items):
+            for kind in rng.permutation(6)[:4]:
+                base = (plain, wrong, plain, wrong, right, plain)[kind][k]
+                mask = (
+                    torch.from_numpy(blob(rng, float(rng.uniform(0.2, 0.8)))) if kind in (0, 1, 4) else torch.zeros(())
+                )
+                picture = mask * right[k] + (1 - mask) * base
+                if rng.uniform() < 0.25:
+                    picture = torch.from_numpy(spoil(picture.numpy(), rng))
+                rows.append(_case(item.scene, item.image, picture, asked[k]))
+    log(f"{len(rows)} composites {time.time() - started:.0f} s")
+    cases = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+    torch.save(cases, cache)
+    return cases
+
+
+def _another(item: Any, edit: str, rng: np.random.Generator) -> str:
+    """A material of the picture other than the edit's."""
+    return str(rng.choice([m for m in item.scene.materials if m != edit.split()[0]]))
+
+
+def blob(rng: np.random.Generator, share: float) -> np.ndarray:
+    """A smooth random mask (64, 64) in {0, 1} that covers about `share` of the picture."""
+    field = np.kron(rng.standard_normal((8, 8)), np.ones((8, 8), np.float32))
+    field = F.avg_pool2d(torch.from_numpy(field)[None, None].float(), 9, 1, 4)[0, 0].numpy()
+    return (field > np.quantile(field, 1 - share)).astype(np.float32)
+
+
 def render_cases(n: int, seed: int) -> Cases:
     """Rendered edits, right, wrong and spoilt in ways no editor output shows often, with the renderer's labels."""
     rng = np.random.default_rng(seed)
@@ -180,7 +232,7 @@ def fit(
     checkpoint: Path,
     batch: int = 48,
 ) -> None:
-    """Train one judge, two thirds on editor outputs; both labels are balanced by weight."""
+    """Train one judge, half on editor outputs; both labels are balanced by weight."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-3)
     positive = [torch.cat([outputs["label"], rendered["label"]])[:, a].mean().clamp(0.05, 0.95) for a in (0, 1)]
     weight = torch.stack([(1 - p) / p for p in positive])
@@ -193,7 +245,7 @@ def fit(
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = 1.5e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
-        cases = outputs if step % 3 else rendered
+        cases = outputs if step % 2 else rendered
         k = torch.randint(len(cases["edit"]), (batch,))
         source, edited, ids = _inputs(cases, k, tokens, augment=True)
         loss = F.binary_cross_entropy_with_logits(network(source, edited, ids), cases["label"][k], pos_weight=weight)

@@ -1,4 +1,4 @@
-"""Training: the solved encoder is the PCA it claims to be, and a smoke run makes an editor that stock diffusers loads."""
+"""Training: the solved encoder is the PCA it claims to be, and a smoke run makes an editor that loads."""
 
 import numpy as np
 import torch
