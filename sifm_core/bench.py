@@ -186,7 +186,8 @@ class _Pair(NamedTuple):
 class _Run:
     def __init__(self, grid: Grid, store: Store, on_step: OnStep | None) -> None:
         self.grid, self.store, self.on_step = grid, store, on_step
-        self.editor_id = grid.editor.fingerprint
+        own = {"settings": getattr(grid.editor, "settings", {}), "dtype": str(grid.editor.dtype)}
+        self.editor_id = fingerprint(weights=grid.editor.fingerprint, **own)
         self.failed: dict[Key, str] = {}
         self.found: dict[tuple[str, Key], dict[str, Any]] = {}
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,12 +200,12 @@ def test_a_wrong_grid_is_refused_at_once(changes, said):
 class Dying(Store):
     """Kills its own process before the n-th thing is put."""
 
-    left = int(os.environ.get("SIFM_TEST_PUTS", "-1"))
+    left = -1
 
     def _count(self) -> None:
-        if Dying.left == 0:
+        if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        Dying.left -= 1
+        self.left -= 1
 
     def put(self, *arguments):
         self._count()
@@ -221,22 +220,27 @@ class Dying(Store):
         super().put_record(*arguments)
 
 
-def run_in_a_process(folder: Path, puts: int) -> int:
-    root = str(Path(__file__).parents[1])
-    env = os.environ | {"SIFM_TEST_PUTS": str(puts), "PYTHONPATH": root}
-    return subprocess.run(
-        [sys.executable, "-m", "tests.test_bench", str(folder)], cwd=root, env=env, timeout=300
-    ).returncode
+def work(folder: Path, puts: int) -> None:
+    torch.set_num_threads(1)
+    store = Dying(folder)
+    store.left = puts
+    bench.run(toy_grid(), store)
 
 
 def test_kill_9_at_any_moment_and_the_run_ends_the_same(tmp_path):
-    whole = bench.run(toy_grid(), Store(tmp_path / "whole"))
-    for puts in (2, 14, 30, 37, 51):  # sources, protected pictures, edits, metrics, verdicts
-        assert run_in_a_process(tmp_path / "killed", puts) == -signal.SIGKILL
-    assert run_in_a_process(tmp_path / "killed", -1) == 0
-    resumed = list(Store(tmp_path / "killed").records())
-    assert list(map(timeless, resumed)) == list(map(timeless, whole))
+    context = multiprocessing.get_context("forkserver")  # fresh processes, but torch is imported once
+    context.set_forkserver_preload(["torch", "tests.test_bench"])
 
+    def run_in_a_process(name: str, puts: int) -> int | None:
+        process = context.Process(target=work, args=(tmp_path / name, puts))
+        process.start()
+        process.join(600)
+        return process.exitcode
 
-if __name__ == "__main__":
-    bench.run(toy_grid(), Dying(sys.argv[1]))
+    assert run_in_a_process("whole", -1) == 0
+    for puts in (2, 14, 30, 37, 51, 60):  # sources, protected pictures, edits, metrics, verdicts, records
+        assert run_in_a_process("killed", puts) == -signal.SIGKILL
+    assert run_in_a_process("killed", -1) == 0
+    whole, resumed = ([timeless(r) for r in Store(tmp_path / name).records()] for name in ("whole", "killed"))
+    assert len(whole) == 15
+    assert resumed == whole

@@ -1,0 +1,180 @@
+"""What this machine has and lacks: findings with their cures for ``sifm doctor``, the tables for ``sifm list``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from . import judges, methods, metrics
+from .bench import hardware, package_version
+from .editors import BUILTIN
+
+NEEDED = ("torch", "torchvision", "diffusers", "transformers", "lpips", "piq", "PIL", "safetensors")
+OPTIONAL = {"google-genai": "the gemini judges", "openai": "judges on OpenAI-compatible servers"}
+KEYS = {
+    "GEMINI_API_KEY": "the gemini judges",
+    "OPENAI_API_KEY": "judges on servers that ask for a key",
+    "HF_TOKEN": "gated editors",
+}
+_DISTRIBUTIONS = {"PIL": "pillow"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; "note" is something optional that is missing, "problem" something needed."""
+
+    name: str
+    state: Literal["ok", "note", "problem"]
+    found: str
+    cure: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything once; takes some seconds, because it really imports the libraries. Keys are never read out."""
+    return [*_python(), *_packages(), *_weights(), *_lpips(), *_keys(), *_comfyui(), *_device()]
+
+
+def catalogue() -> dict[str, dict[str, dict[str, Any]]]:
+    """Editors, methods (with options), judges and metrics: name -> {"about": one line, ...}."""
+    return {
+        "editors": {
+            name: {"about": "embedded" if Path(source).is_absolute() else source} for name, source in BUILTIN.items()
+        },
+        "methods": {
+            name: {
+                "about": (methods.get_method(name).__doc__ or "").strip().splitlines()[0],
+                "provenance": methods.get_method(name).PROVENANCE,
+                "options": {
+                    key: {"default": option.default, "about": option.doc}
+                    for key, option in methods.options(name).items()
+                },
+            }
+            for name in methods.METHODS
+        },
+        "judges": {name: {"about": about} for name, about in _judges()},
+        "metrics": {
+            name: {"about": kind.meaning, "definition": kind.definition, "better": kind.better}
+            for name, kind in metrics.METRICS.items()
+        },
+    }
+
+
+def _python() -> Iterator[Finding]:
+    good = sys.version_info >= (3, 10)
+    cure = "" if good else "use Python 3.10 or newer"
+    yield Finding("python", "ok" if good else "problem", platform.python_version(), cure)
+
+
+def _packages() -> Iterator[Finding]:
+    for name in NEEDED:
+        distribution = _DISTRIBUTIONS.get(name, name)
+        error = _import_error(name)
+        if error is None:
+            yield Finding(name, "ok", package_version(distribution) or "?")
+        else:
+            yield Finding(name, "problem", error, _cure(distribution, error))
+    if package_version("torchaudio"):
+        if error := _import_error("torchaudio"):
+            cure = "pip uninstall torchaudio, or install the torch it was built for: transformers imports it"
+            yield Finding("torchaudio", "problem", f"{package_version('torchaudio')}: {error}", cure)
+        else:
+            yield Finding("torchaudio", "ok", package_version("torchaudio") or "")
+    error = _import_error("diffusers", "StableDiffusionInstructPix2PixPipeline")
+    cure = "the line above that fails is the cause; if none does: pip install -U diffusers transformers"
+    yield Finding("editor pipeline", "problem" if error else "ok", error or "imports", cure if error else "")
+    for name, use in OPTIONAL.items():
+        version = package_version(name)
+        cure = "" if version else f"pip install {name}, if you want {use}"
+        yield Finding(name, "ok" if version else "note", version or "not installed", cure)
+
+
+def _weights() -> Iterator[Finding]:
+    folder = Path(BUILTIN["miniature-ip2p"])
+    whole = (folder / "model_index.json").exists() and any(folder.rglob("*.safetensors"))
+    train = "reinstall the package, or train it: python -m sifm_core.miniature.train"
+    yield _presence("miniature editor", folder, whole, train)
+    judge_folder = folder.parent / "judges"
+    yield _presence("miniature judges", judge_folder, any(judge_folder.glob("*.safetensors")), train)
+
+
+def _lpips() -> Iterator[Finding]:
+    from .metrics.lpips import backbone_path
+
+    file = backbone_path()
+    if file.is_file():
+        yield Finding("LPIPS backbone", "ok", str(file))
+    else:
+        cure = f"put torchvision's file at {file} (https://download.pytorch.org/models/{file.name})"
+        yield Finding("LPIPS backbone", "note", "missing, so LPIPS will be null", cure)
+
+
+def _keys() -> Iterator[Finding]:
+    for name, use in KEYS.items():
+        there = bool(os.environ.get(name))
+        yield Finding(name, "ok" if there else "note", "set" if there else "not set", "" if there else f"for {use}")
+
+
+def _comfyui() -> Iterator[Finding]:
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        yield Finding("ComfyUI", "note", "COMFYUI_PATH not set", "set it to your ComfyUI folder to test the nodes")
+    elif not (Path(path) / "main.py").is_file():
+        yield Finding("ComfyUI", "problem", f"{path} has no main.py", "set COMFYUI_PATH to the folder with main.py")
+    else:
+        yield Finding("ComfyUI", "ok", path)
+
+
+def _device() -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError, RuntimeError):
+        return  # said above
+    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(kind)
+    memory = f"{_memory() / 2**30:.0f} GiB of memory"
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        memory = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free on the GPU, {memory}"
+    yield Finding("device", "ok", f"{hardware(device)}, {memory}")
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def _import_error(module: str, attribute: str = "") -> str | None:
+    """None when it imports, else the first line of what it says. Broken binary packages raise more than ImportError."""
+    try:
+        imported = importlib.import_module(module)
+        if attribute:
+            getattr(imported, attribute)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def _cure(distribution: str, error: str) -> str:
+    if package_version(distribution) is None:
+        return f"pip install {distribution}"
+    if "torchvision::nms" in error or distribution == "torchvision":
+        return "torch and torchvision do not fit together: install both anew from the same index"
+    return f"pip install --force-reinstall {distribution}"
+
+
+def _presence(name: str, path: Path, there: bool, cure: str) -> Finding:
+    return Finding(
+        name, "ok" if there else "problem", str(path) if there else f"{path} is missing", "" if there else cure
+    )
+
+
+def _judges() -> Iterator[tuple[str, str]]:
+    """(backend, its module's first line) of those that are installed."""
+    for name, module in judges.BACKENDS.items():
+        if importlib.util.find_spec(module, judges.__name__) is not None:
+            yield name, (importlib.import_module(module, judges.__name__).__doc__ or "").strip().splitlines()[0]

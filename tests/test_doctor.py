@@ -1,0 +1,74 @@
+"""The doctor: names what is missing with its cure, shows no key, and exits 1 only for what is needed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sifm_core import cli, doctor
+
+
+def findings() -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in doctor.examine()}
+
+
+def test_keys_are_never_shown(monkeypatch, capsys):
+    monkeypatch.setenv("GEMINI_API_KEY", "secret-marker")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    cli.main(["doctor"])
+    cli.main(["doctor", "--json"])
+    out = capsys.readouterr().out
+    assert "secret-marker" not in out
+    assert findings()["GEMINI_API_KEY"].found == "set" and findings()["OPENAI_API_KEY"].found == "not set"
+
+
+def test_a_broken_torchaudio_is_named_with_its_cure(monkeypatch):
+    real = doctor._import_error
+
+    def broken(module: str, attribute: str = "") -> str | None:
+        if module == "torchaudio":
+            return "OSError: libcudart.so.13: cannot open shared object file"
+        return "RuntimeError: Failed to import diffusers" if attribute else real(module)
+
+    monkeypatch.setattr(doctor, "_import_error", broken)
+    monkeypatch.setattr(doctor, "package_version", lambda name: "2.11.0")
+    found = findings()
+    assert found["torchaudio"].state == found["editor pipeline"].state == "problem"
+    assert "pip uninstall torchaudio" in found["torchaudio"].cure
+
+
+@pytest.mark.parametrize(
+    "module, cure", [("lpips", "pip install lpips"), ("PIL", "pip install pillow"), ("torchvision", "same index")]
+)
+def test_a_package_that_does_not_import_is_a_problem(monkeypatch, module, cure):
+    monkeypatch.setattr(doctor, "_import_error", lambda name, _="": "ImportError: no" if name == module else None)
+    if module != "torchvision":
+        monkeypatch.setattr(doctor, "package_version", lambda name: None)
+    finding = findings()[module]
+    assert finding.state == "problem" and cure in finding.cure
+
+
+def test_missing_weights_are_a_problem(monkeypatch, tmp_path):
+    monkeypatch.setitem(doctor.BUILTIN, "miniature-ip2p", str(tmp_path / "none"))
+    found = findings()
+    assert found["miniature editor"].state == found["miniature judges"].state == "problem"
+    assert "train" in found["miniature editor"].cure
+
+
+def test_comfyui_is_looked_for_where_the_variable_points(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert findings()["ComfyUI"].state == "problem"
+    (tmp_path / "main.py").touch()
+    assert findings()["ComfyUI"].state == "ok"
+    monkeypatch.delenv("COMFYUI_PATH")
+    assert findings()["ComfyUI"].state == "note"
+
+
+@pytest.mark.parametrize("state, code", [("ok", 0), ("note", 0), ("problem", 1)])
+def test_exit_code_and_json(monkeypatch, capsys, state, code):
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("thing", state, "found", "cure")])
+    assert cli.main(["doctor", "--json"]) == code
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is (code == 0)
+    assert said["checks"] == [{"name": "thing", "state": state, "found": "found", "cure": "cure"}]
