@@ -202,6 +202,12 @@ def test_flat_pictures_and_any_float_type_give_numbers():
             assert math.isfinite(row[0].value)
 
 
+def test_a_hair_outside_the_range_is_taken():
+    x = torch.tensor([-5e-7, 1 + 5e-7]).repeat(1, 3, 64, 32)
+    for row in measure(x, 1 - x, list(ORACLES)).values():
+        assert math.isfinite(row[0].value)
+
+
 def test_too_small_is_none_with_its_reason():
     small = torch.rand(2, 3, 40, 64)
     got = measure(small, small.flip(-1))
