@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .isr import isr  # at once: the module has the function's name, and the function is what the package offers
+
 if TYPE_CHECKING:
     from .editors import load_editor as load_editor
     from .images import load_image as load_image
     from .images import load_picture as load_picture
     from .images import save_png as save_png
-    from .isr import isr as isr
     from .judges import consensus as consensus
     from .judges import load_judge as load_judge
     from .pipeline import edit as edit
@@ -35,9 +36,8 @@ _HOME = {
     "edit": "pipeline",
     "measure": "pipeline",
     "judge": "pipeline",
-    "isr": "isr",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", "isr", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
