@@ -68,7 +68,7 @@ def train(out: Path, *, editor: Path, steps: int, seed: int, log: Any, checkpoin
         truth = test["label"].numpy()
         thresholds, notes = [], {}
         for axis, what in enumerate(("mismatch", "degradation")):
-            threshold, sensitivity, specificity = balanced(shares[:, axis], truth[:, axis])
+            threshold, sensitivity, specificity = choose_threshold(shares[:, axis], truth[:, axis])
             thresholds.append(threshold)
             notes[what] = {
                 "sensitivity": round(sensitivity, 3),
@@ -277,12 +277,15 @@ def predict(network: Any, cases: Cases, tokens: Tensor) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def balanced(share: np.ndarray, truth: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """The threshold (in steps of 0.01) with the best mean of sensitivity and specificity, and these two."""
+def choose_threshold(share: np.ndarray, truth: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """The threshold (in steps of 0.01) with the best sensitivity among those that clear 95% of the negatives.
+
+    Returns it with its sensitivity and specificity. Most edits are fine, so a judge that often cries wolf would drown
+    what protection does.
+    """
     yes, no = share[np.asarray(truth) > 0.5], share[np.asarray(truth) <= 0.5]
     if not len(yes) or not len(no):
         return 0.5, float("nan"), float("nan")
-    grid = np.arange(0.05, 0.96, 0.01)
-    score = [(yes >= t).mean() + (no < t).mean() for t in grid]
-    best = round(float(grid[int(np.argmax(score))]), 2)
+    clearing = [t for t in np.arange(0.05, 0.96, 0.01) if (no < t).mean() >= 0.95] or [0.95]
+    best = round(float(max(clearing, key=lambda t: ((yes >= t).mean() + (no < t).mean(), -t))), 2)
     return best, float((yes >= best).mean()), float((no < best).mean())

@@ -34,8 +34,17 @@ def test_smoke_training_makes_an_editor_and_resumes(tmp_path):
     assert "8 scenes, 40 edits" in log
 
 
-def test_balanced_threshold_separates():
+def test_threshold_separates():
     share = np.array([0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
-    threshold, sensitivity, specificity = train_judges.balanced(share, np.array([0, 0, 0, 1, 1, 1]))
+    threshold, sensitivity, specificity = train_judges.choose_threshold(share, np.array([0, 0, 0, 1, 1, 1]))
     assert 0.3 < threshold <= 0.7
     assert (sensitivity, specificity) == (1.0, 1.0)
+
+
+def test_threshold_clears_most_negatives_even_at_the_cost_of_sensitivity():
+    share = np.concatenate([np.linspace(0, 1, 100), np.linspace(0.5, 1, 20)])
+    truth = np.repeat([0, 1], [100, 20])
+    threshold, sensitivity, specificity = train_judges.choose_threshold(share, truth)
+    assert specificity >= 0.94
+    assert threshold > 0.9
+    assert sensitivity < 0.5
