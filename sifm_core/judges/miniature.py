@@ -254,29 +254,23 @@ class RendererJudge:
 
     def _judge_one(self, case: Case) -> Verdict:
         if case.truth is None:
-            return Verdict(
-                self.name,
-                "refused",
-                reasons="the renderer knows only the miniature's own scenes, this case has no truth",
-            )
+            why = "the renderer knows only the miniature's own scenes, and this case has no truth"
+            return self._verdict("refused", reasons=why)
         if problem := case_problem(case):
-            return Verdict(self.name, "error", reasons=problem)
+            return self._verdict("error", reasons=problem)
         try:
             mismatch, degraded, note = case.truth.check(case.edited)
         except Exception as error:  # a judge never raises for a single case
-            return Verdict(self.name, "error", reasons=f"the scene's check failed: {type(error).__name__}: {error}")
-        return Verdict(
-            self.name,
-            "ok",
-            semantic_mismatch=bool(mismatch),
-            perceptual_degradation=None if degraded is None else bool(degraded),
-            reasons=note,
-            cost=0.0,
-        )
+            return self._verdict("error", reasons=f"the scene's check failed: {type(error).__name__}: {error}")
+        degraded = None if degraded is None else bool(degraded)
+        return self._verdict("ok", semantic_mismatch=bool(mismatch), perceptual_degradation=degraded, reasons=note)
+
+    def _verdict(self, state: State, **fields: Any) -> Verdict:
+        return Verdict(self.name, state, model_requested=self.name, model_served=self.name, cost=0.0, **fields)
 
 
 def load(model: str, *, base_url: str | None = None, **options: Any) -> Judge:
-    """ "conv", "patch" (options: ``folder``, ``tokenizer``) or "renderer"."""
+    """The trained judge "conv" or "patch" (options: ``folder``, ``tokenizer``), or the "renderer"."""
     if base_url:
         raise InputError(f"miniature judges run here and take no base_url, but got {base_url!r}")
     return RendererJudge(**options) if model == "renderer" else MiniatureJudge(model, **options)
