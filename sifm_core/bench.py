@@ -264,7 +264,8 @@ class _Run:
         cells = {self._measure_key(pair): (a, pair) for a in attacks for pair in self._pairs(a)}
 
         def compute(batch: list[tuple[_Attack, _Pair]], on_step: OnStep) -> list[dict[str, Any]]:
-            one, two = (torch.cat([self.store.get_image(pair[i]) for _, pair in batch]) for i in (0, 1))
+            one = torch.cat([self.store.get_image(pair.reference) for _, pair in batch])
+            two = torch.cat([self.store.get_image(pair.distorted) for _, pair in batch])
             columns = measure(one, two, batch[0][1].names)
             return [{name: asdict(values[i]) for name, values in columns.items()} for i in range(len(batch))]
 

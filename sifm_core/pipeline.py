@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import numbers
 import time
 from collections.abc import Mapping, Sequence
@@ -95,9 +94,17 @@ def immunize(
             grad_fn = build(editor, resize(x0, size), editor.prepare(prompts), **given, **options)
             if size != tuple(x0.shape[-2:]):
                 grad_fn = through_resize(grad_fn, size)
-            start_random = methods.random_start(method, options)
-            loop = {"alpha": alpha, "steps": steps, "random_start": start_random, "mask": mask, "on_step": keep}
-            x = pgd(x0, grad_fn, eps=eps, seed=seed, **loop)
+            x = pgd(
+                x0,
+                grad_fn,
+                eps=eps,
+                alpha=alpha,
+                steps=steps,
+                seed=seed,
+                random_start=methods.random_start(method, options),
+                mask=mask,
+                on_step=keep,
+            )
         protected = round_to_budget(x, x0, eps, mask).cpu()
     settings = {
         "method": method,
@@ -133,10 +140,10 @@ def edit(
     check_seed(seed, len(image))
     editor = load_editor(editor) if isinstance(editor, str) else editor
     options = check_edit_options(editor, options)
-    size = tuple(image.shape[-2:])
-    x = resize(image.detach().float().to(editor.device), editor.work_size(*size))
+    height, width = image.shape[-2:]
+    x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))
     edited = editor.edit(x, editor.prepare(prompts), seed=seed, on_step=on_step, **options)
-    return resize(edited.float().cpu(), size).clamp(0, 1).mul(255).round().div(255)
+    return resize(edited.float().cpu(), (height, width)).clamp(0, 1).mul(255).round().div(255)
 
 
 def judge(
@@ -180,7 +187,7 @@ def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
 
 def check_unit(value: Any, name: str) -> float:
     """A number in (0, 1] as float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or not 0 < value <= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
         raise InputError(f"{name}: expected a number above 0 and at most 1 (pixel values span [0, 1]), got {value!r}")
     return float(value)
 

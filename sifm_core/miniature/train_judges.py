@@ -47,7 +47,7 @@ def train(out: Path, *, editor: Path, steps: int, seed: int, log: Any, checkpoin
     rendered = {
         k: torch.cat([a, b])
         for (k, a), b in zip(
-            render_cases(2 * GROUP * groups, seed + 5).items(),
+            render_cases(8 * GROUP * groups, seed + 5).items(),
             composites(editor, groups // 2, seed, log, checkpoints / "judge-composites.pt").values(),
             strict=True,
         )
@@ -106,13 +106,8 @@ def collect(editor: Path, groups: int, seed: int, log: Any, cache: Path) -> Case
             given = pipeline.immunize(
                 source, model, prompt=prompts, method=method, eps=eps, steps=16, seed=seeds, **options
             ).image
-        edited = pipeline.edit(
-            given,
-            model,
-            prompt=prompts,
-            seed=seeds,
-            **({"steps": int(rng.integers(1, 4))} if kind == "few steps" else {}),
-        )
+        hurry: dict[str, Any] = {"steps": int(rng.integers(1, 4))} if kind == "few steps" else {}
+        edited = pipeline.edit(given, model, prompt=prompts, seed=seeds, **hurry)
         rows = []
         for item, picture, start in zip(items, edited, given, strict=True):
             asked = item.truth(item.instruction).edit
@@ -176,17 +171,25 @@ def blob(rng: np.random.Generator, share: float) -> np.ndarray:
 
 
 def render_cases(n: int, seed: int) -> Cases:
-    """Rendered edits, right, wrong and spoilt in ways no editor output shows often, with the renderer's labels."""
+    """Rendered edits with an editor's grain: right, wrong, half there, elsewhere, not at all, or spoilt; labelled."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(n):
         scene = world.sample(rng)
-        shown, asked = (str(e) for e in rng.choice(scene.edits, 2))
-        picture = world.render(scene, shown)
-        source = torch.from_numpy(world.render(scene))
-        rows.append(
-            _case(scene, source, torch.from_numpy(spoil(picture, rng)), shown if rng.uniform() < 0.6 else asked)
-        )
+        asked, other = (str(e) for e in rng.choice(scene.edits, 2, replace=False))
+        if rng.uniform() < 0.6:  # the asked colour in the wrong place is the hardest case
+            materials = [m for m in scene.materials if m != asked.split()[0]]
+            other = f"{rng.choice(materials)} {asked.split()[1] if ' ' in asked else rng.choice(list(world.COLOURS))}"
+        source, right = world.render(scene), world.render(scene, asked)
+        base = world.render(scene, other) if rng.uniform() < 0.5 else source
+        kind = rng.integers(4)
+        mask = (np.float32(1), np.float32(0), blob(rng, float(rng.uniform(0.1, 0.9))), np.float32(1))[kind]
+        picture = mask * right + (1 - mask) * base
+        grain = rng.standard_normal((3, world.SIZE // 2, world.SIZE // 2)).repeat(2, 1).repeat(2, 2)
+        picture = (picture + grain * rng.uniform(0.0, 0.06)).clip(0, 1).astype(np.float32)
+        if rng.uniform() < 0.2:
+            picture = spoil(picture, rng)
+        rows.append(_case(scene, torch.from_numpy(source), torch.from_numpy(picture), asked))
     return {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
 
 
