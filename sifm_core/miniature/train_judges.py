@@ -290,5 +290,5 @@ def choose_threshold(share: np.ndarray, truth: Sequence[float] | np.ndarray) -> 
     if not len(yes) or not len(no):
         return 0.5, float("nan"), float("nan")
     clearing = [t for t in np.arange(0.05, 0.96, 0.01) if (no < t).mean() >= 0.95] or [0.95]
-    best = round(float(max(clearing, key=lambda t: ((yes >= t).mean() + (no < t).mean(), -t))), 2)
+    best = round(float(clearing[0]), 2)
     return best, float((yes >= best).mean()), float((no < best).mean())
