@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import __version__
 from .errors import InputError, SifmError
 
 if TYPE_CHECKING:
@@ -109,16 +110,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON docum
 EDITOR = "miniature-ip2p"
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sifm {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+]
+
+
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Version = False,
 ) -> None:
-    if version:
-        from . import __version__
-
-        print(f"sifm {__version__}")
-        raise typer.Exit
+    """Only what holds for every command; :func:`main` takes --debug out itself."""
 
 
 # ---- the four verbs
@@ -382,7 +390,8 @@ def demo(
     else:
         from rich.console import Console
 
-        Console().print(report.terminal(table))
+        for part in report.terminal(table):
+            Console().print(part)
         print(f"{report.headline(table)}\n\nReport: {out / 'report.html'}")
     if failed := [reason for line in table for reason in line.failed]:
         raise SifmError(f"{len(failed)} kinds of failure, the report names them; the first: {failed[0]}")

@@ -128,9 +128,9 @@ def _means(rows: Iterable[Mapping[str, float | None]]) -> dict[str, float | None
 # ---- the table as text
 
 
-def columns(table: Sequence[Line]) -> dict[str, list[str]]:
-    """The table's columns as text: title -> one cell per line."""
-    found: dict[str, list[str]] = {
+def rates(table: Sequence[Line]) -> dict[str, list[str]]:
+    """Did the edits fail? The columns as text: title -> one cell per line."""
+    found = {
         "attacked picture": [line.name for line in table],
         "ISR": [f"{percent(line.isr.rate)} ({line.isr.successes}/{line.isr.n})" for line in table],
         "95%": [_range(line.isr.low, line.isr.high) for line in table],
@@ -139,41 +139,54 @@ def columns(table: Sequence[Line]) -> dict[str, list[str]]:
     }
     for judge in table[0].judges if table else ():
         found[judge] = [percent(line.judges[judge].rate) for line in table]
-    if table and table[0].truth:
+    if any(line.truth for line in table):
         found["ground truth"] = [percent(line.truth.rate) if line.truth else "–" for line in table]
-    for name in DEFAULT:
-        if any(name in line.metrics for line in table):
-            found[metric_title(name)] = [number(line.metrics.get(name)) for line in table]
-    found["s/picture"] = [number(line.seconds, 1) if line.kind != "floor" else "–" for line in table]
     return found
 
 
-def terminal(table: Sequence[Line]) -> Table:
-    """The table for a terminal."""
+def distances(table: Sequence[Line]) -> dict[str, list[str]]:
+    """How far from the clean edit, how visible, how long? The columns as text: title -> one cell per line."""
+    found = {"attacked picture": [line.name for line in table]}
+    for name in DEFAULT:
+        if any(name in line.metrics for line in table):
+            found[metric_title(name)] = [number(line.metrics.get(name)) for line in table]
+    found["visible PSNR"] = [number(line.fidelity.get("psnr"), 1) for line in table]
+    found["s/picture"] = ["–" if line.kind == "floor" else number(line.seconds, 1) for line in table]
+    return found
+
+
+def terminal(table: Sequence[Line]) -> list[Table]:
+    """Both tables for a terminal of 80 columns."""
     from rich import box
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    cells = columns(table)
-    for i, title in enumerate(cells):
-        shown.add_column(title, justify="left" if i == 0 else "right")
-    for line, row in zip(table, zip(*cells.values(), strict=True), strict=True):
-        shown.add_row(*row, style="bold" if line.kind == "method" else "")
+    shown = []
+    for cells in (rates(table), distances(table)):
+        part = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for i, title in enumerate(cells):
+            short = title if title[-1] in "↓↑" else title.split(":")[-1].replace(" ", "\n")
+            part.add_column(short, justify="right" if i else "left", no_wrap=True)
+        for line, row in zip(table, zip(*cells.values(), strict=True), strict=True):
+            part.add_row(*row, style="bold" if line.kind == "method" else "")
+        shown.append(part)
     return shown
 
 
 def markdown(records: Sequence[Record], run: Mapping[str, Any]) -> str:
     """The headline, the table and where it comes from, as Markdown."""
     table = lines(records)
-    cells = columns(table)
-    rows = [list(cells), ["---" if i == 0 else "---:" for i in range(len(cells))], *zip(*cells.values(), strict=True)]
     parts = [
         headline(table),
-        "\n".join("| " + " | ".join(row) + " |" for row in rows),
+        *map(_markdown_table, (rates(table), distances(table))),
         *reading(records),
         "\n".join(f"- {name}: {value}" for name, value in facts(records, run)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(cells: Mapping[str, Sequence[str]]) -> str:
+    rows = [list(cells), ["---" if i == 0 else "---:" for i in range(len(cells))], *zip(*cells.values(), strict=True)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def reading(records: Sequence[Record]) -> list[str]:

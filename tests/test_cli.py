@@ -62,7 +62,7 @@ def pixels(path: object) -> np.ndarray:
 
 
 def test_immunize_edit_metrics_in_the_fixed_spellings(here, editor, sifm):
-    words = ["--method", "sifm", "--eps", "8/255", "--seed", 3, "--json"]
+    words = ["--method", "sifm", "--eps", "8/255", "--alpha", "8/255", "--seed", 3, "--json"]
     done = sifm(*immunize(editor, "cat.png", "-o", "safe.png"), *words)
     assert done["output"] == "safe.png" and done["eps"] == pytest.approx(8 / 255)
     assert 7 <= np.abs(pixels("safe.png") - pixels("cat.png")).max() <= 8
@@ -158,7 +158,7 @@ def test_photographs_keep_size_orientation_alpha_and_budget(here, editor, sifm, 
     elif name == "rotated.jpg":
         source = here / name
         rotated(source)
-    sifm(*immunize(editor, source, "-o", "safe.png"), "--eps", EPS)
+    sifm(*immunize(editor, source, "-o", "safe.png"), "--eps", EPS, "--alpha", EPS)
     saved, clean = Pil.open("safe.png"), load_picture(source)
     assert saved.size == size
     assert saved.mode == ("RGBA" if has_alpha else "RGB")
@@ -252,7 +252,8 @@ def test_demo_writes_its_report_and_a_second_run_the_same(here, sifm, toy_demo):
 
 def test_demo_prints_the_table(here, sifm, toy_demo):
     text = sifm(*DEMO)
-    assert "net ISR" in text and "blocks 16" in text and "run/report.html" in text
+    assert "blocks 16 px" in text and "run/report.html" in text
+    assert max(map(len, text.splitlines()[:12])) <= 80
 
 
 def test_demo_that_fails_in_part_reports_the_rest_and_exits_1(here, toy_demo, monkeypatch, capsys):
@@ -289,5 +290,5 @@ def test_without_a_terminal_a_line_says_how_long_it_takes(monkeypatch, capsys):
         for i in range(4):
             on_step(Step("immunize", i + 1, 4))
     out, err = capsys.readouterr()
-    assert out == "" and "immunize cat.png 75%, 6 s left" in err
+    assert out == "" and "immunize cat.png 50%, 12 s left" in err
     assert torch.is_grad_enabled()
