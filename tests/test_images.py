@@ -306,13 +306,19 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     images.save_png(torch.zeros(1, 3, 16, 16), path)
     before = path.read_bytes()
+    os.link(path, tmp_path / "opened before")
+    images.save_png(torch.ones(1, 3, 16, 16), path)
+    assert path.read_bytes() != before
+    assert (tmp_path / "opened before").read_bytes() == before  # replaced, not written over
+    (tmp_path / "opened before").unlink()
+    before = path.read_bytes()
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(InputError, match="No space left"):
-        images.save_png(torch.ones(1, 3, 16, 16), path)
+        images.save_png(torch.zeros(1, 3, 16, 16), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
