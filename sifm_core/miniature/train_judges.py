@@ -289,6 +289,6 @@ def choose_threshold(share: np.ndarray, truth: Sequence[float] | np.ndarray) -> 
     yes, no = share[np.asarray(truth) > 0.5], share[np.asarray(truth) <= 0.5]
     if not len(yes) or not len(no):
         return 0.5, float("nan"), float("nan")
-    clearing = [t for t in np.arange(0.05, 0.96, 0.01) if (no < t).mean() >= 0.95] or [0.95]
-    best = round(float(clearing[0]), 2)
+    clearing = [t for t in np.arange(5, 96) / 100 if (no < t).mean() >= 0.95] or [0.95]
+    best = float(clearing[0])
     return best, float((yes >= best).mean()), float((no < best).mean())
