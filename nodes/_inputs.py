@@ -33,25 +33,29 @@ def seed_input() -> io.Input:
 
 
 def method_inputs(name: str, skip: Sequence[str] = ()) -> list[io.Input]:
-    """A method's options as folded widgets, made from the signature of its `build`."""
-    return [_input(key, option) for key, option in methods.options(name).items() if key not in skip]
+    """A method's options as folded widgets, made from the signature of its `build`; an image is a socket.
+
+    What is neither, such as a mapping, and what ``skip`` names, has no input.
+    """
+    inputs = (_input(key, option) for key, option in methods.options(name).items() if key not in skip)
+    return [made for made in inputs if made is not None]
 
 
 def method_options(name: str, widgets: dict[str, Any]) -> dict[str, Any]:
     """The engine's options for what stands in the widgets; an untouched text stays the engine's own default."""
     known = methods.options(name)
     chosen = {key: value for key, value in widgets.items() if value is not None}
-    for key in [key for key in chosen if _is_text(known[key])]:
+    for key in [key for key, value in chosen.items() if isinstance(value, str) and _is_text(known[key].type)]:
         lines = [line.strip() for line in chosen.pop(key).splitlines() if line.strip()]
         if lines != _lines(known[key].default):
             chosen[key] = lines if get_origin(known[key].type) is Sequence else ",".join(lines)
     return chosen
 
 
-def _input(name: str, option: methods.Option) -> io.Input:
+def _input(name: str, option: methods.Option) -> io.Input | None:
     about = {"default": option.default, "tooltip": option.doc, "advanced": True}
     if option.type is Any:
-        return io.Image.Input(name, optional=True, tooltip=option.doc)
+        return io.Image.Input(name, optional=True, tooltip=option.doc) if name.endswith("_image") else None
     if get_origin(option.type) is Literal:
         return io.Combo.Input(name, options=list(get_args(option.type)), **about)
     if option.type is bool:
@@ -60,12 +64,15 @@ def _input(name: str, option: methods.Option) -> io.Input:
         return io.Int.Input(name, min=0, max=1_000_000, **about)
     if option.type is float:
         return io.Float.Input(name, min=0.0, max=1e6, step=0.001, round=False, **about)
-    return io.String.Input(name, multiline=True, **about | {"default": "\n".join(_lines(option.default))})
+    multiline = get_origin(option.type) is Sequence
+    return io.String.Input(name, multiline=multiline, **about | {"default": "\n".join(_lines(option.default))})
 
 
-def _is_text(option: methods.Option) -> bool:
-    return option.type not in (Any, bool, int, float) and get_origin(option.type) is not Literal
+def _is_text(kind: Any) -> bool:
+    return kind not in (Any, bool, int, float) and get_origin(kind) is not Literal
 
 
 def _lines(default: Any) -> list[str]:
-    return [str(item) for item in ([default] if isinstance(default, str | int) else default)]
+    """A default as the lines of a text; nothing is no line."""
+    items = [default] if isinstance(default, str | int) else default
+    return [str(item) for item in items if item != ""]

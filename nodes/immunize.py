@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
 from ._inputs import choice_problem, method_inputs, method_options, prompt_input, prompt_problem, seed_input
 
 BASELINES = [name for name in methods.METHODS if name != "sifm"]
+TAKEN = tuple(inspect.signature(pipeline.immunize).parameters)
+"""Names that belong to the loop: an option of the same name keeps its default."""
 HOOKED = ("layers", "timesteps", "aggregation")
 """SIFM's options that the Feature Hook node sets."""
 
@@ -81,7 +84,7 @@ class SifmBaselineImmunize(io.ComfyNode):
                 *_common_inputs(),
                 io.DynamicCombo.Input(
                     "method",
-                    options=[io.DynamicCombo.Option(name, method_inputs(name)) for name in BASELINES],
+                    options=[io.DynamicCombo.Option(name, method_inputs(name, skip=TAKEN)) for name in BASELINES],
                     tooltip="Each method shows its own settings. random_noise needs neither gradient nor prompt.",
                 ),
             ],

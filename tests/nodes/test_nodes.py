@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,12 +32,10 @@ SETTINGS = {"prompt": "abc", "eps": 0.03, "steps": 3, "seed": 0, "alpha": 2 / 25
 def widgets(name: str) -> dict:
     """What the frontend would send for untouched widgets."""
     from nodes._inputs import method_inputs
+    from nodes.immunize import HOOKED, TAKEN
 
-    return {
-        i.id: i.default
-        for i in method_inputs(name, skip=("layers", "timesteps", "aggregation"))
-        if hasattr(i, "default")
-    }
+    shown = method_inputs(name, skip=HOOKED if name == "sifm" else TAKEN)
+    return {widget.id: widget.default for widget in shown if hasattr(widget, "default")}
 
 
 def immunize(editor, image, **changes):
@@ -384,3 +383,16 @@ def test_models_in_comfyuis_folder_are_offered(folder, tmp_path, monkeypatch):
     assert options[0] == "miniature-ip2p" and "my-editor" in options
     assert SifmLoadEditor.execute("my-editor")[0].editor.name == "my-editor"
     assert SifmLoadEditor.validate_inputs(str(tmp_path)) is not True
+
+
+def test_translations_name_inputs_that_exist():
+    from nodes import node_list
+
+    infos = {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in node_list()}
+    for file in Path(__file__).parents[2].glob("locales/*/nodeDefs.json"):
+        translated = json.loads(file.read_text())
+        assert set(translated) == set(infos)
+        for name, words in translated.items():
+            order = infos[name]["input_order"]
+            assert set(words["inputs"]) == {*order.get("required", ()), *order.get("optional", ())}, name
+            assert len(words["outputs"]) == len(infos[name]["output"])
