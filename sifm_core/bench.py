@@ -118,7 +118,8 @@ def run(grid: Grid, store: Store, on_step: OnStep | None = None) -> list[Record]
     """Compute what the store lacks; return the grid's records (rows within samples within seeds), stored as well.
 
     ``on_step`` hears of the phases "immunize", "edit", "measure" and "judge": ``i`` of ``n`` hundredths of a picture,
-    counting what was still to do. What it raises stops the run; the next run goes on from there.
+    counting what was still to do (noise, which takes no gradient, as a fiftieth). What it raises stops the run; the
+    next run goes on from there.
     """
     return _Run(grid, store, on_step).records()
 
@@ -239,7 +240,9 @@ class _Run:
             ]
 
         cells = {self._protected_key(a): a for a in attacks if a.row.method}
-        self._phase("immunize", self._chunks(cells, _alike), compute)
+        self._phase(
+            "immunize", self._chunks(cells, _alike), compute, work=lambda a: 1.0 if _takes_gradient(a) else 0.02
+        )
 
     def _edit_all(self, attacks: list[_Attack]) -> None:
         grid = self.grid
@@ -293,26 +296,10 @@ class _Run:
 
     def _protected_key(self, a: _Attack) -> Key:
         grid = self.grid
-        gradient_free = not hasattr(get_method(str(a.row.method)), "build")
-        uses = (
-            {}
-            if gradient_free
-            else {
-                "editor": self.editor_id,
-                "prompt": a.sample.instruction,
-                "steps": grid.steps,
-                "alpha": grid.alpha,
-            }
-        )
-        return fingerprint(
-            version=VERSION,
-            source=a.source,
-            method=a.row.method,
-            options=dict(a.row.options),
-            eps=grid.eps,
-            seed=a.seed,
-            **uses,
-        )
+        uses: dict[str, Any] = {"eps": grid.eps, "seed": a.seed, "options": dict(a.row.options)}
+        if _takes_gradient(a):
+            uses |= {"editor": self.editor_id, "prompt": a.sample.instruction, "steps": grid.steps, "alpha": grid.alpha}
+        return fingerprint(version=VERSION, source=a.source, method=a.row.method, **uses)
 
     def _edit_key(self, a: _Attack) -> Key:
         return fingerprint(
@@ -377,12 +364,13 @@ class _Run:
         *,
         kind: str | None = None,
         again: bool = False,
+        work: Callable[[Any], float] = lambda cell: 1.0,
     ) -> None:
         kind = kind or name
         todo = [chunk for chunk in chunks if again or not all(self._have(kind, key) for key, _ in chunk)]
-        total, done = sum(map(len, todo)), 0
-        for chunk in todo:
-            progress = _Progress(self.on_step, name, done, len(chunk), total)
+        sizes = [sum(work(cell) for _, cell in chunk) for chunk in todo]
+        for i, chunk in enumerate(todo):
+            progress = _Progress(self.on_step, name, sum(sizes[:i]), sizes[i], sum(sizes))
             progress(Step(name, 0, 1))
             try:
                 values = compute([cell for _, cell in chunk], progress)
@@ -394,7 +382,6 @@ class _Run:
                 for (key, _), value in zip(chunk, values, strict=True):
                     self.store.put(kind, key, value)
                     self.found[kind, key] = value
-            done += len(chunk)
             progress(Step(name, 1, 1))
 
     def _record(self, a: _Attack) -> Record:
@@ -451,6 +438,10 @@ class _Run:
         )
 
 
+def _takes_gradient(a: _Attack) -> bool:
+    return hasattr(get_method(str(a.row.method)), "build")
+
+
 def _alike(a: _Attack) -> tuple[str, torch.Size]:
     """Attacks that may share a batch. By rows, so that another row in the grid leaves the batches of these alone."""
     return a.row.name, a.sample.image.shape
@@ -459,7 +450,7 @@ def _alike(a: _Attack) -> tuple[str, torch.Size]:
 class _Progress:
     """Turns a batch's steps into hundredths of a picture of the phase; remembers what the caller's callback raised."""
 
-    def __init__(self, on_step: OnStep | None, phase: str, done: int, batch: int, total: int) -> None:
+    def __init__(self, on_step: OnStep | None, phase: str, done: float, batch: float, total: float) -> None:
         self.on_step, self.phase, self.done, self.batch, self.total = on_step, phase, done, batch, total
         self.raised: BaseException | None = None
 
@@ -468,7 +459,7 @@ class _Progress:
             return
         i = round(100 * (self.done + self.batch * step.i / max(step.n, 1)))
         try:
-            self.on_step(Step(self.phase, i, 100 * self.total, step.loss, step.log, step.preview))
+            self.on_step(Step(self.phase, i, round(100 * self.total), step.loss, step.log, step.preview))
         except BaseException as error:
             self.raised = error
             raise

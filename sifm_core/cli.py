@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,8 +30,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """What counts as a picture in a folder."""
 JUDGES = ("miniature:conv", "miniature:patch")
 INTERRUPTED = 130
-QUIET_SECONDS = 10
-"""Between lines of progress where stderr is no terminal."""
+QUIET_SECONDS, WINDOW_SECONDS = 10, 60
+"""Where stderr is no terminal: between lines of progress; what the remaining time is guessed from."""
 
 app = typer.Typer(
     name="sifm",
@@ -603,13 +604,16 @@ def _progress() -> Iterator[Callable[[str], OnStep]]:
 
 
 def _lines(label: str) -> OnStep:
-    began: dict[str, tuple[float, int]] = {}
+    recent: deque[tuple[str, float, int]] = deque()
     said = time.monotonic()
 
     def on_step(step: Step) -> None:
         nonlocal said
         now = time.monotonic()
-        start, first = began.setdefault(step.phase, (now, step.i))
+        recent.append((step.phase, now, step.i))
+        while recent[0][0] != step.phase or recent[0][1] < now - WINDOW_SECONDS:
+            recent.popleft()
+        _, start, first = recent[0]
         if now - said < QUIET_SECONDS or step.i <= first:
             return
         said, left = now, (now - start) / (step.i - first) * (step.n - step.i)

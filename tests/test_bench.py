@@ -105,7 +105,7 @@ def test_other_settings_share_what_they_can(tmp_path):
     def count(step: Step) -> None:
         counted[step.phase] = step.n // 100
 
-    bench.run(toy_grid(rows=(*ROWS, Row("weak", "random_noise", {"pattern": "pixel"}))), store, count)
+    bench.run(toy_grid(rows=(*ROWS, Row("grey", "photoguard_encoder", {"target": "grey"}))), store, count)
     assert counted == {"immunize": 3, "edit": 3, "measure": 6, "judge": 6}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
-from sifm_core import pipeline
+from sifm_core import methods, pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import ImageError, InputError
 from sifm_core.types import Step, Verdict
@@ -98,6 +100,11 @@ def test_works_inside_inference_mode(editor):
     with torch.inference_mode():
         inside = immunize(fakes.images(1, 24), editor)
     assert torch.equal(outside.image, inside.image)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_no_option_of_a_method_is_called_like_an_argument_of_the_verb(name):
+    assert not methods.options(name).keys() & inspect.signature(pipeline.immunize).parameters.keys()
 
 
 def test_edit_returns_the_size_it_got_on_the_grid(editor):

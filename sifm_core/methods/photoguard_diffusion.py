@@ -31,7 +31,7 @@ def build(
     x: Image,
     cond: Cond,
     *,
-    steps: Annotated[int, "denoising steps that the gradient passes"] = 4,
+    edit_steps: Annotated[int, "denoising steps that the gradient passes"] = 4,
     repeats: Annotated[int, "edits with new noise per iteration whose gradients are averaged"] = 1,
     edit_options: Annotated[Any, "a mapping of further options of the editor's edit, such as guidance_scale"] = None,
     seed: Seed = 0,
@@ -41,10 +41,10 @@ def build(
     ``x`` (B, 3, h, w) at the editor's working size. Blocks of the network are computed again on the way back, so that
     memory does not grow by a whole network per step. Raises InputError for counts below 1.
     """
-    for name, value in (("steps", steps), ("repeats", repeats)):
+    for name, value in (("edit_steps", edit_steps), ("repeats", repeats)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    chosen = {**(edit_options or {}), "steps": steps}
+    chosen = {**(edit_options or {}), "steps": edit_steps}
 
     def grad_fn(x_adv: Image, step: int) -> Gradient:
         loss, total = x_adv.new_zeros(len(x_adv)), torch.zeros_like(x_adv)

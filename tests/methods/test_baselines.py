@@ -140,7 +140,7 @@ def test_photoguard_diffusion_passes_every_step_of_the_edit(ip2p_folder) -> None
             z = pipe.scheduler.step(e, t, z).prev_sample
         return pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample.flatten(1).norm(dim=1)
 
-    options = {"steps": 3, "repeats": 2, "edit_options": {"guidance_scale": 4.0}, "seed": 5}
+    options = {"edit_steps": 3, "repeats": 2, "edit_options": {"guidance_scale": 4.0}, "seed": 5}
     ours = photoguard_diffusion.build(editor, X0, editor.prepare(PROMPTS), **options)(X, STEP)
     each = [gradient(lambda x, k=k: loss(x, fork(5, STEP, k)), X) for k in range(2)]
     assert close(ours.grad, (each[0][1] + each[1][1]) / 2)
@@ -230,7 +230,7 @@ def test_the_pattern_is_bold_lettering_of_any_size() -> None:
         (mist, {"target_image": images(3)}, ImageError),
         (ace, {"earliest": 1.0}, InputError),
         (ace, {"earliest": -0.1}, InputError),
-        (photoguard_diffusion, {"steps": 0}, InputError),
+        (photoguard_diffusion, {"edit_steps": 0}, InputError),
         (photoguard_diffusion, {"repeats": 1.5}, InputError),
         (semantic_attack, {"timesteps": 0}, InputError),
         (semantic_attack, {"threshold": 1.0}, InputError),
