@@ -16,6 +16,9 @@ from ..errors import ImageError, InputError, unknown
 from ..types import Image, Latent, OnStep, Step
 from . import folder as folders
 
+LOADED = ("size", "t5_tokens")
+"""Settings that are fixed when an editor is loaded; the others are also options of each edit."""
+
 
 class LatentEditor:
     """A frozen diffusers pipeline seen as an editor; families add denoise, target, edit and how a prompt is encoded."""
@@ -113,7 +116,7 @@ class LatentEditor:
         self.check_size(x)
         if rows != len(x):
             raise InputError(f"expected one prompt per image, got {rows} for {len(x)}")
-        merged = {name: value for name, value in self.settings.items() if name != "size"}
+        merged = {name: value for name, value in self.settings.items() if name not in LOADED}
         for name, value in options.items():
             if name not in merged:
                 raise unknown(f"option of {self.name}", name, merged)

@@ -21,8 +21,8 @@ from .latent import LatentEditor, report, run, wide
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
 T5 = ("text_encoder_3", "tokenizer_3")
-T5_TOKENS = 256
-DEFAULTS = {"steps": 50, "guidance_scale": 7.0, "strength": 0.6, "size": 512}
+DEFAULTS = {"steps": 50, "guidance_scale": 7.0, "strength": 0.6, "size": 512, "t5_tokens": 256}
+"""``t5_tokens``: positions of the text stream that belong to T5; zeros where it is left out, as in the pipeline."""
 
 
 def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]) -> Editor:
@@ -81,16 +81,15 @@ class StableDiffusion3(LatentEditor):
     def prepare(self, prompts: Sequence[str]) -> Cond:
         """Embed one prompt per image. Raises InputError for a prompt longer than the longest text encoder reads."""
 
-        pipe = self.pipe
-        with_t5 = pipe.tokenizer_3 is not None
-        longest = (pipe.tokenizer_3, T5_TOKENS) if with_t5 else (pipe.tokenizer, pipe.tokenizer_max_length)
+        pipe, n_t5 = self.pipe, self.settings["t5_tokens"]
+        clip, t5 = (pipe.tokenizer, pipe.tokenizer_max_length), (pipe.tokenizer_3, n_t5)
 
         def embed(prompt: str) -> tuple[Tensor, ...]:
-            self.check_length(prompt, *longest)
-            encoded = pipe.encode_prompt(prompt, None, None, device=self.device, max_sequence_length=T5_TOKENS)
-            clip = self.positions(prompt, pipe.tokenizer, pipe.tokenizer_max_length)
-            t5 = self.positions(prompt if with_t5 else "", longest[0], T5_TOKENS)
-            return *encoded, torch.cat([clip, t5], dim=1)
+            self.check_length(prompt, *(clip if t5[0] is None else t5))
+            encoded = pipe.encode_prompt(prompt, None, None, device=self.device, max_sequence_length=n_t5)
+            none = torch.zeros(1, n_t5, dtype=torch.bool, device=self.device)
+            words = [self.positions(prompt, *clip), none if t5[0] is None else self.positions(prompt, *t5)]
+            return *encoded, torch.cat(words, dim=1)
 
         return Cond(*self.encoded(prompts, embed))
 

@@ -23,7 +23,7 @@ def editor(sd3_folder) -> Editor:
 
 def test_defaults_and_shape_of_the_family(sd3_folder) -> None:
     editor = load_editor(sd3_folder, device="cpu")
-    assert editor.settings == {"steps": 50, "guidance_scale": 7.0, "strength": 0.6, "size": 16}
+    assert editor.settings == {"steps": 50, "guidance_scale": 7.0, "strength": 0.6, "size": 16, "t5_tokens": 256}
     assert editor.family == "sd3" and editor.net is editor.pipe.transformer
     assert editor.layer_presets["deep"] == ("transformer_blocks.1", "transformer_blocks.2")
 
@@ -55,6 +55,19 @@ def test_the_t5_encoder_changes_the_prompt_and_the_fingerprint(sd3_folder) -> No
     with_t5, without = (load_editor(sd3_folder, device="cpu", t5=t5) for t5 in (True, False))
     assert not torch.equal(with_t5.prepare(["cat"]).prompt, without.prepare(["cat"]).prompt)
     assert with_t5.fingerprint != without.fingerprint and without.pipe.text_encoder_3 is None
+
+
+@pytest.mark.parametrize("t5", [True, False])
+def test_the_positions_of_t5_are_a_setting(sd3_folder, tmp_path, t5: bool) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "few")
+    (folder / "sifm.json").write_text('{"size": 16, "t5_tokens": 3}')
+    few = load_editor(folder, device="cpu", t5=t5, steps=5)
+    cond = few.prepare(["ab"])
+    assert cond.prompt.shape[1] == cond.empty.shape[1] == 16 + 3
+    assert few.words(cond).shape == (1, 16 + 3) and few.words(cond)[0, 16:].any() == t5
+    assert few.edit(images(1), cond, seed=0).shape == (1, 3, 16, 16)
+    with pytest.raises(InputError, match="t5_tokens"):
+        few.edit(images(1), cond, seed=0, t5_tokens=3)
 
 
 def test_encode_shifts_and_scales_the_posterior_mode(editor: Editor) -> None:
