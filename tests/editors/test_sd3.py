@@ -60,11 +60,11 @@ def test_the_t5_encoder_changes_the_prompt_and_the_fingerprint(sd3_folder) -> No
 @pytest.mark.parametrize("t5", [True, False])
 def test_the_positions_of_t5_are_a_setting(sd3_folder, tmp_path, t5: bool) -> None:
     folder = shutil.copytree(sd3_folder, tmp_path / "few")
-    (folder / "sifm.json").write_text('{"size": 16, "t5_tokens": 3}')
+    (folder / "sifm.json").write_text('{"size": 16, "t5_tokens": 4}')
     few = load_editor(folder, device="cpu", t5=t5, steps=5)
     cond = few.prepare(["ab"])
-    assert cond.prompt.shape[1] == cond.empty.shape[1] == 16 + 3
-    assert few.words(cond).shape == (1, 16 + 3) and few.words(cond)[0, 16:].any() == t5
+    assert cond.prompt.shape[1] == cond.empty.shape[1] == 16 + 4
+    assert few.words(cond).shape == (1, 16 + 4) and few.words(cond)[0, 16:].any() == t5
     assert few.edit(images(1), cond, seed=0).shape == (1, 3, 16, 16)
     with pytest.raises(InputError, match="t5_tokens"):
         few.edit(images(1), cond, seed=0, t5_tokens=3)
