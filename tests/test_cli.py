@@ -13,6 +13,7 @@ import torch
 from PIL import Image as Pil
 
 from sifm_core import cli
+from sifm_core.cli import output
 from sifm_core.images import load_picture
 from tests import fakes
 from tests.toy import ToyEditor, ToyJudge
@@ -274,7 +275,7 @@ def test_progress_on_a_terminal_goes_to_stderr_alone(monkeypatch, capsys):
     from sifm_core.types import Step
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with cli._progress() as on_step:
+    with output.progress() as on_step:
         for i in range(3):
             on_step("cat.png")(Step("immunize", i + 1, 3, loss=0.5))
     assert capsys.readouterr().out == ""
@@ -285,7 +286,7 @@ def test_without_a_terminal_a_line_says_how_long_it_takes(monkeypatch, capsys):
 
     clock = iter(range(0, 100, 6))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    with cli._progress() as bars:
+    with output.progress() as bars:
         on_step = bars("cat.png")
         for i in range(4):
             on_step(Step("immunize", i + 1, 4))

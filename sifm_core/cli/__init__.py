@@ -1,0 +1,10 @@
+"""The ``sifm`` command: one file a command, in ``app.py`` what holds for all of them.
+
+A new command is a new file and its place in the list below, which is the order of ``sifm --help``.
+"""
+
+# isort: off
+from . import immunize, edit, metrics, judge, demo, list, doctor  # noqa: F401
+
+# isort: on
+from .app import main as main

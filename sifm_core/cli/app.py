@@ -1,0 +1,74 @@
+"""Results on stdout (one JSON document with --json), progress and errors on stderr.
+
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted. An error is one line; --debug, anywhere, shows where.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import SifmError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sifm",
+    help="Protect pictures against text-guided diffusion editing, and measure honestly whether it worked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; never raises unless --debug is given."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given
+    try:
+        code = int(app([a for a in given if a != "--debug"], standalone_mode=False) or 0)
+        return _say("interrupted", code) if code == INTERRUPTED else code
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, SifmError):
+            return _say(str(error), error.exit_code)
+        if hasattr(error, "format_message"):  # a usage error of click, wherever typer keeps it
+            return _say(error.format_message(), 2)
+        return _say(f"failed: {type(error).__name__}: {error}; --debug shows where", 1)
+
+
+def _say(message: str, code: int) -> int:
+    print("sifm: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sifm {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    version: Version = False,
+) -> None:
+    """Only what holds for every command; :func:`main` takes --debug out itself."""

@@ -1,0 +1,75 @@
+"""Edit pictures as an attacker would."""
+
+from __future__ import annotations
+
+import time
+
+from .app import app
+from .output import progress, show
+from .shared import (
+    EDITOR,
+    Device,
+    Download,
+    Dtype,
+    EditorName,
+    Json,
+    Options,
+    Out,
+    Prompt,
+    Seed,
+    Source,
+    jobs_of,
+    key_values,
+    load_editor,
+    parse_value,
+)
+
+
+@app.command()
+def edit(
+    source: Source,
+    out: Out,
+    prompt: Prompt,
+    editor: EditorName = EDITOR,
+    seed: Seed = 0,
+    option: Options = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Edit a picture as an attacker would.
+
+    Run it on the clean and on the protected picture with the same seed, and compare.
+    """
+    from .. import pipeline
+    from ..images import load_picture, save_png
+
+    jobs = jobs_of(source, out)
+    pipeline.check_prompts(prompt, 1)
+    pipeline.check_seed(seed, 1)
+    pictures = [load_picture(path) for path, _ in jobs]
+    options = {key: parse_value(text) for key, text in key_values(option or []).items()}
+    loaded = load_editor(editor, device, dtype, download)
+    options = pipeline.check_edit_options(loaded, options)
+    results = []
+    with progress() as on_step:
+        for (path, target), picture in zip(jobs, pictures, strict=True):
+            start = time.perf_counter()
+            edited = pipeline.edit(
+                picture.pixels, loaded, prompt=prompt, seed=seed, on_step=on_step(path.name), **options
+            )
+            save_png(edited, target, like=picture)
+            results.append(
+                {
+                    "source": str(path),
+                    "output": str(target),
+                    "prompt": prompt.strip(),
+                    "seed": seed,
+                    "editor": loaded.name,
+                    "editor_fingerprint": loaded.fingerprint,
+                    "options": options,
+                    "seconds": round(time.perf_counter() - start, 3),
+                }
+            )
+    show(results, source, as_json, "{output}: {prompt!r} with seed {seed} in {seconds:.1f} s")

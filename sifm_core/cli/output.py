@@ -1,0 +1,106 @@
+"""What commands print: JSON or lines on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..types import OnStep, Step
+
+QUIET_SECONDS, WINDOW_SECONDS = 10, 60
+"""Where stderr is no terminal: between lines of progress; what the remaining time is guessed from."""
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], OnStep]]:
+    """Bars with the remaining time on a terminal, else a line every ten seconds; yields label -> on_step."""
+    if not sys.stderr.isatty():
+        yield _lines
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:28}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left,"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def bars(label: str) -> OnStep:
+            def on_step(step: Step) -> None:
+                name = f"{step.phase} {label}".strip()
+                if name not in tasks:
+                    tasks[name] = progress.add_task(name, total=step.n, loss="")
+                loss = "" if step.loss is None else f"loss {step.loss:.4g}"
+                progress.update(tasks[name], completed=step.i, loss=loss)
+
+            return on_step
+
+        yield bars
+
+
+def _lines(label: str) -> OnStep:
+    recent: deque[tuple[str, float, int]] = deque()
+    said = time.monotonic()
+
+    def on_step(step: Step) -> None:
+        nonlocal said
+        now = time.monotonic()
+        recent.append((step.phase, now, step.i))
+        while recent[0][0] != step.phase or recent[0][1] < now - WINDOW_SECONDS:
+            recent.popleft()
+        _, start, first = recent[0]
+        if now - said < QUIET_SECONDS or step.i <= first:
+            return
+        said, left = now, (now - start) / (step.i - first) * (step.n - step.i)
+        print(f"{step.phase} {label} {step.i / step.n:.0%}, {left:.0f} s left".replace("  ", " "), file=sys.stderr)
+
+    return on_step
+
+
+def show(results: list[dict[str, Any]], source: Path, as_json: bool, text: str) -> None:
+    """A file gives one object or line, a folder a list of them."""
+    if as_json:
+        return dump(results if source.is_dir() else results[0])
+    for result in results:
+        print(text.format(**result))
+
+
+def dump(document: Any) -> None:
+    print(as_text(document))
+
+
+def as_text(document: Any) -> str:
+    return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: infinity and NaN become null, tuples lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

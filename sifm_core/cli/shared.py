@@ -1,0 +1,165 @@
+"""Options and arguments that several commands share, with their checks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..types import Editor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""What counts as a picture in a folder."""
+EDITOR = "miniature-ip2p"
+JUDGES = ("miniature:conv", "miniature:patch")
+
+
+def number(given: str | float) -> float:
+    """A number, also written as a fraction: 0.03 or 8/255."""
+    text = str(given)
+    try:
+        return float(Fraction(text.replace(" ", ""))) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"expected a number such as 0.03 or 8/255, got {text!r}") from None
+
+
+Source = Annotated[Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.", show_default=False)]
+Out = Annotated[
+    Path, typer.Option("-o", "--out", metavar="OUT.png", help="A .png file; for a folder of pictures, a folder.")
+]
+EditorName = Annotated[str, typer.Option("--editor", metavar="NAME|FOLDER|HUB_ID", help="See `sifm list editors`.")]
+Prompt = Annotated[str, typer.Option("--prompt", metavar="TEXT", help="The instruction, such as 'make it night'.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Same seed, same bytes.")]
+Eps = Annotated[
+    float, typer.Option("--eps", metavar="E", parser=number, help="Budget: the most a value may change, in [0, 1].")
+]
+Alpha = Annotated[
+    float, typer.Option("--alpha", metavar="A", parser=number, show_default="2/255", help="Step size, in [0, 1].")
+]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of its own; may be repeated.")
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option("--judge", metavar="BACKEND:MODEL", help=f"May be repeated; default {' and '.join(JUDGES)}."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Download = Annotated[bool, typer.Option("--download", help="Allow fetching a hub editor that is not here yet.")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
+
+
+def jobs_of(source: Path, out: Path) -> list[tuple[Path, Path]]:
+    """(picture, .png to write) for a file or for each picture of a folder; refuses what could not be saved."""
+    if source.is_dir():
+        found = _pictures(source)
+        if not found:
+            raise InputError(f"{source}: expected pictures ({', '.join(SUFFIXES)}) in this folder, but found none")
+        if out.suffix or out.is_file():
+            raise InputError(f"{out}: expected a folder, because {source} is one")
+        stems = [path.stem for path in found]
+        if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+            raise InputError(f"{source}: several pictures would be saved as {twice[0]}.png; rename them")
+        jobs = [(path, out / f"{path.stem}.png") for path in found]
+    elif out.is_dir():
+        jobs = [(source, out / f"{source.stem}.png")]
+    elif out.suffix.lower() != ".png":
+        came = f"{out.suffix}, which may not keep every pixel" if out.suffix else "no suffix"
+        raise InputError(f"{out}: expected a .png file, but got {came}; use {out.with_suffix('.png')}")
+    else:
+        jobs = [(source, out)]
+    for path, target in jobs:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise InputError(f"{target}: would overwrite its own source; choose another output")
+        if target.is_dir():
+            raise InputError(f"{target}: expected a file to write, but this is a folder")
+        parent = next(p for p in target.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(f"{target}: cannot be written, {parent} is no folder that you may write to")
+    return jobs
+
+
+def matched(one: Path, two: Path) -> list[tuple[Path, Path]]:
+    """Two files, or the pictures of two folders paired by name (without suffix)."""
+    if one.is_dir() != two.is_dir() and one.exists() and two.exists():
+        raise InputError(f"expected two pictures or two folders, but {one} and {two} are one of each")
+    if not one.is_dir():
+        return [(one, two)]
+    left, right = ({path.stem: path for path in _pictures(folder)} for folder in (one, two))
+    if not left or left.keys() != right.keys():
+        odd = ", ".join(sorted(left.keys() ^ right.keys())[:5]) or "nothing in either"
+        raise InputError(f"{one} and {two}: expected pictures of the same names in both folders, but found {odd}")
+    return [(left[stem], right[stem]) for stem in left]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def distinct(specs: Iterable[str]) -> list[str]:
+    listed = list(specs)
+    if len(set(listed)) != len(listed):
+        raise InputError("expected different judges: one that is asked twice does not agree with anybody")
+    return listed
+
+
+def key_values(given: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key.strip() and equals):
+            raise InputError(f"option: expected KEY=VALUE such as timesteps=4, got {text!r}")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def parse_value(text: str) -> Any:
+    """JSON where it is JSON (4, 0.5, true, [200, 400]), else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
+    """--option pairs as the method's own types; InputError for an unknown name or a value of another type."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from ..methods import options
+    from ..pipeline import check_method
+
+    known, pairs = options(method), key_values(given)
+    check_method(method, pairs)
+    chosen = {}
+    for key, text in pairs.items():
+        kind = known[key].type
+        if kind is Any:
+            raise InputError(f"option {key} of {method} takes an object: it can only be set from Python")
+        for value in (parse_value(text), text, [parse_value(text)]):
+            try:
+                chosen[key] = TypeAdapter(kind).validate_python(value)
+                break
+            except ValidationError:
+                continue
+        else:
+            raise InputError(f"option {key} of {method}: expected {_type_name(kind)}, got {text!r}")
+    return chosen
+
+
+def _type_name(kind: Any) -> str:
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    return name.replace("typing.", "").replace("collections.abc.", "")
+
+
+def load_editor(name: str, device: str, dtype: str, download: bool) -> Editor:
+    from ..editors import load_editor
+
+    return load_editor(name, device=device, dtype=dtype, local_files_only=not download)
