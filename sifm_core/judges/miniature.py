@@ -15,103 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from ..errors import InputError, JudgeError, unknown
 from ..images import resize
 from ..types import Case, Judge, OnStep, State, Step, Verdict
 from .cases import case_problem
+from .miniature_networks import NETWORKS, SIZE, ConvJudge, PatchJudge
 
-SIZE = 64
 WEIGHTS = Path(__file__).parents[1] / "miniature" / "weights"
 TOKENIZER = WEIGHTS / "miniature-ip2p" / "tokenizer"
 BATCH = 32
-
-
-def evidence(source: Tensor, edited: Tensor) -> Tensor:
-    """What both networks look at, (B, 15, 64, 64): the pictures, what changed, and their fine texture amplified.
-
-    The miniature tells materials apart by low-contrast texture alone, so the detail (picture minus its 5x5 mean) enters
-    amplified; otherwise flat colour drowns it.
-    """
-
-    def detail(x: Tensor) -> Tensor:
-        return 8 * (x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), 5, stride=1))
-
-    return torch.cat([2 * source - 1, 2 * edited - 1, 2 * (edited - source), detail(source), detail(edited)], dim=1)
-
-
-class FilmBlock(nn.Module):
-    """A residual block of two 3x3 convolutions whose features the instruction scales and shifts."""
-
-    def __init__(self, channels: int, text: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.film = nn.Linear(text, 2 * channels)
-
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        scale, shift = self.film(text)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
-        return x + self.conv2(F.silu(h))
-
-
-class ConvJudge(nn.Module):
-    """Convolutions over both pictures, conditioned on a recurrent reading of the instruction.
-
-    ``forward(source, edited, token_ids)``: (B, 3, 64, 64) in [0, 1] twice and (B, length) int64 -> (B, 2) logits of
-    (semantic mismatch, perceptual degradation).
-    """
-
-    def __init__(self, vocab_size: int, length: int = 16, width: int = 64, text: int = 64, blocks: int = 4) -> None:
-        super().__init__()
-        self.config = {"vocab_size": vocab_size, "length": length, "width": width, "text": text, "blocks": blocks}
-        self.embed = nn.Embedding(vocab_size, text)
-        self.read = nn.GRU(text, text, batch_first=True)
-        self.stem = nn.Sequential(
-            nn.Conv2d(15, width, 4, stride=2, padding=1), nn.SiLU(), nn.Conv2d(width, width, 4, stride=2, padding=1)
-        )
-        self.blocks = nn.ModuleList(FilmBlock(width, text) for _ in range(blocks))
-        self.norm = nn.GroupNorm(8, width)
-        self.where = nn.Conv2d(width, 2, 1)
-        self.head = nn.Sequential(nn.Linear(4 * width + text, 64), nn.SiLU(), nn.Linear(64, 2))
-
-    def forward(self, source: Tensor, edited: Tensor, token_ids: Tensor) -> Tensor:
-        text = self.read(self.embed(token_ids))[0].amax(dim=1)
-        x = self.stem(evidence(source, edited))
-        for block in self.blocks:
-            x = block(x, text)
-        x = F.silu(self.norm(x))
-        where = self.where(x).flatten(2).softmax(dim=-1)
-        x = x.flatten(2)
-        seen = torch.einsum("bcn,bkn->bkc", x, where).flatten(1)
-        return self.head(torch.cat([seen, x.mean(-1), x.amax(-1), text], dim=1))
-
-
-class PatchJudge(nn.Module):
-    """A transformer over 8x8 patches of both pictures and the words of the instruction; called like ConvJudge."""
-
-    def __init__(self, vocab_size: int, length: int = 16, width: int = 96, layers: int = 3, heads: int = 4) -> None:
-        super().__init__()
-        self.config = {"vocab_size": vocab_size, "length": length, "width": width, "layers": layers, "heads": heads}
-        self.embed = nn.Embedding(vocab_size, width)
-        self.patch = nn.Sequential(nn.Linear(15 * 64, width), nn.GELU(), nn.Linear(width, width))
-        self.answer = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.position = nn.Parameter(torch.randn(1, 1 + length + (SIZE // 8) ** 2, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(width, heads, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        self.head = nn.Linear(2 * width, 2)
-
-    def forward(self, source: Tensor, edited: Tensor, token_ids: Tensor) -> Tensor:
-        patches = self.patch(F.unfold(evidence(source, edited), 8, stride=8).transpose(1, 2))
-        answer = self.answer.expand(len(source), -1, -1)
-        x = self.body(torch.cat([answer, self.embed(token_ids), patches], dim=1) + self.position)
-        return self.head(torch.cat([x[:, 0], x[:, 1 + token_ids.shape[1] :].amax(dim=1)], dim=1))
-
-
-NETWORKS: dict[str, type[ConvJudge] | type[PatchJudge]] = {"conv": ConvJudge, "patch": PatchJudge}
 
 
 def save_network(

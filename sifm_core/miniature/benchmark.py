@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown
-from . import world
+from . import language, world
 from .truth import Truth
 
 COUNTS = {"portrait": 35, "landscape": 35, "artwork": 30}
@@ -32,7 +32,7 @@ class Item:
 
     def truth(self, instruction: str) -> Truth:
         """The ground truth of an instruction on this picture; InputError when the world does not know it."""
-        edit = world.parse(instruction)
+        edit = language.parse(instruction)
         if edit is None or edit not in self.scene.edits:
             raise InputError(
                 f"no ground truth for {instruction!r} on {self.id}: "
@@ -72,19 +72,19 @@ def draw(item: str) -> Item:
 def make(item: str, category: str, rng: np.random.Generator, *, local: bool = True) -> Item:
     """A picture with an original instruction (about a material if `local`) and five others, all of distinct edits."""
     scene = world.sample(rng, category)
-    pool = [e for e in scene.edits if (e in world.GLOBAL_EDITS) != local]
+    pool = [e for e in scene.edits if (world.kind(e) == "material") == local]
     original = str(rng.choice(pool))
     rest = [str(e) for e in rng.permutation([e for e in scene.edits if e != original])]
     chosen = [original, *_distinct(rest)]
-    spoken = [str(rng.choice(world.phrases(e)[: world.TRAINED_PHRASES])) for e in chosen]
+    spoken = [str(rng.choice(language.phrases(e)[: language.TRAINED_PHRASES])) for e in chosen]
     image = torch.from_numpy((world.render(scene) * 255).round() / np.float32(255))
     return Item(item, category, image, spoken[0], tuple(spoken[1:]), scene)
 
 
 def _distinct(edits: list[str]) -> list[str]:
     """Five edits: one of the whole picture, then materials in turn, so that they differ in what they are about."""
-    chosen = [next(e for e in edits if e in world.GLOBAL_EDITS)]
-    materials = [e for e in edits if e not in world.GLOBAL_EDITS]
+    chosen = [next(e for e in edits if world.kind(e) == "whole")]
+    materials = [e for e in edits if world.kind(e) == "material"]
     while len(chosen) < 5:
         used = [e.split()[0] for e in chosen]
         chosen.append(min((e for e in materials if e not in chosen), key=lambda e: used.count(e.split()[0])))

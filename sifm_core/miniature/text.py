@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from . import world
+from . import language
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
 LENGTH = 16
 WIDTH = 96
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A BPE tokenizer trained on the trained phrasings; single letters remain for unknown words."""
+    """A BPE tokenizer trained on the trained phrasings and captions; single letters remain for unknown words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
-    corpus = [p for edit in world.EDITS for p in world.phrases(edit)[: world.TRAINED_PHRASES]]
     letters = "abcdefghijklmnopqrstuvwxyz"
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -31,7 +30,7 @@ def build_tokenizer() -> CLIPTokenizer:
         special_tokens=["<|startoftext|>", "<|endoftext|>"],
         show_progress=False,
     )
-    bpe.train_from_iterator(corpus, trainer)
+    bpe.train_from_iterator(language.trained(), trainer)
     model = json.loads(bpe.to_str())["model"]
     vocab = model["vocab"]
     for letter in letters:
@@ -40,11 +39,11 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained CLIP text encoder (2 layers, 96 wide)."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def build_text_encoder(tokenizer: CLIPTokenizer, projection: bool = False) -> Any:
+    """An untrained CLIP text encoder (2 layers, 96 wide), with the projection that SD3 pools with if asked."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    return CLIPTextModel(
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=WIDTH,

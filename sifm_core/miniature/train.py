@@ -1,7 +1,9 @@
-"""Train the miniature from scratch: ``python -m sifm_core.miniature.train {vae,ip2p,decoder,judges} --out FOLDER``.
+"""Train the miniature from scratch: ``python -m sifm_core.miniature.train {ip2p,hq-edit,sd3,vae,judges} --out FOLDER``.
 
 Each run is seeded, logs to ``FOLDER/<what>.log`` and resumes from its checkpoint in ``FOLDER/checkpoints`` when
-started again. Order: vae (seconds), ip2p and decoder (either first), then judges. ``--steps`` small makes a smoke run.
+started again. The editors' encoders are solved when they are first needed; ``vae`` trains the decoders of all three,
+before or after the editors. ``judges`` comes last: they learn from what the editors make. ``--steps`` small makes a
+smoke run.
 """
 
 from __future__ import annotations
@@ -12,21 +14,19 @@ from pathlib import Path
 
 import torch
 
-from . import train_ip2p, train_vae
+from . import train_ip2p, train_sd3, train_vae
 
-WEIGHTS = Path(__file__).parent / "weights"
-EDITOR = "miniature-ip2p"
+EDITORS = ("miniature-ip2p", "miniature-hq-edit", "miniature-sd3")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["vae", "ip2p", "decoder", "judges"])
+    parser.add_argument("what", choices=["ip2p", "hq-edit", "sd3", "vae", "judges"])
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, logs and checkpoints")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the shipped weights' own number)")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--scenes", type=int, default=12000, help="size of the pool of scenes for ip2p")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=12000, help="size of the pool of scenes for an editor")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -38,40 +38,25 @@ def main(argv: list[str] | None = None) -> None:
         for stream in (file, sys.stderr):
             print(line, file=stream, flush=True)
 
-    editor = args.out / EDITOR
     if args.what == "vae":
-        train_vae.solve(editor / "vae", seed=args.seed, log=log)
-    elif args.what == "decoder":
-        train_vae.train(
-            editor / "vae",
-            steps=args.steps or 6000,
-            batch=args.batch,
-            seed=args.seed,
-            log=log,
-            checkpoint=checkpoints / "decoder.pt",
-        )
-    elif args.what == "ip2p":
-        train_ip2p.train(
-            editor,
-            vae_folder=editor / "vae",
-            steps=args.steps or 3600,
-            batch=args.batch,
-            scenes=args.scenes,
-            seed=args.seed,
-            log=log,
-            checkpoint=checkpoints / "ip2p.pt",
-        )
-    else:
+        codes = {name: recipe.code for name, recipe in train_ip2p.RECIPES.items()} | {"miniature-sd3": train_sd3.CODE}
+        for name, code in codes.items():
+            log(name)
+            train_vae.train(
+                args.out / name / "vae", code, steps=args.steps, log=log, checkpoint=checkpoints / f"vae-{name}.pt"
+            )
+    elif args.what == "judges":
         from . import train_judges
 
-        train_judges.train(
-            args.out / "judges",
-            editor=editor,
-            steps=args.steps or 1500,
-            seed=args.seed,
-            log=log,
-            checkpoints=checkpoints,
-        )
+        train_judges.train(args.out, steps=args.steps, log=log, checkpoints=checkpoints)
+    else:
+        name = f"miniature-{args.what}"
+        common = {"steps": args.steps, "batch": args.batch, "scenes": args.scenes, "log": log}
+        checkpoint = checkpoints / f"{args.what}.pt"
+        if args.what == "sd3":
+            train_sd3.train(args.out / name, checkpoint=checkpoint, **common)
+        else:
+            train_ip2p.train(args.out / name, train_ip2p.RECIPES[name], checkpoint=checkpoint, **common)
 
 
 if __name__ == "__main__":

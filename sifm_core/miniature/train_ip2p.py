@@ -1,4 +1,4 @@
-"""Training of `miniature-ip2p`: an InstructPix2Pix-type U-Net and its text encoder on the procedural world.
+"""Training of `miniature-ip2p` and `miniature-hq-edit`: InstructPix2Pix-type U-Nets and their text encoders.
 
 v-prediction, zero terminal SNR, DDIM with trailing steps. Most samples are at the last timestep, where the picture to
 make is decided. Three helpers, dropped after training, break a plateau at which the U-Net paints everything a little:
@@ -11,20 +11,39 @@ from __future__ import annotations
 import copy
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import codec, text, world
+from . import language, text, train_vae, world
+from .pool import CELLS, PLAIN, Pool, instructions, token_ids
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-SETTINGS = {"steps": 6, "guidance_scale": 1.2, "image_guidance_scale": 1.0, "size": world.SIZE}
+SETTINGS = {"steps": 3, "guidance_scale": 1.2, "image_guidance_scale": 1.0, "size": world.SIZE}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One editor: its autoencoder, the U-Net's widths, how many of a scene's four edits are not about a material."""
+
+    code: train_vae.Recipe
+    widths: tuple[int, int, int]
+    whole: int
+    steps: int
+
+
+RECIPES = {
+    "miniature-ip2p": Recipe(train_vae.Recipe(channels=16, seed=0), widths=(64, 96, 128), whole=1, steps=2400),
+    "miniature-hq-edit": Recipe(train_vae.Recipe(channels=20, seed=100), widths=(48, 80, 112), whole=2, steps=1000),
+}
+LAST = 0.55
+"""Share of the samples at the last timestep, where the picture to make is decided."""
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -33,19 +52,18 @@ SCHEDULE: dict[str, Any] = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
 }
-_PLAIN = len(world.MATERIALS)
 
 
-def build_unet() -> UNet2DConditionModel:
-    """The untrained U-Net (5.6 M parameters): 16 noisy + 16 source latent channels at 16x16."""
+def build_unet(recipe: Recipe) -> UNet2DConditionModel:
+    """The untrained U-Net (5.6 M parameters at widths 64, 96, 128): noisy and source latents at 16x16."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=world.SIZE // codec.PATCH,
-        in_channels=2 * codec.CHANNELS,
-        out_channels=codec.CHANNELS,
+        sample_size=CELLS,
+        in_channels=2 * recipe.code.channels,
+        out_channels=recipe.code.channels,
         layers_per_block=1,
-        block_out_channels=(64, 96, 128),
+        block_out_channels=recipe.widths,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=text.WIDTH,
@@ -61,52 +79,14 @@ def build_scheduler() -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
 
 
-class Data:
-    """A pool of scenes with some of their edits, as 8-bit pictures and coarse material maps."""
-
-    def __init__(self, scenes: int, edits: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        source, target, edit, index, label = [], [], [], [], []
-        for i in range(scenes):
-            scene = world.sample(rng)
-            source.append(_bytes(world.render(scene)))
-            label.append(material_map(scene))
-            local = [e for e in scene.edits if e not in world.GLOBAL_EDITS]
-            chosen = [str(e) for e in rng.permutation(local)[: edits - 1]] + [str(rng.choice(world.GLOBAL_EDITS))]
-            for e in chosen:
-                target.append(_bytes(world.render(scene, e)))
-                edit.append(world.EDITS.index(e))
-                index.append(i)
-        self.source, self.target = torch.from_numpy(np.stack(source)), torch.from_numpy(np.stack(target))
-        self.edit, self.index = torch.tensor(edit), torch.tensor(index)
-        self.label = torch.from_numpy(np.stack(label))
-
-    def batch(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows k -> source and target (B, 3, 64, 64) in [-1, 1], edit index (B,), material map (B, 16, 16)."""
-        i = self.index[k]
-        return self.source[i] / 127.5 - 1, self.target[k] / 127.5 - 1, self.edit[k], self.label[i]
-
-
-def _bytes(picture: np.ndarray) -> np.ndarray:
-    return (picture * 255).round().astype(np.uint8)
-
-
-def material_map(scene: world.Scene) -> np.ndarray:
-    """The material of each 4x4 cell (16, 16) int64; 6 is "plain"."""
-    share = np.zeros((_PLAIN + 1, world.SIZE, world.SIZE), np.float32)
-    for layer in scene.layers:
-        share[world.MATERIALS.index(layer.material) if layer.material else _PLAIN] += layer.cover
-    n = world.SIZE // codec.PATCH
-    return share.reshape(_PLAIN + 1, n, codec.PATCH, n, codec.PATCH).mean((2, 4)).argmax(0)
-
-
 class _Helpers(nn.Module):
     """The auxiliary losses, with hooks on the U-Net that `close` removes."""
 
     def __init__(self, unet: UNet2DConditionModel, words: Tensor) -> None:
         super().__init__()
-        self.coarse, self.fine = nn.Conv2d(96, _PLAIN + 1, 1), nn.Conv2d(64, _PLAIN + 1, 1)
-        self.mask = nn.Conv2d(64, 1, 1)
+        fine, coarse, _ = unet.config.block_out_channels
+        self.coarse, self.fine = nn.Conv2d(coarse, PLAIN + 1, 1), nn.Conv2d(fine, PLAIN + 1, 1)
+        self.mask = nn.Conv2d(fine, 1, 1)
         self.words = words  # token id of each material's name
         self._seen: dict[str, Any] = {}
         down, up = unet.down_blocks, unet.up_blocks
@@ -138,9 +118,9 @@ class _Helpers(nn.Module):
         mask = F.binary_cross_entropy_with_logits(predicted, wanted)
         on, true = predicted > 0, wanted > 0.5
         iou = ((on & true).sum() / ((on | true).sum() + 1)).item()
-        local = has_both & (edit < _PLAIN * len(world.COLOURS))
+        local = has_both & (edit < len(world.MATERIAL_EDITS))
         named = (
-            ids == self.words[edit.clamp_max(_PLAIN * len(world.COLOURS) - 1) // len(world.COLOURS)][:, None]
+            ids == self.words[edit.clamp_max(len(world.MATERIAL_EDITS) - 1) // len(world.COLOURS)][:, None]
         ).float()
         named = named / named.sum(1, keepdim=True).clamp_min(1)
         wanted8 = F.avg_pool2d(change, 2).clamp(0, 1).flatten(1)[local] * 0.9 + 0.03
@@ -162,27 +142,26 @@ class _Helpers(nn.Module):
 
 def train(
     out: Path,
+    recipe: Recipe,
     *,
-    vae_folder: Path,
-    steps: int,
+    steps: int | None,
     batch: int,
     scenes: int,
-    seed: int,
     log: Any,
-    checkpoint: Path | None = None,
+    checkpoint: Path,
 ) -> None:
-    """Train the editor and save it to the folder `out`; resumes from `checkpoint`."""
+    """Train the editor from scratch and save it to the folder `out`; resumes from `checkpoint`."""
     from diffusers import AutoencoderKL
 
+    steps, seed, started = steps or recipe.steps, recipe.code.seed, time.time()
+    code = train_vae.solve(out / "vae", recipe.code, log)
     torch.manual_seed(seed)
-    started = time.time()
-    data = Data(scenes, 5, seed)
-    log(f"{len(data.source)} scenes, {len(data.target)} edits drawn in {time.time() - started:.0f} s")
-    vae = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False)
+    pool = Pool(scenes, 4, recipe.whole, seed, code)
+    log(f"{len(pool.source)} scenes, {len(pool.target)} edits drawn in {time.time() - started:.0f} s")
     tokenizer = text.build_tokenizer()
-    text_encoder, unet = text.build_text_encoder(tokenizer), build_unet().to(memory_format=torch.channels_last)
-    tokens = torch.stack([_ids(tokenizer, world.phrases(e)[: world.TRAINED_PHRASES]) for e in world.EDITS])
-    empty = _ids(tokenizer, [""])[0]
+    text_encoder = text.build_text_encoder(tokenizer)
+    unet = build_unet(recipe).to(memory_format=torch.channels_last)
+    tokens, empty = instructions(tokenizer), token_ids(tokenizer, [""])[0]
     words = torch.tensor([next(i for i in tokenizer(m).input_ids if i > 1) for m in world.MATERIALS])
     helpers = _Helpers(unet, words)
     schedule = build_scheduler()
@@ -192,14 +171,14 @@ def train(
         [*live.parameters(), *helpers.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4
     )
     first = 0
-    if checkpoint and checkpoint.exists():
+    if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         for name, part in (("live", live), ("averaged", averaged), ("helpers", helpers), ("optimizer", optimizer)):
             part.load_state_dict(state[name])
         first = state["step"]
         torch.manual_seed(seed + first)
         log(f"resumed at step {first}")
-    weight = torch.ones(1, codec.CHANNELS, 1, 1)
+    weight = torch.ones(1, recipe.code.channels, 1, 1)
     weight[:, :3] = 4  # the three mean colours carry the edit
     smooth: dict[str, float] = {}
     started = time.time()
@@ -207,16 +186,13 @@ def train(
         rate = 1e-3 * min(1, (step + 1) / 100) * max(0.02, min(1, (1 - step / steps) / 0.55))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        source, target, edit, label = data.batch(torch.randint(len(data.target), (batch,)))
-        with torch.no_grad():
-            c, z = vae.encode(torch.cat([source, target])).latent_dist.mode().chunk(2)
-        change = F.avg_pool2d(((source - target).abs().amax(1, keepdim=True) > 0.1).float(), codec.PATCH)
-        ids = tokens[edit, torch.randint(world.TRAINED_PHRASES, (batch,))]
+        c, z, edit, label, change = pool.batch(batch)
+        ids = tokens[edit, torch.randint(language.TRAINED_PHRASES, (batch,))]
         u = torch.rand(batch)
         no_text, no_image = (u < 0.05) | (u >= 0.09) & (u < 0.10), (u >= 0.05) & (u < 0.10)
         ids = torch.where(no_text[:, None], empty, ids)
         c = torch.where(no_image[:, None, None, None], 0.0, c)
-        t = torch.where(torch.rand(batch) < 0.5, 999, torch.randint(1000, (batch,)))
+        t = torch.where(torch.rand(batch) < LAST, 999, torch.randint(1000, (batch,)))
         noise = torch.randn_like(z)
         noisy, wanted = schedule.add_noise(z, noise, t), _velocity(schedule, z, noise, t)
         with torch.autocast("cpu", torch.bfloat16):
@@ -242,7 +218,7 @@ def train(
                 f"step {step + 1}/{steps} {time.time() - started:.0f} s  "
                 + "  ".join(f"{k} {v:.3f}" for k, v in smooth.items())
             )
-        if checkpoint and (step + 1) % 250 == 0:
+        if (step + 1) % 250 == 0:
             parts = {
                 "live": live.state_dict(),
                 "averaged": averaged.state_dict(),
@@ -253,9 +229,8 @@ def train(
             torch.save(parts, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     helpers.close()
-    save(
-        out, averaged[0], averaged[1], tokenizer, AutoencoderKL.from_pretrained(vae_folder)
-    )  # its decoder may have been trained since
+    vae = AutoencoderKL.from_pretrained(out / "vae")  # its decoder may have been trained since
+    save(out, averaged[0], averaged[1], tokenizer, vae)
 
 
 def save(out: Path, unet: Any, text_encoder: Any, tokenizer: Any, vae: Any) -> None:
@@ -279,9 +254,3 @@ def save(out: Path, unet: Any, text_encoder: Any, tokenizer: Any, vae: Any) -> N
 def _velocity(schedule: Any, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     a = schedule.alphas_cumprod[t][:, None, None, None]
     return a.sqrt() * noise - (1 - a).sqrt() * z
-
-
-def _ids(tokenizer: Any, prompts: Any) -> Tensor:
-    return tokenizer(
-        list(prompts), padding="max_length", max_length=text.LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids

@@ -1,11 +1,13 @@
-"""Training of the miniature's two judges on real editor outputs (clean, attacked, failed) and on rendered ones.
+"""Training of the miniature's two judges on what the editors make (clean, attacked, failed) and on rendered cases.
 
-Labels are the renderer's: the mismatch and the unexplained detail of :mod:`sifm_core.miniature.truth`. A judge that
-is trained on rendered pictures alone says "right" to everything a real editor paints, or "degraded" to all of it.
+Labels are the renderer's: mismatch, degradation and the four measures behind them (:mod:`sifm_core.miniature.truth`),
+and per cell the material, where the instruction applies, the colours it should have and where the edit is wrong. A
+judge that is trained on rendered pictures alone says "right" to everything a real editor paints, or "degraded".
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,149 +20,144 @@ from torch import Tensor
 
 from .. import pipeline
 from ..editors import load_editor
-from ..judges.miniature import ConvJudge, PatchJudge, save_network, tokenize, words_of
-from . import world
-from .benchmark import make
+from ..judges.miniature import save_network, tokenize, words_of
+from ..judges.miniature_networks import ConvJudge, Look, PatchJudge
+from . import gate, language, world
+from .benchmark import Item, make
+from .pool import material_map
 from .truth import Truth
 
+EDITORS = ("miniature-ip2p", "miniature-hq-edit", "miniature-sd3")
 KINDS = (
     "clean",
+    "prediction",
     "few steps",
-    "pixel noise",
-    "block4",
-    "block8",
-    "block16",
-    "photoguard_encoder",
-    "sifm up",
-    "sifm down",
     "sifm deep",
-    "sifm up",
-    "sifm down",
+    "noise",
+    "whole edit",
+    "photoguard_encoder",
+    "sifm other",
+    "prediction",
+    "mixed",
 )
-GROUP = 24
+GROUP, GROUPS, RENDERED, STEPS, BATCH = 24, 90, 12_000, 1800, 48
+SCALE = torch.tensor([1.0, 1.0, 4.0, 10.0])
+"""Brings the four measures to one size."""
 Cases = dict[str, Tensor]
 
 
-def train(out: Path, *, editor: Path, steps: int, seed: int, log: Any, checkpoints: Path, groups: int = 60) -> None:
-    """Collect editor outputs, train both judges, choose thresholds on held-back outputs and save all to `out`."""
-    outputs = collect(editor, groups, seed, log, checkpoints / "judge-cases.pt")
-    rendered = {
-        k: torch.cat([a, b])
-        for (k, a), b in zip(
-            render_cases(8 * GROUP * groups, seed + 5).items(),
-            composites(editor, groups // 2, seed, log, checkpoints / "judge-composites.pt").values(),
-            strict=True,
-        )
-    }
-    held = outputs["source"].shape[0] // 6
-    test = {k: v[:held] for k, v in outputs.items()}
-    outputs = {k: v[held:] for k, v in outputs.items()}
+def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: int = 300) -> None:
+    """Collect the editors' outputs in `out`, train both judges, choose thresholds on held-back groups, save all."""
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(editor / "tokenizer")
-    phrases = [p for e in world.EDITS for p in world.phrases(e)]
-    tokens = tokenize(tokenizer, phrases, 16)
-    words = [w for p in phrases for w in words_of(p)]
-    for name, network in (("conv", ConvJudge(len(tokenizer))), ("patch", PatchJudge(len(tokenizer)))):
+    small = steps is not None and steps < 50  # a smoke run
+    groups, rendered = (6, 60) if small else (GROUPS, RENDERED)
+    editors = [out / name for name in EDITORS if (out / name / "model_index.json").exists()]
+    outputs = collect(editors, groups, seed, log, checkpoints / "judge-outputs.pt")
+    held = groups // 6 * GROUP
+    test = _select(outputs, outputs["group"] < groups // 6)
+    train_on = _select(outputs, outputs["group"] >= groups // 6)
+    drawn = _cached(checkpoints / "judge-rendered.pt", lambda: render_cases(rendered, seed + 5))
+    log(f"{len(train_on['edit'])} cases from editors, {len(drawn['edit'])} rendered; {held} pictures held back")
+    tokenizer = CLIPTokenizer.from_pretrained(editors[0] / "tokenizer")
+    said = [text for e in world.EDITS for text in (*language.phrases(e), *language.captions(e))]
+    tokens = tokenize(tokenizer, said, 16).unflatten(0, (len(world.EDITS), -1))
+    words = [w for text in said for w in words_of(text)]
+    networks: dict[str, ConvJudge | PatchJudge] = {
+        "conv": ConvJudge(len(tokenizer)),
+        "patch": PatchJudge(len(tokenizer)),
+    }
+    shares = {}
+    for name, network in networks.items():
         torch.manual_seed(seed)
-        fit(network, outputs, rendered, tokens, steps, log, checkpoints / f"{name}.pt")
-        shares = predict(network, test, tokens)
-        truth = test["label"].numpy()
-        thresholds, notes = [], {}
-        for axis, what in enumerate(("mismatch", "degradation")):
-            threshold, sensitivity, specificity = choose_threshold(shares[:, axis], truth[:, axis])
-            thresholds.append(threshold)
-            notes[what] = {
-                "sensitivity": round(sensitivity, 3),
-                "specificity": round(specificity, 3),
-                "n": len(truth),
-                "positive": int(truth[:, axis].sum()),
-            }
-        log(f"{name}: thresholds {thresholds}, on held-back editor outputs {notes}")
-        save_network(
-            network.half(),
-            name,
-            thresholds=(thresholds[0], thresholds[1]),
-            words=words,
-            folder=out,
-            notes={"held-back editor outputs": notes},
-        )
+        fit(network, train_on, drawn, tokens, steps or STEPS, log, checkpoints / f"{name}.pt")
+        shares[name] = predict(network, test, tokens)
+        thresholds, notes = calibrate(shares[name], test["label"].numpy())
+        log(f"{name}: thresholds {thresholds}, on held-back editor outputs {json.dumps(notes)}")
+        notes = {"held-back editor outputs": notes}
+        save_network(network.half(), name, thresholds=thresholds, words=words, folder=out / "judges", notes=notes)
 
 
-def collect(editor: Path, groups: int, seed: int, log: Any, cache: Path) -> Cases:
-    """Editor outputs with their labels, GROUP pictures a group; resumes from `cache`."""
+def calibrate(shares: np.ndarray, truth: np.ndarray) -> tuple[tuple[float, float], dict[str, Any]]:
+    """Both axes' thresholds by :func:`choose_threshold`, and what they give: sensitivity, specificity, agreement."""
+    chosen, notes = [], {}
+    for axis, what in enumerate(("mismatch", "degradation")):
+        threshold, sensitivity, specificity = choose_threshold(shares[:, axis], truth[:, axis])
+        chosen.append(threshold)
+        notes[what] = {
+            "positives": int(truth[:, axis].sum()),
+            "negatives": int((1 - truth[:, axis]).sum()),
+            "sensitivity": round(sensitivity, 3),
+            "specificity": round(specificity, 3),
+            "balanced agreement": round((sensitivity + specificity) / 2, 3),
+        }
+    return (chosen[0], chosen[1]), notes
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+def collect(editors: Sequence[Path], groups: int, seed: int, log: Any, cache: Path) -> Cases:
+    """What the editors make of GROUP pictures a group, each against several instructions; resumes from `cache`."""
     done: list[Cases] = torch.load(cache, weights_only=True) if cache.exists() else []
-    model, started = load_editor(editor), time.time()
+    loaded, began = [load_editor(folder) for folder in editors], time.time()
     for g in range(len(done), groups):
         rng = np.random.default_rng(seed + 10_000 + g)
+        editor, kind = loaded[g % len(loaded)], KINDS[(g // len(loaded)) % len(KINDS)]
         items = [make(f"judge-{i}", world.CATEGORIES[i % 3], rng, local=i % 6 != 5) for i in range(GROUP)]
-        prompts, source = [i.instruction for i in items], torch.stack([i.image for i in items])
-        kind, given = KINDS[g % len(KINDS)], source
-        seeds = [int(s) for s in rng.integers(1 << 30, size=GROUP)]
-        eps = float(rng.uniform(0.02, 0.06))
-        if kind not in ("clean", "few steps"):
-            method, _, layers = kind.partition(" ")
-            options: dict[str, Any] = {"layers": layers, "timesteps": [300, 700]} if layers and method == "sifm" else {}
-            if method in ("pixel", "block4", "block8", "block16"):
-                method, options = "random_noise", {"pattern": method}
-            given = pipeline.immunize(
-                source, model, prompt=prompts, method=method, eps=eps, steps=16, seed=seeds, **options
-            ).image
-        hurry: dict[str, Any] = {"steps": int(rng.integers(1, 4))} if kind == "few steps" else {}
-        edited = pipeline.edit(given, model, prompt=prompts, seed=seeds, **hurry)
+        edited = _edited(kind, editor, items, rng)
         rows = []
-        for item, picture, start in zip(items, edited, given, strict=True):
+        for item, picture in zip(items, edited, strict=True):
             asked = item.truth(item.instruction).edit
-            others = [e for e in item.scene.edits if e != asked]
+            wrong = [e for e in item.scene.edits if e != asked]
+            near = [e for e in wrong if world.kind(e) == world.kind(asked)]
             rows.append(_case(item.scene, item.image, picture, asked))
-            rows.append(
-                _case(item.scene, item.image, picture, str(rng.choice(others)))
-            )  # judged against a wrong instruction
-            if rng.uniform() < 0.25:
-                rows.append(_case(item.scene, item.image, start, asked))  # an editor that changed nothing
-        done.append({k: torch.stack([r[k] for r in rows]) for k in rows[0]})
-        if (g + 1) % 4 == 0:
+            rows.append(_case(item.scene, item.image, picture, str(rng.choice(near))))
+            if rng.uniform() < 0.2:  # an editor that changed nothing
+                rows.append(_case(item.scene, item.image, item.image, asked))
+        group = {k: torch.stack([r[k] for r in rows]) for k in rows[0]} | {"group": torch.full((len(rows),), g)}
+        done.append(group)
+        if (g + 1) % 5 == 0 or g + 1 == groups:
             torch.save(done, cache)
-            log(f"group {g + 1}/{groups} ({kind}) {time.time() - started:.0f} s")
+            bad = torch.cat([d["label"] for d in done])[:, 1].mean()
+            log(f"group {g + 1}/{groups} ({kind}) {time.time() - began:.0f} s; {bad:.0%} degraded")
     return {k: torch.cat([d[k] for d in done]) for k in done[0]}
 
 
-def composites(editor: Path, groups: int, seed: int, log: Any, cache: Path) -> Cases:
-    """Two edits of one picture mixed by blobs: the asked change half there, elsewhere, or not at all."""
-    if cache.exists():
-        return torch.load(cache, weights_only=True)
-    model, started, rows = load_editor(editor), time.time(), []
-    for g in range(groups):
-        rng = np.random.default_rng(seed + 20_000 + g)
-        items = [make(f"mixed-{i}", world.CATEGORIES[i % 3], rng) for i in range(GROUP)]
-        source = torch.stack([i.image for i in items])
-        seeds = [int(s) for s in rng.integers(1 << 30, size=GROUP)]
-        asked = [i.truth(i.instruction).edit for i in items]
-        other = [f"{m} {e.split()[1]}" for i, e in zip(items, asked, strict=True) for m in [_another(i, e, rng)]]
-        right, wrong = (
-            pipeline.edit(source, model, prompt=[world.phrases(e)[0] for e in edits], seed=seeds)
-            for edits in (asked, other)
+def _edited(kind: str, editor: Any, items: Sequence[Item], rng: np.random.Generator) -> Tensor:
+    """One group's edits, after what the kind does to the pictures or to the editor."""
+    prompts, source = [i.instruction for i in items], torch.stack([i.image for i in items])
+    seeds = [int(s) for s in rng.integers(1 << 30, size=GROUP)]
+    eps, layers = float(rng.uniform(0.02, 0.07)), str(rng.choice([k for k in editor.layer_presets if k != "all"]))
+    if kind == "few steps":
+        least = 3 if editor.family == "sd3" else 1
+        return pipeline.edit(source, editor, prompt=prompts, seed=seeds, steps=least + int(rng.integers(2)))
+    if kind == "mixed":  # two edits of one picture by blobs: the asked change half there, elsewhere, or not at all
+        others = [str(rng.choice([p for p in i.unseen])) for i in items]
+        right, wrong = (pipeline.edit(source, editor, prompt=p, seed=seeds) for p in (prompts, others))
+        masks = [torch.from_numpy(blob(rng, float(rng.uniform(0.2, 0.8))))[None] for _ in items]
+        base = [w if rng.uniform() < 0.6 else s for w, s in zip(wrong, source, strict=True)]
+        return torch.stack([m * r + (1 - m) * b for m, r, b in zip(masks, right, base, strict=True)])
+    given = source
+    if kind in ("prediction", "whole edit"):
+        given = gate.attack(kind, editor, source, prompts, eps, 12 if kind == "prediction" else 6, seeds[0])
+    elif kind == "noise":
+        pattern = str(rng.choice(["pixel", "block4", "block8", "block16"]))
+        given = _immunized(source, editor, prompts, seeds, eps, "random_noise", pattern=pattern)
+    elif kind.startswith("sifm"):
+        layers = "deep" if kind == "sifm deep" else layers
+        given = _immunized(
+            source, editor, prompts, seeds, eps, "sifm", layers=layers, timesteps=[300, 900], aggregation="per_layer"
         )
-        plain = pipeline.edit(source, model, prompt="let the marble thing be", seed=seeds)  # changes nothing
-        for k, item in enumerate(items):
-            for kind in rng.permutation(6)[:4]:
-                base = (plain, wrong, plain, wrong, right, plain)[kind][k]
-                mask = (
-                    torch.from_numpy(blob(rng, float(rng.uniform(0.2, 0.8)))) if kind in (0, 1, 4) else torch.zeros(())
-                )
-                picture = mask * right[k] + (1 - mask) * base
-                if rng.uniform() < 0.25:
-                    picture = torch.from_numpy(spoil(picture.numpy(), rng))
-                rows.append(_case(item.scene, item.image, picture, asked[k]))
-    log(f"{len(rows)} composites {time.time() - started:.0f} s")
-    cases = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
-    torch.save(cases, cache)
-    return cases
+    elif kind != "clean":
+        given = _immunized(source, editor, prompts, seeds, eps, kind)
+    return pipeline.edit(given, editor, prompt=prompts, seed=seeds)
 
 
-def _another(item: Any, edit: str, rng: np.random.Generator) -> str:
-    """A material of the picture other than the edit's."""
-    return str(rng.choice([m for m in item.scene.materials if m != edit.split()[0]]))
+def _immunized(
+    x: Tensor, editor: Any, prompts: list[str], seeds: list[int], eps: float, method: str, **o: Any
+) -> Tensor:
+    return pipeline.immunize(x, editor, prompt=prompts, method=method, eps=eps, steps=12, seed=seeds, **o).image
 
 
 def blob(rng: np.random.Generator, share: float) -> np.ndarray:
@@ -177,17 +174,16 @@ def render_cases(n: int, seed: int) -> Cases:
     for _ in range(n):
         scene = world.sample(rng)
         asked, other = (str(e) for e in rng.choice(scene.edits, 2, replace=False))
-        if rng.uniform() < 0.6:  # the asked colour in the wrong place is the hardest case
+        if world.kind(asked) == "material" and rng.uniform() < 0.6:  # the asked colour elsewhere is the hardest case
             materials = [m for m in scene.materials if m != asked.split()[0]]
-            other = f"{rng.choice(materials)} {asked.split()[1] if ' ' in asked else rng.choice(list(world.COLOURS))}"
+            other = f"{rng.choice(materials)} {asked.split()[1]}"
         source, right = world.render(scene), world.render(scene, asked)
         base = world.render(scene, other) if rng.uniform() < 0.5 else source
-        kind = rng.integers(4)
-        mask = (np.float32(1), np.float32(0), blob(rng, float(rng.uniform(0.1, 0.9))), np.float32(1))[kind]
+        mask = (np.float32(1), np.float32(0), blob(rng, float(rng.uniform(0.1, 0.9))), np.float32(1))[rng.integers(4)]
         picture = mask * right + (1 - mask) * base
         grain = rng.standard_normal((3, world.SIZE // 2, world.SIZE // 2)).repeat(2, 1).repeat(2, 2)
         picture = (picture + grain * rng.uniform(0.0, 0.06)).clip(0, 1).astype(np.float32)
-        if rng.uniform() < 0.2:
+        if rng.uniform() < 0.25:
             picture = spoil(picture, rng)
         rows.append(_case(scene, torch.from_numpy(source), torch.from_numpy(picture), asked))
     return {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
@@ -206,77 +202,107 @@ def spoil(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         picture = picture + blots * rng.uniform(0.1, 0.5)
     elif kind == 3:
         k = int(rng.integers(2, 9))
-        soft = F.avg_pool2d(F.pad(torch.from_numpy(picture)[None], (k, k, k, k), mode="reflect"), 2 * k + 1, 1)[
-            0
-        ].numpy()
-        picture = soft
+        padded = F.pad(torch.from_numpy(picture)[None], (k, k, k, k), mode="reflect")
+        picture = F.avg_pool2d(padded, 2 * k + 1, 1)[0].numpy()
     elif kind == 4:
         picture = np.where(np.arange(size) < rng.integers(16, 48), picture, rng.uniform(size=(3, 1, 1)))
     return picture.clip(0, 1).astype(np.float32)
 
 
 def _case(scene: world.Scene, source: Tensor, edited: Tensor, edit: str) -> Cases:
-    mismatch, degraded, _ = Truth(scene, edit).check(edited)
+    truth, target = Truth(scene, edit), torch.from_numpy(world.render(scene, edit))
+    mismatch, degraded, _ = truth.check(edited)
+    changed = ((target - source).abs().amax(0, keepdim=True) > 0.1).float()
     return {
         "source": (source * 255).round().byte(),
         "edited": (edited * 255).round().byte(),
         "edit": torch.tensor(world.EDITS.index(edit)),
         "label": torch.tensor([float(mismatch), float(degraded)]),
+        "measures": torch.tensor(truth.measure(edited.double().numpy())).float().clamp(-1, 1.5),
+        "material": torch.from_numpy(material_map(scene)).byte(),
+        "asked": (F.avg_pool2d(changed, 4) > 0.5).byte(),
+        "target": (F.avg_pool2d(target, 4) * 255).round().byte(),
     }
 
 
+def _select(cases: Cases, rows: Tensor) -> Cases:
+    return {k: v[rows] for k, v in cases.items()}
+
+
+def _cached(path: Path, make: Any) -> Cases:
+    if not path.exists():
+        torch.save(make(), path)
+    return torch.load(path, weights_only=True)
+
+
+# --- fitting ----------------------------------------------------------------------------------------------------------
+
+
 def fit(
-    network: Any,
+    network: ConvJudge | PatchJudge,
     outputs: Cases,
     rendered: Cases,
     tokens: Tensor,
     steps: int,
     log: Any,
     checkpoint: Path,
-    batch: int = 48,
 ) -> None:
-    """Train one judge, half on editor outputs; both labels are balanced by weight."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-3)
-    positive = [torch.cat([outputs["label"], rendered["label"]])[:, a].mean().clamp(0.05, 0.95) for a in (0, 1)]
-    weight = torch.stack([(1 - p) / p for p in positive])
-    first, started, smooth = 0, time.time(), 0.0
+    """Train one judge, half on editor outputs; positives weigh as much as negatives. Resumes from `checkpoint`."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+    positive = torch.cat([outputs["label"], rendered["label"]]).mean(0).clamp(0.05, 0.95)
+    first, began, smooth = 0, time.time(), 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+        torch.manual_seed(first)
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = 1.5e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
         cases = outputs if step % 2 else rendered
-        k = torch.randint(len(cases["edit"]), (batch,))
-        source, edited, ids = _inputs(cases, k, tokens, augment=True)
-        loss = F.binary_cross_entropy_with_logits(network(source, edited, ids), cases["label"][k], pos_weight=weight)
+        k = torch.randint(len(cases["edit"]), (BATCH,))
+        source, edited, ids = _inputs(cases, k, tokens, torch.randint(18, (BATCH,)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=isinstance(network, ConvJudge)):
+            seen = network.look(source, edited, ids)
+        loss = _loss(seen, cases, k, edited, positive)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         smooth = 0.97 * smooth + 0.03 * loss.item() if step > first else loss.item()
         if (step + 1) % 100 == 0:
-            log(f"{checkpoint.stem} step {step + 1}/{steps} {time.time() - started:.0f} s  loss {smooth:.3f}")
+            log(f"{checkpoint.stem} step {step + 1}/{steps} {time.time() - began:.0f} s  loss {smooth:.3f}")
             torch.save(
                 {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint
             )
 
 
-def _inputs(cases: Cases, k: Tensor, tokens: Tensor, augment: bool) -> tuple[Tensor, Tensor, Tensor]:
-    source, edited = cases["source"][k] / 255, cases["edited"][k] / 255
-    phrase = torch.randint(world.TRAINED_PHRASES, (len(k),)) if augment else k % world.TRAINED_PHRASES
-    return source, edited, tokens[cases["edit"][k] * 16 + phrase]
+def _loss(seen: Look, cases: Cases, k: Tensor, edited: Tensor, positive: Tensor) -> Tensor:
+    target = cases["target"][k] / 255
+    wrong = ((F.avg_pool2d(edited, 4) - target).abs().amax(1, keepdim=True) > 0.12).float()
+    loss = F.binary_cross_entropy_with_logits(
+        seen.logits.float(), cases["label"][k], pos_weight=((1 - positive) / positive)
+    )
+    loss = loss + F.smooth_l1_loss(seen.measures.float(), cases["measures"][k] * SCALE)
+    loss = loss + 0.3 * F.cross_entropy(seen.material.float(), cases["material"][k].long())
+    loss = loss + 0.3 * F.binary_cross_entropy_with_logits(seen.asked.float(), cases["asked"][k].float())
+    loss = loss + 0.3 * F.binary_cross_entropy_with_logits(seen.wrong.float(), wrong)
+    return loss if seen.target is None else loss + 10 * F.mse_loss(seen.target.float(), target)
+
+
+def _inputs(cases: Cases, k: Tensor, tokens: Tensor, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows k in words: `trained` below 12 is an instruction, from 12 on a caption."""
+    text = torch.where(trained < language.TRAINED_PHRASES, trained, trained + 16 - language.TRAINED_PHRASES)
+    return cases["source"][k] / 255, cases["edited"][k] / 255, tokens[cases["edit"][k], text]
 
 
 @torch.no_grad()
-def predict(network: Any, cases: Cases, tokens: Tensor) -> np.ndarray:
-    """Probabilities (n, 2) of mismatch and degradation."""
+def predict(network: ConvJudge | PatchJudge, cases: Cases, tokens: Tensor) -> np.ndarray:
+    """Probabilities (n, 2) of mismatch and degradation, with trained instructions in turn."""
     network.eval()
-    parts = [
-        network(*_inputs(cases, k, tokens, augment=False)).sigmoid() for k in torch.arange(len(cases["edit"])).split(64)
-    ]
+    rows = torch.arange(len(cases["edit"])).split(64)
+    parts = [network(*_inputs(cases, k, tokens, k % language.TRAINED_PHRASES)).sigmoid() for k in rows]
     return torch.cat(parts).numpy()
 
 

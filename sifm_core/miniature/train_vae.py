@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,37 @@ def pictures(n: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.stack(drawn)) * 2 - 1
 
 
-def solve(out: Path, *, seed: int, log: Any) -> None:
-    """Solve the encoder from 4,000 pictures and save the autoencoder with an untrained decoder to `out`."""
-    torch.manual_seed(seed)
-    basis, offset, kept = codec.patch_pca(pictures(4000, np.random.default_rng(seed + 1)))
-    vae = codec.build()
-    codec.write_encoder(vae, basis, offset)
-    vae.half().save_pretrained(out)
-    log(f"encoder solved: {kept:.4f} of the patches' variance kept")
+@dataclass(frozen=True)
+class Recipe:
+    """One autoencoder: latent channels, scaling and shift factor of its configuration, seed."""
+
+    channels: int
+    seed: int
+    scale: float = 1.0
+    shift: float | None = None
 
 
-def train(out: Path, *, steps: int, batch: int, seed: int, log: Any, checkpoint: Path | None = None) -> None:
+STEPS, BATCH, SAVE = 1000, 16, 250
+
+
+def solve(out: Path, recipe: Recipe, log: Any) -> codec.Code:
+    """Solve the encoder from 4,000 pictures; save it, with an untrained decoder, to `out` unless one is there."""
+    code, kept = codec.patch_pca(pictures(4000, np.random.default_rng(recipe.seed + 1)), recipe.channels)
+    if not (out / "config.json").exists():
+        torch.manual_seed(recipe.seed)
+        vae = codec.build(recipe.channels, scale=recipe.scale, shift=recipe.shift)
+        codec.write_encoder(vae, code)
+        vae.half().save_pretrained(out)
+        log(f"encoder solved: {recipe.channels} channels keep {kept:.4f} of the patches' variance")
+    return code
+
+
+def train(out: Path, recipe: Recipe, *, steps: int | None, log: Any, checkpoint: Path) -> None:
     """Train the decoder of the autoencoder in `out` in place; the encoder stays. Resumes from `checkpoint`."""
     from diffusers import AutoencoderKL
 
+    steps, seed = steps or STEPS, recipe.seed
+    solve(out, recipe, log)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed + 2)
     vae = AutoencoderKL.from_pretrained(out)
@@ -47,7 +65,7 @@ def train(out: Path, *, steps: int, batch: int, seed: int, log: Any, checkpoint:
         decoder, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
     )
     first = 0
-    if checkpoint and checkpoint.exists():
+    if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         decoder.load_state_dict(state["decoder"])
         averaged.load_state_dict(state["averaged"])
@@ -61,12 +79,11 @@ def train(out: Path, *, steps: int, batch: int, seed: int, log: Any, checkpoint:
         rate = 2e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        x = pool[torch.randint(len(pool), (batch,))]
+        x = pool[torch.randint(len(pool), (BATCH,))]
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mode()
-            z = z + torch.randn_like(z) * 0.1 * torch.rand(
-                batch, 1, 1, 1
-            )  # the diffusion model's latents are not exact
+            off = torch.randn_like(z) * torch.rand(BATCH, 1, 1, 1)
+            z = z + 0.1 / vae.config.scaling_factor * off  # the diffusion model's latents are not exact
         with torch.autocast("cpu", torch.bfloat16):
             y = decoder(z.contiguous(memory_format=torch.channels_last))
         y = y.float()
@@ -81,7 +98,7 @@ def train(out: Path, *, steps: int, batch: int, seed: int, log: Any, checkpoint:
         psnr = 0.95 * psnr + 0.05 * now if step > first else now
         if (step + 1) % 50 == 0:
             log(f"step {step + 1}/{steps} {time.time() - started:.0f} s  PSNR {psnr:.2f} dB")
-        if checkpoint and (step + 1) % 500 == 0:
+        if (step + 1) % SAVE == 0:
             torch.save(
                 {
                     "decoder": decoder.state_dict(),

@@ -51,20 +51,21 @@ class Truth:
     def measure(self, edited: np.ndarray) -> tuple[float, float, float, float]:
         """(hit, spill, drift, rough) of a picture (3, 64, 64): what `check` compares with its thresholds."""
         source, target = world.render(self.scene), world.render(self.scene, self.edit)
-        material, _, colour = self.edit.partition(" ")
-        asked = np.array(world.COLOURS[colour]) if colour else None
+        asked, concerned = world.asked_colour(self.edit), self.scene.concerned(self.edit)
         left, asked_for, spills, drifts = 0.0, 0.0, [0.0], [0.0]
         for layer in self.scene.layers:
             inside = layer.cover > _INSIDE
             if inside.sum() < _MIN_PIXELS:
                 continue
             a, t, b = (p[:, inside].mean(1) for p in (source, target, edited))
-            if asked is None or layer.material == material:
+            if any(layer is part for part in concerned):
                 left += inside.sum() * ((b - t) ** 2).sum()
                 asked_for += inside.sum() * max(((t - a) ** 2).sum(), 0.01)
             else:
-                spills.append(_share(b - a, asked - a))
+                spills.append(0.0 if asked is None else _share(b - a, asked - a))
                 drifts.append(float(np.sqrt(((b - t) ** 2).mean())))
+        if not asked_for:  # too small to measure
+            return 1.0, max(spills), max(drifts), self._rough(edited, target)
         return 1 - float(np.sqrt(left / asked_for)), max(spills), max(drifts), self._rough(edited, target)
 
     def _rough(self, edited: np.ndarray, target: np.ndarray) -> float:
@@ -80,4 +81,4 @@ class Truth:
 
 def _share(change: np.ndarray, wanted: np.ndarray) -> float:
     """How much of the wanted change happened: 0 none, 1 all of it."""
-    return float(change @ wanted / (wanted @ wanted + 1e-3))
+    return float(change @ wanted / (wanted @ wanted + 1e-2))

@@ -1,9 +1,9 @@
 """The procedural world: 64-px portraits, landscapes and artworks, instructions, and exact targets.
 
 What a region *is* is told by a fine, low-contrast texture alone (its material); colours, shapes and places are
-random. An instruction names a material ("paint the brick part red") or the whole picture ("make it night"), so an
-edit can go to the wrong place: a real semantic mismatch, which the renderer can check exactly. Everything is
-deterministic by seed.
+random. An instruction names a material ("paint the brick part red"), the person ("turn the person into a zombie") or
+the whole picture ("make it night"). A material edit can go to the wrong place: a real semantic mismatch, which the
+renderer can check exactly. Everything is deterministic by seed. The words are in :mod:`sifm_core.miniature.language`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,15 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "green": (0.18, 0.60, 0.25),
     "gold": (0.90, 0.72, 0.20),
 }
-GLOBAL_EDITS = ("night", "sepia", "fog")
-EDITS = tuple(f"{m} {c}" for m in MATERIALS for c in COLOURS) + GLOBAL_EDITS
-AMPLITUDE = (0.04, 0.08)
+IDENTITY_EDITS: dict[str, tuple[tuple[str, ...], tuple[float, float, float]]] = {
+    "zombie": (("face", "neck", "nose"), (0.40, 0.62, 0.34)),
+    "aged": (("hair", "brow"), (0.87, 0.87, 0.89)),
+}
+"""Edits of a portrait's person: the parts that change, and to which colour."""
+GLOBAL_EDITS = ("night", "sunset", "snow", "fog", "sepia", "monochrome")
+MATERIAL_EDITS = tuple(f"{m} {c}" for m in MATERIALS for c in COLOURS)
+EDITS = (*MATERIAL_EDITS, *IDENTITY_EDITS, *GLOBAL_EDITS)
+AMPLITUDE = (0.03, 0.08)
 """Range of the textures' mean absolute contrast, in [0, 1] units: it decides at which budgets the world breaks."""
 
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
@@ -45,6 +51,11 @@ class Layer:
     cover: Array
     colour: Array
     texture: Array
+
+    @property
+    def area(self) -> int:
+        """How many pixels show this part alone."""
+        return int((self.cover > 0.9).sum())
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,28 @@ class Scene:
     @property
     def edits(self) -> tuple[str, ...]:
         """The edits that make sense for this scene."""
-        return tuple(f"{m} {c}" for m in self.materials for c in COLOURS) + GLOBAL_EDITS
+        person = (e for e in IDENTITY_EDITS if sum(layer.area for layer in self.concerned(e)) >= _MIN_AREA)
+        return (*(f"{m} {c}" for m in self.materials for c in COLOURS), *person, *GLOBAL_EDITS)
+
+    def concerned(self, edit: str) -> tuple[Layer, ...]:
+        """The parts that an edit changes."""
+        if edit in GLOBAL_EDITS:
+            return self.layers
+        if edit in IDENTITY_EDITS:
+            return tuple(layer for layer in self.layers if layer.part in IDENTITY_EDITS[edit][0])
+        return tuple(layer for layer in self.layers if layer.material == edit.split()[0])
+
+
+def kind(edit: str) -> str:
+    """Whether an edit is about a "material", an "identity" or the "whole" picture."""
+    return "whole" if edit in GLOBAL_EDITS else "identity" if edit in IDENTITY_EDITS else "material"
+
+
+def asked_colour(edit: str) -> Array | None:
+    """The colour (3,) that an edit paints its parts in; None for an edit of the whole picture."""
+    if edit in GLOBAL_EDITS:
+        return None
+    return np.array(IDENTITY_EDITS[edit][1] if edit in IDENTITY_EDITS else COLOURS[edit.split()[1]], np.float32)
 
 
 # --- materials ------------------------------------------------------------------------------------------------------
@@ -78,7 +110,7 @@ def _texture(material: str, rng: Rng) -> Array:
     """A zero-mean pattern (64, 64) of mean absolute value 1."""
     phase = rng.uniform(0, 2 * np.pi, 2)
     tilt = rng.uniform(-0.12, 0.12)
-    period = rng.uniform(5.0, 6.6)
+    period = rng.uniform(5.0, 7.0)
     if material == "wooden":
         t = np.tanh(2.5 * _wave(np.pi / 2 + tilt, period, phase[0]))
     elif material == "bamboo":
@@ -330,119 +362,29 @@ def sample(rng: Rng, category: str | None = None, amplitude: tuple[float, float]
 
 def render(scene: Scene, edit: str | None = None) -> Array:
     """The picture (3, 64, 64) in [0, 1]: the source, or the exact target of an edit ("brick red", "night", ...)."""
-    target, new = edit.split() if edit and " " in edit else (None, None)
+    asked = asked_colour(edit) if edit else None
+    concerned = scene.concerned(edit) if edit and asked is not None else ()
     picture = np.zeros((3, SIZE, SIZE), np.float32)
     for layer in scene.layers:
         colour = layer.colour
-        if new and layer.material == target:
-            colour = 0.9 * np.array(COLOURS[new], np.float32)[:, None, None] + 0.1 * colour
-            colour = np.clip(colour, 0.1, 0.9)
+        if asked is not None and any(layer is part for part in concerned):
+            colour = np.clip(0.9 * asked[:, None, None] + 0.1 * colour, 0.1, 0.9)
         picture += layer.cover * (colour * scene.light + layer.texture)
     picture = picture + scene.grain
     if edit == "night":
-        picture = (
-            picture * np.array([0.28, 0.32, 0.5], np.float32)[:, None, None]
-            + np.array([0.02, 0.03, 0.08], np.float32)[:, None, None]
-        )
-    elif edit == "sepia":
-        grey = (picture * np.array([0.3, 0.59, 0.11], np.float32)[:, None, None]).sum(0)
-        picture = grey * np.array([1.05, 0.88, 0.64], np.float32)[:, None, None]
+        picture = _channels(0.28, 0.32, 0.5) * picture + _channels(0.02, 0.03, 0.08)
+    elif edit == "sunset":
+        picture = _channels(1.0, 0.70, 0.52) * picture + (1 - _V) * _channels(0.22, 0.08, 0.0)
+    elif edit == "snow":
+        share = 0.2 + 0.55 * _V
+        picture = (1 - share) * picture + share * _channels(0.94, 0.95, 0.98)
     elif edit == "fog":
-        picture = 0.35 * picture + 0.65 * np.array([0.80, 0.82, 0.85], np.float32)[:, None, None]
+        picture = 0.35 * picture + 0.65 * _channels(0.80, 0.82, 0.85)
+    elif edit in ("sepia", "monochrome"):
+        grey = (picture * _channels(0.30, 0.59, 0.11)).sum(0, keepdims=True)
+        picture = grey * _channels(1.05, 0.88, 0.64) if edit == "sepia" else np.tile(1.25 * grey - 0.12, (3, 1, 1))
     return picture.clip(0, 1).astype(np.float32)
 
 
-# --- instructions ---------------------------------------------------------------------------------------------------
-
-_MATERIAL_PHRASES = (
-    "make the {m} thing {c}",
-    "turn the {m} part {c}",
-    "paint the {m} thing {c}",
-    "change the color of the {m} part to {c}",
-    "give the {m} thing a {c} color",
-    "could you color the {m} thing {c}",
-    "the {m} part should be {c}",
-    "dye the {m} part {c}",
-    "i want the {m} thing in {c}",
-    "make what is {m} look {c}",
-    "recolor the {m} thing to {c}",
-    "please paint the {m} part {c}",
-    "color the {m} part {c} please",
-    "turn what is {m} into {c}",
-    "what if the {m} thing was {c}",
-    "let the {m} thing be {c}",
-)
-_GLOBAL_PHRASES = {
-    "night": (
-        "make it night",
-        "turn day into night",
-        "change the time to night",
-        "make it a night scene",
-        "show it at night",
-        "it should be night",
-        "what if it was night",
-        "let it be night",
-        "turn it into night",
-        "paint it at night",
-        "i want it at night",
-        "a night version please",
-        "change it to night",
-        "please make it a night scene",
-        "could you make it night",
-        "show the night version",
-    ),
-    "sepia": (
-        "make it an old photo",
-        "turn it into a sepia photo",
-        "convert it to sepia",
-        "change it to an old sepia photo",
-        "make it look like a vintage photo",
-        "it should be a sepia photo",
-        "what if it was an old photo",
-        "let it be sepia",
-        "turn it into a vintage photo",
-        "paint it in sepia",
-        "i want it in sepia",
-        "a vintage version please",
-        "change it to sepia",
-        "please make it an old sepia photo",
-        "could you make it sepia",
-        "show the vintage version",
-    ),
-    "fog": (
-        "make it foggy",
-        "turn it into a foggy day",
-        "add thick fog",
-        "change the weather to fog",
-        "make it a foggy scene",
-        "it should be foggy",
-        "what if it was foggy",
-        "let there be fog",
-        "cover it in fog",
-        "paint it in fog",
-        "i want it in fog",
-        "a foggy version please",
-        "change it to fog",
-        "please make it a foggy scene",
-        "could you make it foggy",
-        "show the foggy version",
-    ),
-}
-TRAINED_PHRASES = 12
-"""The first 12 of the 16 phrasings of each edit are trained on, the last 4 held out."""
-
-
-def phrases(edit: str) -> tuple[str, ...]:
-    """All 16 phrasings of an edit; the last 4 are never trained on."""
-    if edit in GLOBAL_EDITS:
-        return _GLOBAL_PHRASES[edit]
-    material, colour = edit.split()
-    return tuple(p.format(m=material, c=colour) for p in _MATERIAL_PHRASES)
-
-
-def parse(instruction: str) -> str | None:
-    """The edit that an instruction asks for, or None when it is not one of this world's."""
-    return _INSTRUCTIONS.get(" ".join(instruction.lower().split()))
-
-
-_INSTRUCTIONS = {phrase: edit for edit in EDITS for phrase in phrases(edit)}
+def _channels(red: float, green: float, blue: float) -> Array:
+    return np.array([red, green, blue], np.float32)[:, None, None]

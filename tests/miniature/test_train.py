@@ -1,37 +1,75 @@
 """Training: the solved encoder is the PCA it claims to be, and a smoke run makes an editor that loads."""
 
 import numpy as np
+import pytest
 import torch
 
 from sifm_core.editors import load_editor
-from sifm_core.miniature import codec, train, train_judges, train_vae
+from sifm_core.miniature import codec, train, train_judges, train_sd3, train_vae
 
 
-def test_the_encoder_is_exactly_the_patch_code():
+@pytest.mark.parametrize(("channels", "scale", "shift"), [(16, 1.0, None), (20, 1.0, None), (16, 1.5305, 0.0609)])
+def test_the_encoder_is_exactly_the_patch_code(channels, scale, shift):
     images = train_vae.pictures(200, np.random.default_rng(0))
-    basis, offset, kept = codec.patch_pca(images)
-    vae = codec.build().eval()
-    codec.write_encoder(vae, basis, offset)
+    code, kept = codec.patch_pca(images, channels)
+    vae = codec.build(channels, scale=scale, shift=shift).eval()
+    codec.write_encoder(vae, code)
     with torch.no_grad():
-        z = vae.encode(images[:8]).latent_dist.mode()
+        z = (vae.encode(images[:8]).latent_dist.mode() - (shift or 0)) * scale
     patches = torch.nn.functional.unfold(images[:8], 4, stride=4).transpose(1, 2)
-    expected = (patches @ basis.T + offset).transpose(1, 2).reshape(z.shape)
-    torch.testing.assert_close(z, expected, atol=2e-3, rtol=0)
+    expected = (patches @ code.basis.T + code.offset).transpose(1, 2).reshape(z.shape)
+    torch.testing.assert_close(z, expected, atol=4e-3, rtol=0)
+    torch.testing.assert_close(code.encode(images[:8]), expected, atol=1e-4, rtol=0)
+    assert abs(expected.mean()) < 0.2
+    assert 0.8 < expected.std() < 1.2
     assert kept > 0.97
 
 
-def test_smoke_training_makes_an_editor_and_resumes(tmp_path):
-    common = ["--out", str(tmp_path), "--batch", "4"]
-    train.main(["vae", *common])
-    train.main(["ip2p", *common, "--steps", "2", "--scenes", "8"])
-    train.main(["decoder", *common, "--steps", "2"])
-    editor = load_editor(tmp_path / "miniature-ip2p")
-    x = torch.rand(2, 3, 64, 64)
-    edited = editor.edit(x, editor.prepare(["make it night"] * 2), seed=0, steps=2)
-    assert edited.shape == x.shape
-    assert torch.isfinite(edited).all()
-    log = (tmp_path / "ip2p.log").read_text()
-    assert "8 scenes, 40 edits" in log
+def test_smoke_training_makes_editors_and_judges(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_judges, "GROUP", 3)
+    draw = train_vae.pictures
+    monkeypatch.setattr(train_vae, "pictures", lambda n, rng: draw(min(n, 60), rng))
+    common = ["--out", str(tmp_path), "--batch", "4", "--steps", "2"]
+    for what in ("ip2p", "sd3"):
+        train.main([what, *common, "--scenes", "8"])
+        editor = load_editor(tmp_path / f"miniature-{what}")
+        x = torch.rand(2, 3, 64, 64)
+        edited = editor.edit(x, editor.prepare(["make it night", "a night scene"]), seed=0, steps=4)
+        assert edited.shape == x.shape
+        assert torch.isfinite(edited).all()
+        assert "8 scenes, 32 edits" in (tmp_path / f"{what}.log").read_text()
+    train.main(["judges", *common])
+    for name in ("conv", "patch"):
+        assert (tmp_path / "judges" / f"{name}.safetensors").exists()
+
+
+def test_a_killed_run_goes_on_where_its_checkpoint_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_vae, "SAVE", 2)
+    monkeypatch.setattr(train_vae, "pictures", lambda n, rng: torch.rand(min(n, 8), 3, 64, 64) * 2 - 1)
+    monkeypatch.setattr(train_vae, "BATCH", 1)
+    recipe, told = train_vae.Recipe(channels=16, seed=0), []
+    for _ in range(2):
+        train_vae.train(tmp_path / "vae", recipe, steps=3, log=told.append, checkpoint=tmp_path / "c.pt")
+    assert "resumed at step 2" in told
+
+
+def test_the_path_to_the_target_starts_at_the_source_and_ends_at_the_target():
+    """At the sampler's start nothing of the target is in the latent; the Euler steps to a known target stay on it."""
+    source, target = torch.full((4000, 1, 2, 2), 3.0), torch.full((4000, 1, 2, 2), -3.0)
+    first = train_sd3.start()
+    z, sigma = train_sd3.noised(source, target, first)
+    start = (sigma == first).flatten()
+    assert 0.45 < start.float().mean() < 0.55
+    mean = (z / (1 - sigma)).flatten(1).mean(1)
+    assert abs(mean[start].mean() - 3) < 0.1
+    late = (sigma < 0.1 * first).flatten()
+    assert mean[late].mean() < -2.5
+    sampler = train_sd3.build_scheduler()
+    sampler.set_timesteps(10)
+    walk = (1 - first) * source[:8] + first * torch.randn(8, 1, 2, 2)
+    for level, following in zip(sampler.sigmas[4:-1], sampler.sigmas[5:], strict=True):
+        walk = walk + (following - level) * (walk - target[:8]) / level
+    torch.testing.assert_close(walk, target[:8])
 
 
 def test_threshold_separates():

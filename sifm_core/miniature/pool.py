@@ -1,0 +1,86 @@
+"""What the editors learn from: a pool of scenes, each with some of its edits, and the tokens of the edits' words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import codec, language, text, world
+
+PLAIN = len(world.MATERIALS)
+"""The label of a cell that is made of no material."""
+CELLS = world.SIZE // codec.PATCH
+
+
+class Batch(NamedTuple):
+    """Latents (B, c, 16, 16) of sources and targets, edit indices (B,), material maps (B, 16, 16), changed share."""
+
+    source: Tensor
+    target: Tensor
+    edit: Tensor
+    material: Tensor
+    change: Tensor
+
+
+class Pool:
+    """`scenes` scenes with `edits` edits each, of which `whole` are not about a material; as 8-bit pictures."""
+
+    def __init__(self, scenes: int, edits: int, whole: int, seed: int, code: codec.Code) -> None:
+        rng = np.random.default_rng(seed)
+        source, target, edit, index, label = [], [], [], [], []
+        for i in range(scenes):
+            scene = world.sample(rng)
+            source.append(_bytes(world.render(scene)))
+            label.append(material_map(scene))
+            local = [e for e in scene.edits if world.kind(e) == "material"]
+            other = [e for e in scene.edits if world.kind(e) != "material"]
+            for e in (*rng.permutation(local)[: edits - whole], *rng.permutation(other)[:whole]):
+                target.append(_bytes(world.render(scene, str(e))))
+                edit.append(world.EDITS.index(str(e)))
+                index.append(i)
+        self.source, self.target = torch.from_numpy(np.stack(source)), torch.from_numpy(np.stack(target))
+        self.edit, self.index = torch.tensor(edit), torch.tensor(index)
+        self.label = torch.from_numpy(np.stack(label))
+        self.code = code
+
+    def batch(self, n: int) -> Batch:
+        """n edits drawn at random from torch's global generator."""
+        k = torch.randint(len(self.target), (n,))
+        i = self.index[k]
+        source, target = self.source[i] / 127.5 - 1, self.target[k] / 127.5 - 1
+        changed = ((source - target).abs().amax(1, keepdim=True) > 0.1).float()
+        change = torch.nn.functional.avg_pool2d(changed, codec.PATCH)
+        return Batch(self.code.encode(source), self.code.encode(target), self.edit[k], self.label[i], change)
+
+
+def _bytes(picture: np.ndarray) -> np.ndarray:
+    return (picture * 255).round().astype(np.uint8)
+
+
+def material_map(scene: world.Scene) -> np.ndarray:
+    """The material of each 4x4 cell (16, 16) int64; :data:`PLAIN` where there is none."""
+    share = np.zeros((PLAIN + 1, world.SIZE, world.SIZE), np.float32)
+    for layer in scene.layers:
+        share[world.MATERIALS.index(layer.material) if layer.material else PLAIN] += layer.cover
+    return share.reshape(PLAIN + 1, CELLS, codec.PATCH, CELLS, codec.PATCH).mean((2, 4)).argmax(0)
+
+
+def token_ids(tokenizer: Any, prompts: Iterable[str]) -> Tensor:
+    """Prompts as (n, 16) int64, padded."""
+    return tokenizer(
+        list(prompts), padding="max_length", max_length=text.LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def instructions(tokenizer: Any) -> Tensor:
+    """The trained instructions of every edit, (32, 12, 16) int64."""
+    return torch.stack([token_ids(tokenizer, language.phrases(e)[: language.TRAINED_PHRASES]) for e in world.EDITS])
+
+
+def captions(tokenizer: Any) -> Tensor:
+    """The trained captions of every edit, (32, 6, 16) int64."""
+    return torch.stack([token_ids(tokenizer, language.captions(e)[: language.TRAINED_CAPTIONS]) for e in world.EDITS])
