@@ -57,6 +57,22 @@ def through_latent(encode: Callable[[Image], Latent], terms: Sequence[Term], *, 
     return grad_fn
 
 
+def direct(loss: Callable[[Image, int], Tensor]) -> GradFn:
+    """The gradient of a loss of the image itself, ``loss(x, step)`` (B,), by plain automatic differentiation.
+
+    For losses that no network stands behind, or that cross the whole editor. Raises EditorError as `through_latent`.
+    """
+
+    def grad_fn(x: Image, step: int) -> Gradient:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            value = loss(leaf, step)
+            (grad,) = torch.autograd.grad(value.sum(), leaf)
+        return finite(Gradient(value.detach(), grad), step)
+
+    return grad_fn
+
+
 def through_resize(grad_fn: GradFn, size: tuple[int, int]) -> GradFn:
     """The gradient at full resolution of a ``grad_fn`` that takes images of ``size`` (height, width).
 
