@@ -161,17 +161,22 @@ def judge(
     names; one verdict each. What goes wrong at a judge is its verdict's state, never an exception; wrong arguments
     raise InputError, and a judge that cannot be set up JudgeError.
     """
+    case = check_case(source, edited, prompt, truth)
+    if isinstance(judges, str) or not judges:
+        raise InputError('expected a list of judges such as ["miniature:conv", "miniature:patch"]')
+    loaded = [load_judge(j) if isinstance(j, str) else j for j in judges]
+    return [j.judge([case], on_step=on_step)[0] for j in loaded]
+
+
+def check_case(source: Tensor, edited: Tensor, prompt: str, truth: Any = None) -> Case:
+    """A case for judges from (3, H, W) or (1, 3, H, W) pictures of one size in [0, 1], or an InputError."""
     pair = [_single(source, "source"), _single(edited, "edited")]
     if pair[0].shape != pair[1].shape:
         sizes = [f"{x.shape[-1]}x{x.shape[-2]}" for x in pair]
         raise ImageError(
             f"pictures differ in size: source {sizes[0]}, edited {sizes[1]}: an edit has its source's size"
         )
-    if isinstance(judges, str) or not judges:
-        raise InputError('expected a list of judges such as ["miniature:conv", "miniature:patch"]')
-    case = Case(pair[0], pair[1], check_prompts(prompt, 1)[0], truth)
-    loaded = [load_judge(j) if isinstance(j, str) else j for j in judges]
-    return [j.judge([case], on_step=on_step)[0] for j in loaded]
+    return Case(pair[0], pair[1], check_prompts(prompt, 1)[0], truth)
 
 
 def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:

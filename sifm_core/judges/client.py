@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from ..errors import InputError
+from ..errors import InputError, JudgeError
 from ..types import State
 from .rubric import Part, Question
 
@@ -103,8 +103,13 @@ def transport_failure(error: BaseException) -> Reply | None:
 
 
 def environment_key(names: Sequence[str], environ: Mapping[str, str]) -> str:
-    """The first of these variables that is set, or ""."""
-    return next((environ[name].strip() for name in names if environ.get(name, "").strip()), "")
+    """The first of these variables that is set, or ""; refused, without repeating it, where it cannot be a key."""
+    for name in names:
+        if key := environ.get(name, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise JudgeError(f"{name}: expected a key, but it holds characters that no key has; copy it again")
+            return key
+    return ""
 
 
 def check_base_url(base_url: str) -> str:

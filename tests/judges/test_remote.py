@@ -218,6 +218,25 @@ def test_the_cap_stops_before_the_call_that_would_pass_it(server, tmp_path, call
     assert max(server.billed.values()) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*other model's")
+def test_a_dearer_model_that_answers_instead_does_not_break_the_cap(server, tmp_path):
+    prices = priced(tmp_path)
+    cases = [case(f"rerouted {i}") for i in range(6)]
+    verdicts = judge_for(server, prices=prices, max_cost=5.0, concurrency=1).judge(cases)
+    assert len(server.requests) == 1, "its price is unknown: from then on nothing can be promised"
+    assert "cannot be held: other-model answers" in verdicts[-1].reasons and verdicts[-1].success is None
+
+    dear = prices.read_text().replace("fake-model", "other-model").replace("10.0", "1000.0")
+    prices.write_text(prices.read_text() + dear)
+    one_call = (USAGE[0] * 1.0 + USAGE[1] * 1000.0) / 1e6
+    probe = judge_for(server, prices=prices)
+    cheap = probe._at_most(probe.questions[0].parts(cases[0]))
+    cap = one_call + 2 * cheap
+    verdicts = judge_for(server, prices=prices, max_cost=cap, concurrency=1).judge(cases[1:])
+    assert sum(v.cost or 0 for v in verdicts) <= cap, "another call at the asked model's price would have passed it"
+    assert [v.state for v in verdicts] == ["error"] * 5 and verdicts[0].cost == pytest.approx(one_call)
+
+
 def test_a_cap_without_a_price_is_refused(server):
     with pytest.raises(JudgeError, match="max_cost needs a price"):
         judge_for(server, max_cost=1.0)
