@@ -78,11 +78,10 @@ def about(name: str) -> About:
 def presets(name: str) -> dict[str, dict[str, Any]]:
     """Named settings of the loop and of the method: "equal_budget" for every one, "paper" where there is a paper.
 
-    Units are the engine's, whatever the paper's are.
+    Each holds eps, steps and alpha and whatever else differs from the defaults, in the engine's units.
     """
-    return {"equal_budget": dict(EQUAL_BUDGET)} | {
-        key: dict(preset) for key, preset in getattr(get_method(name), "PRESETS", {}).items()
-    }
+    own = getattr(get_method(name), "PRESETS", {})
+    return {key: EQUAL_BUDGET | preset for key, preset in {"equal_budget": {}, **own}.items()}
 
 
 def random_start(name: str, chosen: Mapping[str, Any]) -> bool:

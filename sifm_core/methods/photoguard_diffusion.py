@@ -62,9 +62,7 @@ def build(
     def grad_fn(x_adv: Image, step: int) -> Gradient:
         with _recomputing(editor.net):
             each = [single(x_adv, step * repeats + repeat) for repeat in range(repeats)]
-        return Gradient(
-            *(torch.stack(column).mean(dim=0) for column in zip(*((g.loss, g.grad) for g in each), strict=True))
-        )
+        return Gradient(torch.stack([g.loss for g in each]).mean(0), torch.stack([g.grad for g in each]).mean(0))
 
     return grad_fn
 
