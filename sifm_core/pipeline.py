@@ -43,10 +43,10 @@ class Immunized:
     image: Image
     history: tuple[Step, ...]
     linf: float
+    rms: float
     seconds: float
+    peak_memory: Metric
     settings: Mapping[str, Any] = field(default_factory=dict)
-    rms: float = 0.0
-    peak_memory: Metric = Metric(None, "bytes", "not measured")
 
 
 def immunize(
@@ -75,8 +75,15 @@ def immunize(
     resize. ``prompt`` and ``seed``: one for all or one per picture. ``eps``, ``alpha`` in [0, 1] units; ``mask``
     (H, W), (1, 1, H, W) or (B, 1, H, W) in [0, 1] limits where pixels may change. ``options`` are the method's own,
     see :func:`sifm_core.methods.options`. What is not given is as ``preset`` says: "equal_budget" (eps 0.03, 100 steps
-    of 2/255), "paper" (what the method's paper uses), see :func:`sifm_core.methods.presets`. Raises InputError before
-    any work when an argument is wrong; what ``on_step`` raises comes through.
+    of 2/255), "paper" (what the method's paper uses), see :func:`sifm_core.methods.presets`.
+
+    The loop, the same for every method with a gradient: ``ball`` and ``schedule`` as in :func:`sifm_core.pgd.pgd`;
+    ``eot`` transforms such as ("jpeg:75", "resize:0.5", "none"), one drawn for each picture in each iteration, that
+    the perturbation is to survive, see :mod:`sifm_core.transforms`; ``random_start`` overrides the method's own rule;
+    ``also`` further editors against which to protect at once, see :func:`sifm_core.gradients.ensemble`.
+
+    Raises InputError before any work when an argument is wrong, EditorError when memory runs out; what ``on_step``
+    raises comes through.
     """
     check_image(image, "image")
     prompts = check_prompts(prompt, len(image))
@@ -105,7 +112,7 @@ def immunize(
         grad_fn = module.build(editor, resize(x0, size), editor.prepare(prompts), **given, **options)
         return grad_fn if size == tuple(x0.shape[-2:]) else through_resize(grad_fn, size)
 
-    work = f"{len(image)} picture(s) at {'x'.join(map(str, editor.work_size(*image.shape[-2:])))}"
+    work = f"{len(image)} picture(s) at {editor.work_size(*image.shape[-2:])}"
     with torch.inference_mode(False), peak(editor.device) as measured, enough(work, editor.device):
         x0 = image.detach().float().mul(255).round().div(255).to(editor.device)
         mask = mask if mask is None else mask.to(editor.device)
@@ -150,7 +157,7 @@ def immunize(
     delta = protected - x0.cpu()
     rms = float(delta.square().flatten(1).mean(dim=1).sqrt().max())
     seconds = time.perf_counter() - start
-    return Immunized(protected, tuple(history), float(delta.abs().max()), seconds, settings, rms, measured[0])
+    return Immunized(protected, tuple(history), float(delta.abs().max()), rms, seconds, measured[0], settings)
 
 
 def edit(

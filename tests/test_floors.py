@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"types", "errors"},
-    {"images", "noise", "features", "gradients", "pgd", "stats", "isr", "store", "metrics"},
+    {"images", "memory", "noise", "features", "gradients", "pgd", "stats", "isr", "store", "metrics", "transforms"},
     {"editors", "methods", "purify", "judges", "miniature"},
-    {"pipeline"},
+    {"pipeline", "layers", "plan"},
     {"bench", "report"},
     {"cli", "doctor", "__init__", "__main__"},
 ]
