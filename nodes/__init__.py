@@ -9,7 +9,10 @@ def node_list() -> list[type]:
     from .immunize import SifmBaselineImmunize, SifmImmunize, SifmSaveProtected
     from .judge import SifmMllmJudge
     from .load import SifmLoadEditor
-    from .measure import SifmPairwiseMetrics
+    from .measure import SifmClipScore, SifmPairwiseMetrics
+    from .plan import SifmAttackPlan
+    from .purify import SifmPurify
+    from .results import SifmComparisonGrid, SifmRecordsExport, SifmResultsTable
 
     return [
         SifmLoadEditor,
@@ -18,8 +21,14 @@ def node_list() -> list[type]:
         SifmImmunize,
         SifmBaselineImmunize,
         SifmSaveProtected,
+        SifmAttackPlan,
+        SifmPurify,
         SifmAttackerEdit,
         SifmPairwiseMetrics,
+        SifmClipScore,
         SifmMllmJudge,
         SifmIsrAggregate,
+        SifmResultsTable,
+        SifmComparisonGrid,
+        SifmRecordsExport,
     ]

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from comfy_api.latest import io
 
-from sifm_core import methods
+from sifm_core import methods, purify
+from sifm_core.errors import InputError
 
 
 def prompt_input(tooltip: str) -> io.Input:
@@ -30,6 +31,15 @@ def seed_input() -> io.Input:
     return io.Int.Input(
         "seed", default=0, min=0, max=2**53 - 1, control_after_generate=fixed, tooltip="Same seed, same bytes."
     )
+
+
+def chain_problem(chain: str | None) -> bool | str:
+    """True, or what is wrong with a purifier chain typed into its widget; one that comes through a link is None."""
+    try:
+        purify.parse(chain or "")
+    except InputError as error:
+        return str(error)
+    return True
 
 
 def method_inputs(name: str, skip: Sequence[str] = ()) -> list[io.Input]:

@@ -52,6 +52,11 @@ class SifmLoadBenchmark(io.ComfyNode):
                 ),
                 io.String.Output("category", is_output_list=True),
                 io.String.Output("id", is_output_list=True),
+                io.String.Output(
+                    "unseen",
+                    is_output_list=True,
+                    tooltip="Five further instructions of each picture, one a line, for Attack Plan.",
+                ),
             ],
         )
 
@@ -64,9 +69,8 @@ class SifmLoadBenchmark(io.ComfyNode):
             )
         items = benchmark.load(ids=named[start : start + count])
         pictures = [to_comfy(item.image[None]) for item in items]
-        return io.NodeOutput(
-            pictures, *([getattr(item, key) for item in items] for key in ("instruction", "category", "id"))
-        )
+        columns = [[getattr(item, key) for item in items] for key in ("instruction", "category", "id")]
+        return io.NodeOutput(pictures, *columns, ["\n".join(item.unseen) for item in items])
 
 
 class SifmIsrAggregate(io.ComfyNode):
