@@ -65,7 +65,7 @@ def demo(
     start = time.perf_counter()
     grid = bench.Grid(
         samples=bench.benchmark(benchmark.load(n=images), unseen),
-        editor=load_editor(editor, device, dtype, False),
+        editors=[load_editor(editor, device, dtype, False)],
         judges=[load_judge(spec) for spec in specs],
         seeds=range(seeds),
         eps=eps,
@@ -75,7 +75,7 @@ def demo(
     )
     store = Store(out / "store")
     with progress() as on_step:
-        records = bench.run(grid, store, on_step(""))
+        records = bench.run(grid, store, on_step(""), retry=True)
     run = bench.provenance(grid) | {"seconds": round(time.perf_counter() - start, 1)}
     written = {
         "report.html": report.page(records, store, run).encode(),
