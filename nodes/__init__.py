@@ -4,6 +4,7 @@
 def node_list() -> list[type]:
     """Every node, in the order of a typical graph."""
     from .bench import SifmIsrAggregate, SifmLoadBenchmark
+    from .consistency import SifmConsistencyReport
     from .edit import SifmAttackerEdit
     from .hook import SifmFeatureHook
     from .immunize import SifmBaselineImmunize, SifmImmunize, SifmSaveProtected
@@ -11,12 +12,14 @@ def node_list() -> list[type]:
     from .load import SifmLoadEditor
     from .measure import SifmClipScore, SifmPairwiseMetrics
     from .plan import SifmAttackPlan
+    from .prompts import SifmUnseenPrompts
     from .purify import SifmPurify
     from .results import SifmComparisonGrid, SifmRecordsExport, SifmResultsTable
 
     return [
         SifmLoadEditor,
         SifmLoadBenchmark,
+        SifmUnseenPrompts,
         SifmFeatureHook,
         SifmImmunize,
         SifmBaselineImmunize,
@@ -29,6 +32,7 @@ def node_list() -> list[type]:
         SifmMllmJudge,
         SifmIsrAggregate,
         SifmResultsTable,
+        SifmConsistencyReport,
         SifmComparisonGrid,
         SifmRecordsExport,
     ]

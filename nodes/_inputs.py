@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,6 +24,23 @@ def prompt_problem(prompt: str | None) -> bool | str:
 def choice_problem(name: str, chosen: Any, known: Sequence[str]) -> bool | str:
     """True, or what is wrong with a DynamicCombo: ComfyUI does not pass on a choice that is not in its list."""
     return chosen is not None or f"{name}: expected one of {', '.join(known)}"
+
+
+def credentials() -> list[io.Input]:
+    """Which server of OpenAI's kind, and the *name* of the key for it: a key itself never stands in a workflow."""
+    found = {name for name in os.environ if name.endswith("API_KEY")}
+    return [
+        io.String.Input(
+            "base_url",
+            default="http://127.0.0.1:11434/v1",
+            tooltip="Any server that speaks OpenAI's chat completions: Ollama, vLLM, LM Studio, llama.cpp.",
+        ),
+        io.Combo.Input(
+            "key_variable",
+            options=["OPENAI_API_KEY", *sorted(found - {"OPENAI_API_KEY"})],
+            tooltip="The environment variable of the ComfyUI server that holds the key, if there is one.",
+        ),
+    ]
 
 
 def seed_input() -> io.Input:

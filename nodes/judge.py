@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from sifm_core.types import Case, Verdict
 
 from . import sockets
 from ._comfy import engine_room, reporter, to_engine
-from ._inputs import choice_problem, prompt_input, prompt_problem
+from ._inputs import choice_problem, credentials, prompt_input, prompt_problem
 from ._store import ANNOTATIONS, digest, home
 from ._text import percent, table
 
@@ -140,16 +139,7 @@ def _backends() -> list[io.DynamicCombo.Option]:
             "openai",
             [
                 io.String.Input("model", default="llava"),
-                io.String.Input(
-                    "base_url",
-                    default="http://127.0.0.1:11434/v1",
-                    tooltip="Any server that speaks OpenAI's chat completions: Ollama, vLLM, LM Studio, llama.cpp.",
-                ),
-                io.Combo.Input(
-                    "key_variable",
-                    options=_key_variables(),
-                    tooltip="The environment variable of the ComfyUI server that holds the key, if there is one.",
-                ),
+                *credentials(),
                 cost,
             ],
         ),
@@ -165,12 +155,6 @@ def _backends() -> list[io.DynamicCombo.Option]:
             ],
         ),
     ]
-
-
-def _key_variables() -> list[str]:
-    """Names, never values, of environment variables that look like credentials."""
-    found = {name for name in os.environ if name.endswith("API_KEY")}
-    return ["OPENAI_API_KEY", *sorted(found - {"OPENAI_API_KEY"})]
 
 
 def _ask(judge: dict[str, Any], cases: list[Case]) -> list[Verdict]:

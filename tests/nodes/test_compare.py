@@ -271,3 +271,61 @@ def test_clip_without_its_weights_says_so(monkeypatch):
     text, before, after = nodes.measure.SifmClipScore.execute(image, image, ["a", "b"], ["m"]).args
     assert [line.split("|")[-2].strip() for line in text.splitlines()[2:]] == ["the unedited picture", "the edit"]
     assert (before, after) == (pytest.approx(0.2), pytest.approx(0.3))
+
+
+def test_unseen_prompts_are_as_many_as_asked_unlike_the_prompt_and_the_same_for_a_seed():
+    from nodes.prompts import TEMPLATES, SifmUnseenPrompts, distinct
+
+    for category in TEMPLATES:
+        for original in ("make it night", "turn the person into a zombie", "give him a crown"):
+            out = SifmUnseenPrompts.execute(original, category, 8, 1, {"source": "templates"})[0]
+            assert len(out.splitlines()) == 8 == len(distinct(original, out.splitlines()))
+            assert out == SifmUnseenPrompts.execute(original, category, 8, 1, {"source": "templates"})[0]
+    other = SifmUnseenPrompts.execute("x", "any", 5, 2, {"source": "templates"})[0]
+    assert other != SifmUnseenPrompts.execute("x", "any", 5, 1, {"source": "templates"})[0]
+    said = ["Make it  night!", "add fog", "add a fog", "make it winter"]
+    assert distinct("make it night", said) == ["add fog", "make it winter"]
+
+
+def test_a_language_model_is_asked_and_its_server_may_not_give_the_key_away(monkeypatch):
+    openai = pytest.importorskip("openai")
+    from nodes.prompts import SifmUnseenPrompts
+    from sifm_core.errors import JudgeError
+
+    said = ['["add fog", "make it winter", "add snow"]']
+
+    def create(self, *, messages, **_):
+        assert "make it night" in messages[0]["content"]
+        if said[0] == "refuse":
+            raise openai.OpenAIError("bad key sk-marker")
+        return type("A", (), {"choices": [type("C", (), {"message": type("M", (), {"content": said[0]})})]})
+
+    monkeypatch.setenv("SOME_API_KEY", "sk-marker")
+    monkeypatch.setattr(openai.resources.chat.completions.Completions, "create", create)
+    source = {"source": "openai", "model": "m", "base_url": "http://127.0.0.1:1/v1", "key_variable": "SOME_API_KEY"}
+    ask = lambda n: SifmUnseenPrompts.execute("make it night", "any", n, 0, source)[0]  # noqa: E731
+    assert ask(2) == "add fog\nmake it winter"
+    with pytest.raises(JudgeError, match="got 3"):
+        ask(5)
+    for answer in ("Sure! Here you are", '{"a": 1}', "[1, 2]", "refuse"):
+        said[0] = answer
+        with pytest.raises(JudgeError) as caught:
+            ask(2)
+        assert "sk-marker" not in str(caught.value)
+
+
+def test_the_consistency_report_counts_pairs_of_raters_and_leaves_out_the_unclear():
+    from nodes.consistency import SifmConsistencyReport
+
+    def cells(name: str, text: str) -> list[str]:
+        return next([c.strip() for c in x.split("|")[1:-1]] for x in text.splitlines() if x.startswith(f"| {name}"))
+
+    anna, ben = [True, True, False, False], [True, False, False, None]
+    model = [True, True, True, False]
+    raters = {"person_0": verdicts("anna", anna), "person_1": verdicts("ben", ben)}
+    text = SifmConsistencyReport.execute({"model_0": verdicts("m", model)}, raters)[0]
+    assert cells("human to human", text)[1] == "67%" and cells("human to human", text)[-1] == "3"
+    assert cells("human to model", text)[1] == "54%", "the mean of 3 of 4 and 1 of 3"
+    assert cells("model to model", text)[1] == "-"
+    with pytest.raises(InputError, match="different edits"):
+        SifmConsistencyReport.execute({"model_0": verdicts("m", model[:3])}, raters)
