@@ -18,6 +18,8 @@ from .types import GradFn, Image, OnStep, Step
 Ball = Literal["linf", "l2"]
 """What eps bounds: the largest change of a value, or the root mean square (RMS) of the changes of an image."""
 Schedule = Literal["constant", "linear", "cosine"]
+Update = Literal["steepest", "adam"]
+"""Along the gradient as steep as the ball allows (linf: its sign), or Adam's update, which EditShield's code makes."""
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - 0.99 * done,
@@ -38,6 +40,7 @@ def pgd(
     mask: Tensor | None = None,
     ball: Ball = "linf",
     schedule: Schedule = "constant",
+    update: Update = "steepest",
     on_step: OnStep | None = None,
 ) -> Image:
     """Lower the loss of ``grad_fn`` by steps while each image stays within ``eps`` of ``x0`` and in [0, 1].
@@ -47,7 +50,8 @@ def pgd(
     is clipped to eps; the image is clipped to [0, 1]. Ball "l2" bounds the RMS of the perturbation's values by eps
     (so its L2 norm by eps * sqrt(3 H W)): it moves by RMS ``alpha`` against the gradient, and the image becomes the
     nearest one that is both in the ball and in [0, 1]. The last image is returned, on x0's device, not yet rounded to
-    8 bits. ``schedule`` lets alpha decay, see :data:`SCHEDULES`.
+    8 bits. ``schedule`` lets alpha decay, see :data:`SCHEDULES`; ``update`` "adam" moves by Adam's update instead, with
+    alpha as its rate, into the same ball.
 
     ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales what each pixel
     may change (where it is 0 nothing does, and an RMS is over the rest). ``on_step`` gets the loss before the step, its
@@ -62,15 +66,18 @@ def pgd(
         raise unknown("schedule", str(schedule), SCHEDULES)
     if ball not in ("linf", "l2"):
         raise unknown("ball", str(ball), ("linf", "l2"))
+    if update not in ("steepest", "adam"):
+        raise unknown("update", str(update), ("steepest", "adam"))
     with torch.inference_mode(False), torch.enable_grad():
         x0 = x0.detach().clone()
         weight = torch.ones_like(x0[:, :1]) if mask is None else _check_mask(mask, x0)
         room = (_Linf if ball == "linf" else _L2)(x0, weight, eps)
         delta = room.project(uniform(x0.shape, seed).to(x0) * eps * weight if random_start else torch.zeros_like(x0))
         x = (x0 + delta).clamp(0, 1)
+        towards = room.direction if update == "steepest" else _Adam()
         for i in range(steps):
             gradient = finite(grad_fn(x, i), i)
-            direction = room.direction(gradient.grad)
+            direction = towards(gradient.grad)
             if i == 0:
                 _refuse_zero(direction)
             delta = room.project(delta - alpha * SCHEDULES[schedule](i / steps) * direction)
@@ -129,6 +136,20 @@ class _L2:
 
     def _rms(self, u: Tensor) -> Tensor:
         return u.flatten(1).norm(dim=1) / self._count.sqrt()
+
+
+class _Adam:
+    """Kingma and Ba's update, with their constants."""
+
+    def __init__(self) -> None:
+        self._steps, self._mean, self._square = 0, torch.zeros(()), torch.zeros(())
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        self._steps += 1
+        self._mean = 0.9 * self._mean.to(grad) + 0.1 * grad
+        self._square = 0.999 * self._square.to(grad) + 0.001 * grad.square()
+        mean, square = self._mean / (1 - 0.9**self._steps), self._square / (1 - 0.999**self._steps)
+        return mean / (square.sqrt() + 1e-8)
 
 
 def _scaled(x: Tensor, factor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from .judges import load_judge
 from .memory import enough, peak
 from .metrics import measure as measure
 from .noise import Seed, fork, generators
-from .pgd import SCHEDULES, Ball, Schedule, pgd
+from .pgd import SCHEDULES, Ball, Schedule, Update, pgd
 from .transforms import parse
 from .transforms import through as transformed
 from .types import Case, Editor, GradFn, Image, Judge, Metric, OnStep, Step, Verdict
@@ -61,8 +61,9 @@ def immunize(
     alpha: float | None = None,
     seed: Seed = 0,
     mask: Tensor | None = None,
-    ball: Ball = "linf",
-    schedule: Schedule = "constant",
+    ball: Ball | None = None,
+    schedule: Schedule | None = None,
+    update: Update | None = None,
     eot: Sequence[str] = (),
     random_start: bool | None = None,
     also: Sequence[Editor | str] = (),
@@ -77,7 +78,7 @@ def immunize(
     see :func:`sifm_core.methods.options`. What is not given is as ``preset`` says: "equal_budget" (eps 0.03, 100 steps
     of 2/255), "paper" (what the method's paper uses), see :func:`sifm_core.methods.presets`.
 
-    The loop, the same for every method with a gradient: ``ball`` and ``schedule`` as in :func:`sifm_core.pgd.pgd`;
+    The loop, the same for every method with a gradient: ``ball``, ``schedule``, ``update`` as in `sifm_core.pgd.pgd`;
     ``eot`` transforms such as ("jpeg:75", "resize:0.5", "none"), one drawn for each picture in each iteration, that
     the perturbation is to survive, see :mod:`sifm_core.transforms`; ``random_start`` overrides the method's own rule;
     ``also`` further editors against which to protect at once, see :func:`sifm_core.gradients.ensemble`.
@@ -87,14 +88,17 @@ def immunize(
     """
     check_image(image, "image")
     prompts = check_prompts(prompt, len(image))
-    options = check_preset(method, preset, {"eps": eps, "steps": steps, "alpha": alpha}) | options
-    eps, alpha = check_budget(options.pop("eps")), check_unit(options.pop("alpha"), "alpha")
-    steps, mask = check_count(options.pop("steps"), "steps"), check_mask(mask, image)
+    given = {"eps": eps, "steps": steps, "alpha": alpha, "ball": ball, "schedule": schedule, "update": update}
+    chosen = check_preset(method, preset, given)
+    loop = {name: chosen.pop(name) for name in given}
+    eps, alpha = check_budget(loop["eps"]), check_unit(loop["alpha"], "alpha")
+    steps, mask = check_count(loop["steps"], "steps"), check_mask(mask, image)
+    ball, schedule, update = loop["ball"], loop["schedule"], loop["update"]
     check_seed(seed, len(image))
-    options = check_method(method, options)
+    options = check_method(method, chosen | options)
     module = methods.get_method(method)
     build = getattr(module, "build", None)
-    transforms = check_loop(ball, schedule, eot, random_start)
+    transforms = check_loop(ball, schedule, update, eot, random_start)
     start_random = methods.random_start(method, options) if random_start is None else random_start
     editor, *others = [load_editor(e) if isinstance(e, str) else e for e in (editor, *_listed(also, "also"))]
 
@@ -135,6 +139,7 @@ def immunize(
                 mask=mask,
                 ball=ball,
                 schedule=schedule,
+                update=update,
                 on_step=keep,
             )
         protected = round_to_budget(x, x0, eps, mask, ball if build else "linf").cpu()
@@ -146,6 +151,7 @@ def immunize(
         "alpha": alpha if build else 0.0,
         "ball": ball,
         "schedule": schedule,
+        "update": update,
         "eot": [str(spec) for spec in eot] if not isinstance(eot, str) else [eot],
         "random_start": start_random,
         "seed": seed,
@@ -244,12 +250,14 @@ def check_budget(eps: Any) -> float:
     return float(eps)
 
 
-def check_loop(ball: str, schedule: str, eot: Sequence[str], random_start: bool | None) -> tuple[Any, ...]:
-    """The parsed transforms; raises InputError for a ball, schedule, transform or start that is none."""
+def check_loop(ball: str, schedule: str, update: str, eot: Sequence[str], random_start: bool | None) -> tuple[Any, ...]:
+    """The parsed transforms; raises InputError for a ball, schedule, update, transform or start that is none."""
     if ball not in ("linf", "l2"):
         raise unknown("ball", str(ball), ("linf", "l2"))
     if schedule not in SCHEDULES:
         raise unknown("schedule", str(schedule), SCHEDULES)
+    if update not in ("steepest", "adam"):
+        raise unknown("update", str(update), ("steepest", "adam"))
     if random_start not in (None, True, False):
         raise InputError(f"random_start: expected True, False or None (the method's own rule), got {random_start!r}")
     return parse(eot)
@@ -317,8 +325,8 @@ def check_edit_options(editor: Editor, chosen: Mapping[str, Any]) -> dict[str, A
 
 
 def _listed(values: Any, name: str) -> list[Any]:
-    if not isinstance(values, Sequence):
-        raise InputError(f"{name}: expected one value or a list, got {type(values).__name__}")
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise InputError(f"{name}: expected a list, got {type(values).__name__}")
     return list(values)
 
 

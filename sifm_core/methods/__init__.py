@@ -32,7 +32,14 @@ METHODS: dict[str, str] = {
     "random_noise": "sifm_core.methods.random_noise",
 }
 
-EQUAL_BUDGET: dict[str, Any] = {"eps": 0.03, "steps": 100, "alpha": 2 / 255}
+EQUAL_BUDGET: dict[str, Any] = {
+    "eps": 0.03,
+    "steps": 100,
+    "alpha": 2 / 255,
+    "ball": "linf",
+    "schedule": "constant",
+    "update": "steepest",
+}
 """What the SIFM paper's tables give every method (section V-A), in [0, 1]; the step size is the engine's default."""
 
 P = ParamSpec("P")
@@ -78,7 +85,8 @@ def about(name: str) -> About:
 def presets(name: str) -> dict[str, dict[str, Any]]:
     """Named settings of the loop and of the method: "equal_budget" for every one, "paper" where there is a paper.
 
-    Each holds eps, steps and alpha and whatever else differs from the defaults, in the engine's units.
+    Each holds all of :data:`EQUAL_BUDGET` and the method's own options where they differ from their defaults, in the
+    engine's units.
     """
     own = getattr(get_method(name), "PRESETS", {})
     return {key: EQUAL_BUDGET | preset for key, preset in {"equal_budget": {}, **own}.items()}

@@ -24,7 +24,18 @@ PROVENANCE = (
     "else; adapted to this editor's own editing loop, from noise and with its guidance (deterministic steps there too)"
 )
 RANDOM_START = False
-PRESETS: dict[str, dict[str, Any]] = {"paper": {"repeats": 10, "edit_options": {"guidance_scale": 7.5}}}
+_RMS = (3 * 512 * 512) ** -0.5
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "ball": "l2",
+        "eps": 8 * _RMS,
+        "alpha": 0.5 * _RMS,
+        "steps": 200,
+        "repeats": 10,
+        "edit_options": {"guidance_scale": 7.5},
+    }
+}
+"""The notebook: an L2 ball of 16 and steps of norm 1 in [-1, 1], at 512 x 512; here as root mean squares."""
 
 
 @configured

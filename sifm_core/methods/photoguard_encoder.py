@@ -21,8 +21,8 @@ PROVENANCE = (
     "uniform start; adapted in that iterations, budget and the fall of the step belong to the loop"
 )
 RANDOM_START = True
-PRESETS: dict[str, dict[str, Any]] = {"paper": {"eps": 0.03, "steps": 1000, "alpha": 0.01}}
-"""The image-to-image notebook: eps 0.06, step 0.02 in [-1, 1]. Its step falls linearly to 1%."""
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"eps": 0.03, "steps": 1000, "alpha": 0.01, "schedule": "linear"}}
+"""The image-to-image notebook: eps 0.06 and a step that falls from 0.02 to 1% of it, in [-1, 1]."""
 
 _GREY = 204 / 255
 """The grey whose latent PhotoGuard's demonstration aims at."""

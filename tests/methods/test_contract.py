@@ -31,7 +31,7 @@ def build(
 ) -> GradFn:
     module = get_method(name)
     given = {"seed": seed} if "seed" in inspect.signature(module.build).parameters else {}
-    quick = {"timesteps": 2} if "timesteps" in options(name) else {}
+    quick = {key: 2 for key in ("timesteps", "edit_steps") if key in options(name)}
     return module.build(editor, x, editor.prepare(prompts), **given | quick | chosen)
 
 
@@ -63,8 +63,7 @@ def test_a_batch_equals_its_images_one_by_one(name: str, editor: Editor) -> None
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_says_where_it_comes_from_and_what_can_be_set(name: str) -> None:
-    assert get_method(name).PROVENANCE
+def test_says_what_can_be_set(name: str) -> None:
     for key, option in options(name).items():
         assert option.doc and option.default is not inspect.Parameter.empty, key
 
@@ -91,7 +90,7 @@ def test_the_gradient_is_the_losss(name: str, editor: Editor) -> None:
     grad_fn = build(name, editor, x, PROMPTS[:2])
     x = x + 0.01 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
     first = grad_fn(x, 0)
-    h = 1e-6 / first.grad.flatten(1).abs().amax(dim=1)
+    h = 1e-5 / first.grad.flatten(1).abs().amax(dim=1)
     moved = grad_fn(x - h.reshape(-1, 1, 1, 1) * first.grad, 0).loss
     assert torch.allclose(first.loss - moved, h * first.grad.square().flatten(1).sum(1), rtol=1e-2)
 
@@ -122,6 +121,27 @@ def test_an_interrupt_leaves_nothing_behind(name: str, editor: Editor) -> None:
     for parameter in [parameter for part in parts for parameter in part.parameters()]:
         assert not parameter.requires_grad and parameter.grad is None and parameter.dtype is torch.float64
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_a_network_in_bfloat16_gives_a_gradient_in_float32(name: str, editor: Editor, request) -> None:
+    folder = request.getfixturevalue("sd3_folder" if editor.family == "sd3" else "ip2p_folder")
+    half = load_editor(folder, device="cpu", dtype="bfloat16", steps=3)
+    x = images(2)
+    grad_fn = build(name, half, x, PROMPTS[:2])
+    loss, grad, _ = grad_fn((x + 0.02 * torch.rand(x.shape)).clamp(0, 1), 0)
+    assert loss.dtype is grad.dtype is torch.float32
+    assert bool(grad.flatten(1).any(dim=1).all()) and bool(torch.isfinite(grad).all())
+
+
+@pytest.mark.parametrize("name", [name for name in GRADIENT if random_start(name, {})])
+def test_what_starts_at_random_does_not_move_or_says_so_otherwise(name: str, editor: Editor) -> None:
+    """A distance to the clean picture alone has no gradient there: the loop refuses instead of doing nothing."""
+    x = images(1).double()
+    if bool(build(name, editor, x, PROMPTS[:1])(x, 0).grad.any()):
+        return  # MIST and PhotoGE start at random because their authors do
+    with pytest.raises(InputError, match="zero everywhere"):
+        pgd(x, build(name, editor, x, PROMPTS[:1]), eps=EPS, alpha=ALPHA, steps=2)
 
 
 @pytest.mark.parametrize("name", METHODS)
