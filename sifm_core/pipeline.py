@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import methods
+from . import purify as purification
 from .editors import load_editor
 from .errors import ImageError, InputError, unknown
 from .gradients import ensemble, through, through_resize
@@ -172,19 +173,25 @@ def edit(
     *,
     prompt: str | Sequence[str],
     seed: Seed = 0,
+    purify: str | Sequence[purification.Stage] = "",
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Image:
     """Edit pictures as an attacker would: any size in, the same size out, on the 8-bit grid as a saved PNG would be.
 
     ``image`` (B, 3, H, W) in [0, 1]; ``prompt`` and ``seed``: one for all or one per picture; the same seed gives the
-    same bytes. ``options`` are the editor's own (steps, guidance_scale, ...). Raises InputError for wrong arguments.
+    same bytes. ``purify``: what the attacker does to the pictures first, at their full size, such as
+    "jpeg:75,resize:0.5"; see :mod:`sifm_core.purify`. ``options`` are the editor's own (steps, guidance_scale, ...).
+    Raises InputError for wrong arguments.
     """
     check_image(image, "image")
     prompts = check_prompts(prompt, len(image))
     check_seed(seed, len(image))
+    stages = purification.parse(purify) if isinstance(purify, str) else purify
     editor = load_editor(editor) if isinstance(editor, str) else editor
     options = check_edit_options(editor, options)
+    if stages:
+        image = purification.apply(image.detach().float(), stages, editor=editor, seed=seed).mul(255).round().div(255)
     height, width = image.shape[-2:]
     x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))
     with enough(f"an edit of {len(x)} picture(s) at {x.shape[-2]}x{x.shape[-1]}", editor.device):
