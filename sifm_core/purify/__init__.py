@@ -76,6 +76,12 @@ def at(name: str, strength: float) -> Stage:
     return Stage(name, round(setting) if isinstance(kind.mildest, int) else setting)
 
 
+def about(name: str) -> str:
+    """One sentence about a purifier."""
+    _kind(name)
+    return (_module(name).__doc__ or "").strip().partition("\n")[0]
+
+
 def needs_editor(chain: str | Sequence[Stage]) -> bool:
     """Does a stage work with the networks of an editor?"""
     stages = parse(chain) if isinstance(chain, str) else chain
