@@ -67,7 +67,7 @@ class SifmAttackPlan(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, purifiers: list[str] | None = None) -> bool | str:
+    def validate_inputs(cls, purifiers: list[str] | None = None, protections: Any = None) -> bool | str:
         problems = [chain_problem(chain) for chain in _chains(purifiers or [""])]
         return next((problem for problem in problems if problem is not True), True)
 

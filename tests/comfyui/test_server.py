@@ -76,7 +76,7 @@ def reduced(name: str, judges: bool = True) -> dict:
             inputs["steps"] = 2
         if "method.edit_steps" in inputs:
             inputs["method.edit_steps"] = 1
-        if "purifiers" in inputs and inputs["purifiers"]:
+        if inputs.get("purifiers"):
             inputs["purifiers"] = "none\njpeg:75\nvae_round_trip"
         if "unseen" in inputs and name != "paper_table2_sd3":
             del inputs["unseen"]  # six times the work
