@@ -141,7 +141,9 @@ def ensemble(grad_fns: Sequence[GradFn], weights: Sequence[float] | None = None)
 
 
 def finite(gradient: Gradient, step: int) -> Gradient:
-    """Give back ``gradient``; raise EditorError when a loss or gradient in it is not finite."""
+    """Give back ``gradient``; raise EditorError when a number in it is not finite (meta tensors have no numbers)."""
+    if gradient.grad.is_meta:
+        return gradient
     for name, value in (("loss", gradient.loss), ("gradient", gradient.grad)):
         bad = (~torch.isfinite(value)).reshape(len(value), -1).any(dim=1)
         if bool(bad.any()):
