@@ -12,6 +12,7 @@ from ..errors import InputError
 from .shared import distinct
 
 if TYPE_CHECKING:
+    from ..store import Store
     from ..types import Judge
 
 CacheFile = Annotated[
@@ -54,3 +55,11 @@ def load_judges(specs: Iterable[str], *, cache: Path | None = None, **chosen: An
         raise InputError("--offline answers from a cache: name its file with --cache")
     shared: dict[str, Any] = {"cache": Cache(cache), **given} if models else {}
     return [load_judge(spec, **(shared if spec in models else {})) for spec in specs]
+
+
+def run_store(run: Path) -> Store:
+    """The store of a run, or of a demo's folder, which holds it in ``store``."""
+    from ..store import Store
+
+    inner = run / "store"
+    return Store(inner if inner.is_dir() and not (run / "run.sqlite").is_file() else run, create=False)

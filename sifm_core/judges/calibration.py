@@ -49,6 +49,11 @@ class Rate:
     def value(self) -> float | None:
         return self.right / self.n if self.n else None
 
+    def __str__(self) -> str:
+        if not self.n:
+            return "– (none known)"
+        return f"{self.right / self.n:.0%} ({self.right}/{self.n}, 95% {self.low:.0%}–{self.high:.0%})"
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -65,6 +70,14 @@ class Calibration:
     sensitivity: Mapping[str, Rate]
     specificity: Mapping[str, Rate]
     by_kind: Mapping[str, Rate]
+
+    def sentence(self) -> str:
+        """What to read beside an ISR that this judge had a part in."""
+        finds, clears = self.sensitivity["success"], self.specificity["success"]
+        said = (
+            f"{self.judge} on {self.n} gold controls: finds {finds} of failed edits and clears {clears} of sound ones"
+        )
+        return said + (f"; {self.unclear} unclear" if self.unclear else "")
 
 
 def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed: int = 0) -> list[Gold]:
