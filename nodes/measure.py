@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sifm_core import pipeline
 from sifm_core.errors import InputError
-from sifm_core.metrics.clip_score import MODEL, clip_score
+from sifm_core.fig3 import preferences
+from sifm_core.metrics.clip_score import MODEL
 from sifm_core.types import Metric
 
 from . import sockets
@@ -93,24 +94,18 @@ class SifmClipScore(io.ComfyNode):
         texts = text * len(before) if len(text) == 1 else text
         if not len(before) == len(after) == len(texts):
             raise InputError(
-                f"expected as many edits and texts as sources, {len(before)}, got {len(after)}, {len(texts)}"
+                f"expected as many edits and texts as sources, {len(before)}, got {len(after)} and {len(texts)}"
             )
         with engine_room():
-            pairs = [
-                [clip_score(picture, [words], model=model[0])[0] for picture in pair]
-                for *pair, words in zip(before, after, texts, strict=True)
-            ]
-        rows = [[words, *map(_value, pair), _preferred(*pair)] for words, pair in zip(texts, pairs, strict=True)]
+            found = preferences([(a[0], b[0], c) for a, b, c in zip(before, after, texts, strict=True)], model=model[0])
+        rows = [[p.text, _value(p.unedited), _value(p.edited), _PREFERRED[p.prefers_unedited]] for p in found]
         shown = table(["text", "unedited", "edited", "CLIP prefers"], rows)
-        scores = [[math.nan if metric.value is None else metric.value for metric in pair] for pair in pairs]
+        scores = [[math.nan if m.value is None else m.value for m in (p.unedited, p.edited)] for p in found]
         means = [statistics.fmean(column) for column in zip(*scores, strict=True)]
         return io.NodeOutput(shown, *means, ui={"text": [shown]})
 
 
-def _preferred(unedited: Metric, edited: Metric) -> str:
-    if unedited.value is None or edited.value is None:
-        return "-"
-    return "the unedited picture" if unedited.value >= edited.value else "the edit"
+_PREFERRED = {True: "the unedited picture", False: "the edit", None: "-"}
 
 
 def _value(metric: Metric) -> str:

@@ -339,7 +339,7 @@ def consistency(g: Study) -> None:
     people = [g.judge(name, judge="human", judge__model=name.lower()) for name in ("Anna", "Ben", "Chen")]
     g.results(models, grid=False)
     g.group("6  Agreement", AGREE, width=900)
-    report = g.add("SIFM_ConsistencyReport", models=models, people=people)
+    report = g.add("SIFM_ConsistencyReport", models=models, people=people, attack=g.plan.attack)
     g.add("PreviewAny", "Agreement", source=report.table, height=420)
 
 

@@ -261,13 +261,14 @@ def test_what_was_computed_once_is_not_computed_again(editor, monkeypatch):
 
 def test_clip_without_its_weights_says_so(monkeypatch):
     import nodes.measure
+    from sifm_core import fig3
     from sifm_core.types import Metric
 
     image = pictures(2)
     text, before, _ = nodes.measure.SifmClipScore.execute(image, image, ["a crown"], ["no/such-model"]).args
     assert "unavailable" in text and math.isnan(before)
     scores = iter([0.3, 0.2, 0.1, 0.4])
-    monkeypatch.setattr(nodes.measure, "clip_score", lambda *a, **k: [Metric(next(scores), "clip")])
+    monkeypatch.setattr(fig3, "clip_score", lambda *a, **k: [Metric(next(scores), "clip")])
     text, before, after = nodes.measure.SifmClipScore.execute(image, image, ["a", "b"], ["m"]).args
     assert [line.split("|")[-2].strip() for line in text.splitlines()[2:]] == ["the unedited picture", "the edit"]
     assert (before, after) == (pytest.approx(0.2), pytest.approx(0.3))
@@ -317,15 +318,17 @@ def test_a_language_model_is_asked_and_its_server_may_not_give_the_key_away(monk
 def test_the_consistency_report_counts_pairs_of_raters_and_leaves_out_the_unclear():
     from nodes.consistency import SifmConsistencyReport
 
-    def cells(name: str, text: str) -> list[str]:
-        return next([c.strip() for c in x.split("|")[1:-1]] for x in text.splitlines() if x.startswith(f"| {name}"))
+    def cells(kind: str, about: str, text: str) -> list[str]:
+        rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+        return next(row for row in rows if row[:2] == [kind, about])
 
     anna, ben = [True, True, False, False], [True, False, False, None]
     model = [True, True, True, False]
     raters = {"person_0": verdicts("anna", anna), "person_1": verdicts("ben", ben)}
     text = SifmConsistencyReport.execute({"model_0": verdicts("m", model)}, raters)[0]
-    assert cells("human to human", text)[1] == "67%" and cells("human to human", text)[-1] == "3"
-    assert cells("human to model", text)[1] == "54%", "the mean of 3 of 4 and 1 of 3"
-    assert cells("model to model", text)[1] == "-"
-    with pytest.raises(InputError, match="different edits"):
+    assert cells("human-human", "semantic mismatch", text)[2] == "67%"
+    assert cells("human-human", "final", text)[-2:] == ["3", "76%"], "the paper's figure stands beside"
+    assert cells("human-judge", "final", text)[2] == "57%", "4 of 7 answers"
+    assert cells("judge-judge", "final", text)[2] == "-"
+    with pytest.raises(InputError, match="one per sample"):
         SifmConsistencyReport.execute({"model_0": verdicts("m", model[:3])}, raters)
