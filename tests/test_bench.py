@@ -134,13 +134,13 @@ def test_unseen_prompts_attack_the_picture_protected_for_the_original(tmp_path):
 def test_a_failure_costs_its_own_records_and_is_tried_again(tmp_path):
     class Broken(ToyEditor):
         def denoise(self, *arguments):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("the lamp\nis broken")
 
     store = Store(tmp_path)
     records = bench.run(toy_grid(editors=[Broken()]), store)
     failed = [r for r in records if "failed" in r.info]
     assert {r.method for r in failed} == {"SIFM"} and len(failed) == 3
-    assert all("out of memory" in r.info["failed"] and r.edited == "" and r.verdicts == () for r in failed)
+    assert all("the lamp is broken" in r.info["failed"] and r.edited == "" and r.verdicts == () for r in failed)
     assert list(map(timeless, bench.run(toy_grid(), store))) == list(map(timeless, records))
     assert list(map(timeless, bench.run(toy_grid(), store, retry=True))) == list(
         map(timeless, bench.run(toy_grid(), Store(tmp_path / "fresh")))

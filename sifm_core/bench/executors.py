@@ -120,7 +120,7 @@ class _Crew:
             worker.stop()
 
     def run(self, tasks: Iterable[tuple[Any, Task]], on_step: OnStep | None = None) -> Iterator[tuple[Any, Outcome]]:
-        coming = iter((label, task, 0) for label, task in tasks)
+        coming: Iterator[tuple[Any, Task, int]] = ((label, task, 0) for label, task in tasks)
         free, busy = list(self._all), {}
         while True:
             while free and (job := next(coming, None)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -56,7 +56,8 @@ def model(wanted: Model | None) -> Any:
     if wanted not in _loaded:
         while len(_loaded) >= KEPT:
             _loaded.popitem(last=False)
-        _loaded[wanted] = {"editor": load_editor, "judge": load_judge}[wanted.kind](wanted.name, **wanted.load)
+        load: Callable[..., Any] = load_editor if wanted.kind == "editor" else load_judge
+        _loaded[wanted] = load(wanted.name, **wanted.load)
     _loaded.move_to_end(wanted)
     return _loaded[wanted]
 
@@ -87,7 +88,7 @@ def _immunize(
 ) -> list[dict[str, Any]]:
     sources = stack(pixels)
     options = settings.pop("options")
-    done = immunize(sources, editor or _NoEditor(), on_step=on_step, **settings, **options)
+    done = immunize(sources, _NO_EDITOR if editor is None else editor, on_step=on_step, **settings, **options)
     shared = {
         "seconds": done.seconds / len(pixels),
         "history": [{"loss": step.loss, **step.log} for step in done.history],
@@ -104,6 +105,9 @@ class _NoEditor:
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         return height, width
+
+
+_NO_EDITOR: Any = _NoEditor()
 
 
 def _purify(
@@ -150,7 +154,7 @@ def _judge(
     return [asdict(verdict) for verdict in judge.judge(cases, on_step=on_step)]
 
 
-PHASES = {
+PHASES: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "identify": _identify,
     "immunize": _immunize,
     "purify": _purify,
