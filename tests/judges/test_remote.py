@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,25 @@ def test_the_cap_stops_before_the_call_that_would_pass_it(server, tmp_path, call
     assert sum(server.billed.values()) * one_call <= cap, "a second run does not start from zero"
     assert {v.state for v in judge_for(server, **(options | {"max_cost": 1.0})).judge(cases)} == {"ok"}
     assert max(server.billed.values()) == 1
+
+
+def test_the_cap_holds_for_several_judges_at_once_on_one_file(server, tmp_path):
+    """As several processes would: each has its own connection to the ledger, and some of their calls fail."""
+    prices, one_call = priced(tmp_path), (USAGE[0] * 1.0 + USAGE[1] * 10.0) / 1e6
+    probe = judge_for(server, prices=prices)
+    at_most = probe._at_most(probe.questions[0].parts(case("ok 0")))
+    cap = 10 * one_call + at_most
+    cases = [case(f"{name} {i}") for i in range(8) for name in ("ok", "prose", "rate-once", "bad-request")]
+
+    def work(part):
+        judge = judge_for(server, prices=prices, cache=tmp_path / "c.sqlite", max_cost=cap, concurrency=4)
+        return judge.judge(cases[part::3])
+
+    with ThreadPoolExecutor(3) as pool:
+        verdicts = [verdict for part in pool.map(work, range(3)) for verdict in part]
+    assert 0 < sum(server.billed.values()) * one_call <= cap and max(server.billed.values()) == 1
+    assert any("cost cap" in verdict.reasons for verdict in verdicts)
+    assert judge_for(server, cache=tmp_path / "c.sqlite").cache.spent() <= cap
 
 
 @pytest.mark.filterwarnings("ignore:.*other model's")
