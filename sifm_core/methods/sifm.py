@@ -27,6 +27,8 @@ from .posterior import encoder
 
 PROVENANCE = "reconstructed from the paper (no official code known); what it leaves open is an option of `build`"
 RANDOM_START = False
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"lam": 0.1}}
+"""Section V-A: eps, iterations and lambda. It does not give the step size nor how many timesteps."""
 
 
 def random_start(objective: str = "full", **_: Any) -> bool:
