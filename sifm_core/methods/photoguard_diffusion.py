@@ -20,8 +20,8 @@ from ..types import Cond, Editor, GradFn, Gradient, Image
 from . import configured
 
 PROVENANCE = (
-    "official code (MadryLab/photoguard, inpainting notebook): loss, four steps, gradients averaged before anything "
-    "else; adapted to this editor's own editing loop, from noise and with its guidance (deterministic steps there too)"
+    "official code (MadryLab/photoguard, inpainting notebook): loss, four steps, gradients of several draws averaged "
+    "as they are; adapted to this editor's own editing loop with its guidance and scheduler, where theirs has eta 1"
 )
 RANDOM_START = False
 _RMS = (3 * 512 * 512) ** -0.5

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from sifm_core import pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError
 from sifm_core.methods import METHODS, get_method, options, random_start
 from sifm_core.pgd import pgd
 from sifm_core.types import Editor, GradFn, Image, Step
 from tests.fakes import images
+from tests.toy import ToyEditor
 
 EPS, ALPHA, STEPS = 0.03, 2 / 255, 4
 PROMPTS = ["make it night", "add a hat", "a cat"]
@@ -163,6 +165,15 @@ def test_an_option_outside_its_list_is_refused_with_near_names(name: str, editor
                 build(name, editor, images(1).double(), PROMPTS[:1], **{key: "wrong"})
             else:
                 get_method(name).perturb(images(1), eps=EPS, **{key: "wrong"})
+
+
+@pytest.mark.parametrize("name", ["random_noise", "photoguard_encoder", "editshield"])
+def test_a_mask_holds_whether_or_not_there_is_a_gradient(name: str) -> None:
+    x, mask = images(2, 32), torch.zeros(2, 1, 32, 32)
+    mask[0, :, :8], mask[1, :, 8:, 3:] = 1, 1
+    done = pipeline.immunize(x, ToyEditor(), prompt="a", method=name, steps=3, mask=mask)
+    changed = (done.image != x).any(dim=1, keepdim=True)
+    assert not bool(changed[mask == 0].any()) and float(changed[mask == 1].float().mean()) > 0.9
 
 
 def test_an_unknown_method_is_refused_with_near_names() -> None:
