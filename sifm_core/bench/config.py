@@ -213,10 +213,18 @@ def samples(data: str, images: int, unseen: int) -> list[Sample]:
 
 
 def open_judges(specs: Sequence[str], **options: Any) -> list[Judge | str]:
-    """Judges that are asked from here, set up now so that a missing key is found before the work; others by name."""
+    """Judges that are asked from here, set up now so that a missing key is found before the work; others by name.
+
+    ``options`` are those of vision-language models, such as ``cache`` and ``max_cost``.
+    """
+    from ..judges import VLM
     from .run import HERE
 
-    return [load_judge(spec, **options) if spec.partition(":")[0] in HERE else spec for spec in specs]
+    found: list[Judge | str] = []
+    for spec in specs:
+        backend = spec.partition(":")[0]
+        found.append(load_judge(spec, **(options if backend in VLM else {})) if backend in HERE else spec)
+    return found
 
 
 def _row(row: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from ..errors import InputError, SifmError
 from .app import app
+from .judging import Concurrency, MaxCost, Offline, Preset, Prices, ResendLost
 from .output import dump, forecast
 from .shared import Device, Dtype, Json, distinct
 
@@ -44,6 +46,12 @@ def run(
     judges: Annotated[
         list[str] | None, typer.Option("--judge", metavar="BACKEND:MODEL", help="Other judges; none: judge later.")
     ] = None,
+    preset: Preset = None,
+    max_cost: MaxCost = None,
+    prices: Prices = None,
+    concurrency: Concurrency = None,
+    offline: Offline = False,
+    resend_lost: ResendLost = False,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Pictures at a time.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -60,7 +68,7 @@ def run(
     """Run a benchmark, or go on with it.
 
     The same command again goes on where it was stopped; so does the run's folder in place of a name. With other judges
-    nothing is edited again.
+    nothing is edited again. What paid judges answer and cost stands in the run's answers.sqlite.
     """
     from ..bench import config
     from ..bench.estimate import estimate
@@ -96,16 +104,40 @@ def run(
         for line in lines:
             print(f"  {line.phase:9} {line.jobs:>9} {_hours(line.seconds):>9} {_money(line.dollars):>9}  {line.basis}")
         return None
-    _fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json)
+    asking = {
+        "preset": preset,
+        "max_cost": max_cost,
+        "prices": prices,
+        "concurrency": concurrency,
+        "offline": offline or None,
+        "resend_lost": resend_lost or None,
+    }
+    _fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking)
 
 
 @bench.command()
 def retry(
-    folder: Folder, workers: Workers = 0, ray: RayAddress = "", verify: Verify = False, as_json: Json = False
+    folder: Folder,
+    workers: Workers = 0,
+    ray: RayAddress = "",
+    verify: Verify = False,
+    preset: Preset = None,
+    max_cost: MaxCost = None,
+    prices: Prices = None,
+    concurrency: Concurrency = None,
+    resend_lost: ResendLost = False,
+    as_json: Json = False,
 ) -> None:
     """Try again what failed, and do what is missing."""
     _, plan = _opened(folder)
-    _fill(plan, folder, workers, ray, retry=True, verify=verify, as_json=as_json)
+    asking = {
+        "preset": preset,
+        "max_cost": max_cost,
+        "prices": prices,
+        "concurrency": concurrency,
+        "resend_lost": resend_lost or None,
+    }
+    _fill(plan, folder, workers, ray, retry=True, verify=verify, as_json=as_json, asking=asking)
 
 
 @bench.command()
@@ -186,7 +218,17 @@ def _opened(folder: Path) -> tuple[Store, Plan]:
     return store, config.from_dict(kept, str(folder))
 
 
-def _fill(plan: Plan, out: Path, workers: int, ray: str, *, retry: bool, verify: bool, as_json: bool) -> None:
+def _fill(
+    plan: Plan,
+    out: Path,
+    workers: int,
+    ray: str,
+    *,
+    retry: bool,
+    verify: bool,
+    as_json: bool,
+    asking: Mapping[str, Any],
+) -> None:
     from ..bench import config, fill
     from ..store import Store
 
@@ -194,7 +236,8 @@ def _fill(plan: Plan, out: Path, workers: int, ray: str, *, retry: bool, verify:
     kept = store.get("run", "config")
     if kept and (kept["name"], kept["profile"]) != (plan.name, plan.profile):
         raise InputError(f"{out} holds {kept['name']} ({kept['profile']}): choose another --out for {plan.name}")
-    grid = plan.grid(config.open_judges(plan.settings.judges))
+    given = {name: value for name, value in asking.items() if value is not None}
+    grid = plan.grid(config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **given))
     store.put("run", "config", plan.as_dict())
     with forecast(grid.counts(), store) as on_step:
         fill(grid, store, on_step, executor=_executor(workers, ray), retry=retry, verify=verify)

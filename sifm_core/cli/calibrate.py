@@ -33,6 +33,9 @@ def calibrate(
     images: Annotated[
         int, typer.Option("--images", metavar="N", help="Pictures of the benchmark; four cases each.")
     ] = 24,
+    data: Annotated[
+        str, typer.Option("--data", metavar="miniature|MANIFEST", help="Whose pictures; see `sifm data`.")
+    ] = "miniature",
     seed: Seed = 0,
     run: Annotated[
         Path | None, typer.Option("--run", metavar="DIR", help="Keep the result in this run, for its report.")
@@ -56,14 +59,14 @@ def calibrate(
     Clean edits, unedited pictures, pure noise, and edits made with another instruction: what share of failed edits does
     each judge find, what share of sound ones does it clear?
     """
-    from .. import bench, controls, pipeline
+    from .. import controls, pipeline
+    from ..bench.config import samples as samples_of
     from ..judges.calibration import calibrate as ask
-    from ..miniature import benchmark
 
     pipeline.check_count(images, "images")
     pipeline.check_seed(seed, 1)
     store = run_store(run) if run else None
-    samples = bench.benchmark(benchmark.load(n=images), 1)
+    samples = samples_of(data, images, 1)
     loaded = load_judges(
         judges or JUDGES,
         preset=preset,

@@ -129,6 +129,7 @@ class HumanJudge:
         if annotator is not None and annotator not in people:
             raise InputError(f"{path} holds no answers of {annotator!r}; it has {', '.join(people) or 'nobody'}")
         self.name = f"human:{annotator or Path(path).name}"
+        self.served = hashlib.sha256(repr(answers).encode()).hexdigest()[:12]
         self._answers = {a.case: a for a in answers if annotator is None or a.annotator == annotator}
 
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:

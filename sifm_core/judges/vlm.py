@@ -111,6 +111,8 @@ class VlmJudge:
         self._lock = threading.Lock()
         self._not_before = 0.0
         self._warned: set[str] = set()
+        self.served = key_of(config=dict(client.config), prompt=self.prompt_hash, repeat=repeat)[:12]
+        """What else than the name this judge's answers depend on: part of what a run keeps them under."""
         if max_cost is not None and price is None and not offline:
             raise JudgeError(
                 f"max_cost needs a price to hold: none is known for {client.backend} model {client.model!r}; "

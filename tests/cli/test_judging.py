@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from sifm_core import cli
+from sifm_core.bench.config import open_judges
 from sifm_core.images import save_png
+from sifm_core.judges.human import Annotation, write_annotations
 from tests import fakes
 from tests.judges.servers import USAGE, FakeServer
 from tests.judges.test_remote import KEY, priced
@@ -109,3 +111,15 @@ def test_a_key_that_no_header_can_carry_is_refused_unseen(here, servers, sifm, m
         asked = [fake for fake in servers if fake.dialect == dialect]
         code, out, err = sifm(*judge(asked))
         assert code == 1 and KEY not in out + err and variable in err and not asked[0].requests
+
+
+def test_a_run_keeps_the_ledger_of_its_paid_judges_and_knows_what_they_were_asked(here, servers):
+    write_annotations("human.csv", [Annotation("1", "anna", True, False)])
+    fake = servers[1]
+    specs = [f"openai:fake-model@{fake.url}", "human:human.csv", "miniature:conv"]
+    paid, human, named = open_judges(specs, cache=here / "answers.sqlite", max_cost=1.0, prices="prices.toml")
+    assert (here / "answers.sqlite").is_file() and paid.max_cost == 1.0 and named == "miniature:conv"
+    (paper,) = open_judges(specs[:1], preset="paper")
+    assert paid.served != paper.served, "another preset must not be answered by a run's stored verdicts"
+    write_annotations("human.csv", [Annotation("1", "anna", False, False)])
+    assert open_judges(specs[1:2])[0].served != human.served
