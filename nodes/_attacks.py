@@ -57,6 +57,7 @@ class Attack:
     kind: str
     method: str
     purifier: str = ""
+    protected_on: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     history: Sequence[Mapping[str, float]] = ()
@@ -94,15 +95,21 @@ def plan(
     ids: Sequence[str],
     categories: Sequence[str],
     chains: Sequence[str],
+    titles: Sequence[str] = (),
 ) -> list[Attack]:
     """Every picture, unprotected and protected in every way, with every instruction, after every purifier chain.
 
-    ``unseen``: further instructions of each picture, one a line. Raises InputError where the lists do not fit.
+    ``unseen``: further instructions of each picture, one a line; ``titles``: what the arms are called (see
+    :func:`labels`). Raises InputError where the lists do not fit.
     """
-    names = labels([arm[0].settings for arm in arms])
+    if titles and (len(titles) != len(arms) or len({CLEAN, *titles}) <= len(arms)):
+        raise InputError(f"names: expected {len(arms)} different ones, one per protection, got {', '.join(titles)}")
+    names = titles or labels([arm[0].settings for arm in arms])
+    on = arms[0][0].settings["editor"]
     attacks = []
     for i, source in enumerate(sources):
-        shared = {"id": ids[i], "category": categories[i], "source": source, "instruction": prompts[i]}
+        about = {"id": ids[i], "category": categories[i], "source": source, "instruction": prompts[i]}
+        shared = about | {"protected_on": on}
         ways: list[dict[str, Any]] = [{"image": source, "method": CLEAN}]
         for name, arm in zip(names, arms, strict=True):
             if len(arm) != len(sources) or not torch.equal(arm[i].original, source):
@@ -156,7 +163,9 @@ def records(
     for attack, edit in zip(attacks, edits, strict=True):
         if edit.prompt != attack.prompt or edit.image.shape != attack.image.shape:
             raise InputError(f"the edit of {attack.id} is of another plan: connect edit, attack and judges to one plan")
-    cells = [(a.id, e.prompt, _attacker(a, e), e.seed) for a, e in zip(attacks, edits, strict=True)]
+    cells = [
+        (a.id, e.prompt, e.editor, a.protected_on, a.purifier, e.seed) for a, e in zip(attacks, edits, strict=True)
+    ]
     floor = {cell: e for cell, a, e in zip(cells, attacks, edits, strict=True) if a.method == CLEAN}
     keys = [
         fingerprint(cell=cell, method=a.method, options=dict(e.options))
@@ -178,7 +187,7 @@ def records(
                 category=attack.category,
                 prompt=attack.prompt,
                 prompt_kind=attack.kind,
-                editor=_attacker(attack, edit),
+                editor=edit.editor,
                 method=attack.method,
                 seed=edit.seed,
                 eps=settings.get("eps", 0.0),
@@ -192,7 +201,7 @@ def records(
                     "protection": settings.get("method", ""),
                     "options": dict(settings.get("options", {})),
                     "steps": settings.get("steps", 0),
-                    "source_editor": settings.get("editor", ""),
+                    "protected_on": attack.protected_on,
                     "purifier": attack.purifier,
                     "edit_seed": edit.seed,
                     "edit_options": dict(edit.options),
@@ -209,11 +218,6 @@ def records(
 
 def _measure(reference: Image, distorted: Image, names: Sequence[str] | None = None) -> dict[str, Metric]:
     return {name: values[0] for name, values in pipeline.measure(reference, distorted, names).items()}
-
-
-def _attacker(attack: Attack, edit: Edit) -> str:
-    """The attacker's tools as one name: a purifier before the editor makes another attacker."""
-    return f"{edit.editor} after {attack.purifier}" if attack.purifier else edit.editor
 
 
 def _short(value: Any) -> str:

@@ -55,6 +55,14 @@ class SifmAttackPlan(io.ComfyNode):
                     tooltip="What the attacker does first, one chain a line, such as jpeg:75,resize:0.5; 'none' is a "
                     "line without purification. Empty: none.",
                 ),
+                io.String.Input(
+                    "names",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the rows of the table are called, one a line, in the order of the protections.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", is_output_list=True, tooltip="What is attacked."),
@@ -81,6 +89,7 @@ class SifmAttackPlan(io.ComfyNode):
         category: Sequence[str] = (),
         id: Sequence[str] = (),
         purifiers: Sequence[str] = ("",),
+        names: Sequence[str] = ("",),
     ) -> io.NodeOutput:
         sources = list(singles([to_engine(batch) for batch in image]))
         n = len(sources)
@@ -92,6 +101,7 @@ class SifmAttackPlan(io.ComfyNode):
             _each(id, n, "id") if len(id) else [f"picture {i + 1}" for i in range(n)],
             _each(category or [""], n, "category"),
             _chains(purifiers),
+            [name.strip() for name in names[0].splitlines() if name.strip()],
         )
         shown = cache(to_comfy)  # the attacks of a picture share its memory
         columns: list[list[Any]] = [

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 import numpy as np
@@ -16,8 +15,11 @@ from comfy_api.latest import io, ui
 from PIL import Image as Pillow
 
 from sifm_core import report
+from sifm_core.bench import config
 from sifm_core.errors import InputError
 from sifm_core.isr import CLEAN
+from sifm_core.report.drawings import attacks
+from sifm_core.report.text import distances, rates, sheets
 from sifm_core.store import Store
 from sifm_core.types import Record, Verdict
 
@@ -26,6 +28,9 @@ from ._attacks import Attack, Edit, Run, records
 from ._comfy import engine_room, reporter
 from ._store import home
 from ._text import table
+
+PAPER = ("table2", "table3", "table4", "table5", "table6", "table7")
+"""The engine's benchmarks that know what the paper printed."""
 
 
 class SifmResultsTable(io.ComfyNode):
@@ -45,6 +50,13 @@ class SifmResultsTable(io.ComfyNode):
                 io.Autogrow.Input(
                     "judges", template=judges, tooltip="One MLLM Judge each; an edit counts as failed if all agree."
                 ),
+                io.Combo.Input(
+                    "paper",
+                    options=["none", *PAPER],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Show the figures of this table of the paper beside; rows of the same name are compared.",
+                ),
             ],
             outputs=[
                 io.String.Output("table", tooltip="Markdown tables, one per attacker and kind of instruction."),
@@ -56,12 +68,17 @@ class SifmResultsTable(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, attack: list[Attack], edit: list[Edit], judges: dict[str, list[dict[str, list[Verdict]]]]
+        cls,
+        attack: list[Attack],
+        edit: list[Edit],
+        judges: dict[str, list[dict[str, list[Verdict]]]],
+        paper: Sequence[str] = ("none",),
     ) -> io.NodeOutput:
         answers = [[verdict for part in listed for verdict in part["protected"]] for listed in judges.values()]
         with engine_room():
             run = records(attack, edit, answers, home(), reporter())
-        text = "\n\n".join([*_tables(run.records), *report.reading(run.records)])
+        plan = None if paper[0] == "none" else config.load(paper[0])
+        text = "\n\n".join(_tables(report.make(run.records, {}, plan)))
         return io.NodeOutput(text, run, ui={"text": [text], "sifm_run": [run.id]})
 
 
@@ -95,9 +112,8 @@ class SifmComparisonGrid(io.ComfyNode):
     @classmethod
     def execute(cls, records: Run, rows: int, side: int, protected: bool, only: str = "") -> io.NodeOutput:
         shown = _columns(records.records, [name.strip() for name in only.split(",") if name.strip()], protected)
-        cells = list(dict.fromkeys(_cell(record) for record in shown))[:rows]
         with Store(records.folder, create=False) as store:
-            png = report.grid([record for record in shown if _cell(record) in cells], store, side)
+            png = report.grid([record for cell in attacks(shown)[:rows] for record in cell], store, side)
         with Pillow.open(bytes_io.BytesIO(png)) as sheet:
             image = torch.from_numpy(np.asarray(sheet.convert("RGB")).astype(np.float32) / 255)[None]
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
@@ -142,17 +158,19 @@ class SifmRecordsExport(io.ComfyNode):
         return io.NodeOutput(shown, ui={"text": [f"{len(records.records)} records in {shown}"]})
 
 
-def _tables(listed: Sequence[Record]) -> list[str]:
-    """A headline and two tables per attacker and kind of instruction."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in listed:
-        groups.setdefault((record.editor, record.prompt_kind), []).append(record)
-    parts = []
-    for (editor, kind), group in groups.items():
-        lines = report.lines(group)
-        parts += [f"### {editor}, {kind} instructions", report.headline(lines)]
-        parts += [_markdown(cells) for cells in (report.rates(lines), report.distances(lines))]
-    return parts
+def _tables(found: report.Report) -> list[str]:
+    """Two tables for each block, under the engine's own title; with the paper's figures where there are any."""
+    parts = [found.headline]
+    for part in found.parts:
+        parts += [f"### {part.title}", *(_markdown(cells) for cells in (rates(part.lines), distances(part.lines)))]
+    if any(part.paper for part in found.parts):
+        parts += [f"### With the figures of the paper ({found.paper.source})"]
+        for sheet in sheets(found.parts, found.layout):
+            titles = [block for block, width in sheet.blocks for _ in range(width)]
+            head = ["", *(f"{name} ({title})" for name, title in zip(sheet.columns, titles, strict=True))]
+            cells = [[f"{c.text} ({c.paper})" if c.paper else c.text for c in row] for _, row in sheet.rows]
+            parts += [table(head, [[line.name, *row] for (line, _), row in zip(sheet.rows, cells, strict=True)])]
+    return [*parts, *found.reading]
 
 
 def _markdown(cells: dict[str, list[str]]) -> str:
@@ -164,11 +182,8 @@ def _columns(listed: Sequence[Record], only: Sequence[str], protected: bool) -> 
     names = {record.method for record in listed}
     if unknown := [name for name in only if name not in names]:
         raise InputError(f"only: no row is called {unknown[0]!r}; there are {', '.join(sorted(names))}")
-    several = len({record.editor for record in listed}) > 1
     shown = []
     for record in listed:
-        if several:
-            record = replace(record, prompt=f"{record.prompt}, {record.editor}")
         if record.method == CLEAN:
             shown.append(replace(record, method="its edit"))
         elif not only or record.method in only:
@@ -176,7 +191,3 @@ def _columns(listed: Sequence[Record], only: Sequence[str], protected: bool) -> 
                 shown.append(replace(record, edited=record.protected, verdicts=()))
             shown.append(replace(record, method=f"{record.method}: edit" if protected else record.method))
     return shown
-
-
-def _cell(record: Record) -> tuple[Any, ...]:
-    return record.image, record.prompt, record.editor, record.seed

@@ -107,6 +107,32 @@ def test_the_same_protection_twice_is_refused(editor):
         planned(editor, pictures(), protections={"protection_0": arm, "protection_1": arm})
 
 
+def test_rows_can_be_named_and_then_meet_the_papers_figures(editor):
+    from nodes.results import SifmResultsTable
+
+    with pytest.raises(InputError, match="names: expected 2"):
+        planned(editor, pictures(), names=["PhotoGE"])
+    plan = planned(editor, pictures(), names=["PhotoGE\nSIFM"])
+    assert [a.method for a in plan[4]] == ["clean", "PhotoGE", "SIFM"] * 2
+    judges = {"judge_0": verdicts("a", [False, True, True] * 2)}
+    text = SifmResultsTable.execute(plan[4], attacked(editor, plan), judges, ["table3"])[0]
+    row = next(line for line in text.splitlines() if line.startswith("| SIFM") and "(14.94)" in line)
+    assert "100% (83%)" in row
+
+
+def test_transfer_is_a_block_of_its_own_with_its_own_clean_row(editor, sd3_editor):
+    from nodes.results import SifmResultsTable
+
+    plan = planned(editor, pictures(1), prompt=["abc"], id=["one"])
+    out = SifmResultsTable.execute(
+        plan[4], attacked(sd3_editor, plan), {"judge_0": verdicts("a", [False, True, False])}
+    )
+    assert {r.editor for r in out[1].records} == {sd3_editor.editor.name}
+    assert {r.info["protected_on"] for r in out[1].records} == {editor.editor.name}
+    row = next(line for line in out[0].splitlines() if line.startswith("| noise pattern=pixel"))
+    assert "100% (1/1)" in row.split("|")[6], "net of the clean row"
+
+
 def test_prompts_must_fit_the_pictures(editor):
     with pytest.raises(InputError, match="one per picture"):
         planned(editor, pictures(), prompt=["a", "b", "c"])
@@ -121,7 +147,7 @@ def test_purifier_chains_multiply_the_plan_and_name_the_attacker(editor):
     edits = attacked(editor, plan)
     assert not torch.equal(edits[0].image, edits[3].image)
     out = SifmResultsTable.execute(plan[4], edits, {"judge_0": verdicts("a", [False, True, True] * 2)})
-    assert {r.editor for r in out[1].records} == {edits[0].editor, f"{edits[0].editor} after jpeg:75,blur:1"}
+    assert {r.info["purifier"] for r in out[1].records} == {"", "jpeg:75,blur:1"}
     assert out[0].count("### ") == 2
     assert SifmAttackPlan.validate_inputs(["jpeg:75\nxx"]) == "unknown purifier 'xx': did you mean mist?" or (
         "unknown purifier 'xx'" in SifmAttackPlan.validate_inputs(["jpeg:75\nxx"])
@@ -275,43 +301,37 @@ def test_clip_without_its_weights_says_so(monkeypatch):
 
 
 def test_unseen_prompts_are_as_many_as_asked_unlike_the_prompt_and_the_same_for_a_seed():
-    from nodes.prompts import TEMPLATES, SifmUnseenPrompts, distinct
+    from nodes.prompts import SifmUnseenPrompts
+    from sifm_core.data.prompts import clash
 
-    for category in TEMPLATES:
-        for original in ("make it night", "turn the person into a zombie", "give him a crown"):
-            out = SifmUnseenPrompts.execute(original, category, 8, 1, {"source": "templates"})[0]
-            assert len(out.splitlines()) == 8 == len(distinct(original, out.splitlines()))
-            assert out == SifmUnseenPrompts.execute(original, category, 8, 1, {"source": "templates"})[0]
-    other = SifmUnseenPrompts.execute("x", "any", 5, 2, {"source": "templates"})[0]
-    assert other != SifmUnseenPrompts.execute("x", "any", 5, 1, {"source": "templates"})[0]
-    said = ["Make it  night!", "add fog", "add a fog", "make it winter"]
-    assert distinct("make it night", said) == ["add fog", "make it winter"]
+    for category in ("portrait", "any"):
+        out = SifmUnseenPrompts.execute("add a golden crown", category, 5, 1, {"source": "templates"})[0]
+        assert len(out.splitlines()) == 5 and not clash(["add a golden crown", *out.splitlines()])
+        assert out == SifmUnseenPrompts.execute("add a golden crown", category, 5, 1, {"source": "templates"})[0]
 
 
 def test_a_language_model_is_asked_and_its_server_may_not_give_the_key_away(monkeypatch):
     openai = pytest.importorskip("openai")
     from nodes.prompts import SifmUnseenPrompts
-    from sifm_core.errors import JudgeError
+    from sifm_core.errors import SifmError
 
     said = ['["add fog", "make it winter", "add snow"]']
 
     def create(self, *, messages, **_):
-        assert "make it night" in messages[0]["content"]
+        assert "make it night" in messages[0]["content"] and "a lake" in messages[0]["content"]
         if said[0] == "refuse":
             raise openai.OpenAIError("bad key sk-marker")
         return type("A", (), {"choices": [type("C", (), {"message": type("M", (), {"content": said[0]})})]})
 
     monkeypatch.setenv("SOME_API_KEY", "sk-marker")
     monkeypatch.setattr(openai.resources.chat.completions.Completions, "create", create)
-    source = {"source": "openai", "model": "m", "base_url": "http://127.0.0.1:1/v1", "key_variable": "SOME_API_KEY"}
-    ask = lambda n: SifmUnseenPrompts.execute("make it night", "any", n, 0, source)[0]  # noqa: E731
-    assert ask(2) == "add fog\nmake it winter"
-    with pytest.raises(JudgeError, match="got 3"):
-        ask(5)
-    for answer in ("Sure! Here you are", '{"a": 1}', "[1, 2]", "refuse"):
+    source = {"source": "openai", "model": "m", "caption": "a lake"}
+    source |= {"base_url": "http://127.0.0.1:1/v1", "key_variable": "SOME_API_KEY"}
+    assert SifmUnseenPrompts.execute("make it night", "any", 2, 0, source)[0] == "add fog\nmake it winter"
+    for answer in ("Sure! Here you are", "[1, 2]", "refuse"):
         said[0] = answer
-        with pytest.raises(JudgeError) as caught:
-            ask(2)
+        with pytest.raises(SifmError) as caught:
+            SifmUnseenPrompts.execute("make it night", "any", 2, 0, source)
         assert "sk-marker" not in str(caught.value)
 
 
