@@ -18,7 +18,7 @@ from sifm_core.images import to_uint8
 from sifm_core.isr import isr
 from sifm_core.report.compare import runs
 from sifm_core.report.page import MAX_SIDE
-from sifm_core.report.table import auc, parts
+from sifm_core.report.table import Line, auc
 from sifm_core.report.text import as_csv, latex, markdown
 from sifm_core.stats import mcnemar
 from sifm_core.store import Store
@@ -59,7 +59,7 @@ def records_of(**rows: list[tuple[bool | None, ...]]) -> list[Record]:
     ]
 
 
-def table(**rows: list[tuple[bool | None, ...]]) -> tuple[report.table.Line, ...]:
+def table(**rows: list[tuple[bool | None, ...]]) -> tuple[Line, ...]:
     return report.make(records_of(**rows), {}).parts[0].lines
 
 
@@ -297,4 +297,4 @@ def test_nothing_at_all_is_no_crash(tmp_path):
     store = Store(tmp_path)
     assert "nothing can be said" in page_of([], store, {})
     assert report.grid([], store)
-    assert parts(report.frame.frame([]), config.Layout(), config.Paper()) == []
+    assert report.make([], {}).parts == []

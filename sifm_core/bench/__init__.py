@@ -5,6 +5,7 @@ batch of it; ``presets/`` holds the paper's tables as TOML, read by ``config.py`
 """
 
 from ..isr import CLEAN as CLEAN
+from .executors import Executor as Executor
 from .executors import Inline as Inline
 from .executors import Pool as Pool
 from .executors import Ray as Ray

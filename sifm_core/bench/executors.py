@@ -216,6 +216,8 @@ def _serve(pipe: Any, gpu: str | None, threads: int) -> None:
 class Ray(_Crew):
     """Actors on a Ray cluster: ``address`` "auto" joins the running one (or starts one here), or "ray://host:port".
 
+    "local" always starts one here.
+
     ``workers``: how many; by default one per GPU of the cluster, or one per two CPUs where it has none.
     """
 
@@ -234,11 +236,15 @@ class Ray(_Crew):
             self._started = True
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             try:
+                if self._address == "local":
+                    raise ConnectionError
                 ray.init(self._address, **quiet)
             except ConnectionError as error:
-                if self._address != "auto":
+                if self._address not in ("auto", "local"):
                     raise InputError(f"ray: no cluster at {self._address} ({error}); 'auto' starts one here") from None
-                ray.init(num_cpus=max(os.cpu_count() or 1, self._wanted or 1), include_dashboard=False, **quiet)
+                ray.init(
+                    "local", num_cpus=max(os.cpu_count() or 1, self._wanted or 1), include_dashboard=False, **quiet
+                )
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
         self.workers = self._wanted or gpus or max(1, cpus // 2)
         threads = max(1, cpus // self.workers)

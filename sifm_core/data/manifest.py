@@ -16,6 +16,8 @@ from ..errors import InputError, unknown
 from ..images import load_image, write_atomically
 from .prompts import clash
 
+SAME = 1e-9
+"""A frozen manifest may hold instructions that differ in one word; what is built here keeps a greater distance."""
 UNSEEN = 5
 """Unseen instructions of each picture (paper, section VII-A)."""
 _FIELDS = ("id", "category", "image", "instruction", "unseen", "licence", "sha256", "source", "caption", "prompts_from")
@@ -48,7 +50,7 @@ class Item:
     @property
     def path(self) -> Path:
         """The picture's file."""
-        return self.folder / self.image
+        return Path(os.path.normpath(self.folder / self.image))
 
     def pixels(self) -> Tensor:
         """The picture, (3, H, W) float32 in [0, 1]."""
@@ -94,7 +96,7 @@ def check(items: Sequence[Item]) -> list[Item]:
             raise InputError(f"{item.id}: expected its picture at {item.path}, but there is none")
         if item.sha256 and item.sha256 != file_hash(item.path):
             raise InputError(f"{item.id}: {item.path} is not the picture that was frozen (its sha256 is another)")
-        if pair := clash([item.instruction, *item.unseen]):
+        if pair := clash([item.instruction, *item.unseen], least=SAME):
             raise InputError(f"{item.id}: expected distinct instructions, but {pair[0]!r} and {pair[1]!r} are not")
     if not items:
         raise InputError("expected at least one picture, but the manifest is empty")

@@ -73,11 +73,11 @@ def distance(one: str, two: str) -> float:
     return 1 - len(a & b) / len(a | b) if a | b else float(one.strip().lower() != two.strip().lower())
 
 
-def clash(prompts: Sequence[str]) -> tuple[str, str] | None:
-    """The first two prompts that are not distinct, or None."""
+def clash(prompts: Sequence[str], least: float = 1 - OVERLAP) -> tuple[str, str] | None:
+    """The first two prompts whose distance is below ``least``, or None."""
     for i, one in enumerate(prompts):
         for two in prompts[:i]:
-            if one.strip().lower() == two.strip().lower() or distance(one, two) < 1 - OVERLAP:
+            if one.strip().lower() == two.strip().lower() or distance(one, two) < least:
                 return two, one
     return None
 

@@ -7,7 +7,7 @@ only show them; ``compare.py`` sets two runs side by side.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def build(store: Store, plan: Plan | None = None, title: str = "Did the immuniza
     """The report of a run; reads its records once, one at a time."""
     run = store.get("run", "provenance") or {}
     run |= store.get("run", "seconds") or {}
-    return make(store.records(), run, plan, title)
+    return _make(store.rows(), run, plan, title)
 
 
 def make(
@@ -70,8 +70,12 @@ def make(
     title: str = "Did the immunization work?",
 ) -> Report:
     """The report of records; ``run``: where they come from (:func:`sifm_core.bench.provenance`)."""
+    return _make(map(asdict, records), run, plan, title)
+
+
+def _make(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], plan: Plan | None, title: str) -> Report:
     layout, paper = (plan.layout, plan.paper) if plan else (Layout(), Paper())
-    f = frame(records)
+    f = frame(rows)
     table = parts(f, layout, paper)
     return Report(
         title=plan.title if plan else title,

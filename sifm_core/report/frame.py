@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..data.prompts import distance
 from ..judges import consensus
+from ..store import record_of
 from ..types import Record, Verdict
 
 TRUTH = "miniature:renderer"
 """The renderer's ground truth: shown beside the judges, never part of their consensus."""
-SHOWN = 24
-"""Pictures whose records are kept whole, to be looked at."""
+SHOWN, KEPT = 24, 1000
+"""So many pictures, and at most so many records of them, are kept whole to be looked at."""
 AXES = ("semantic_mismatch", "perceptual_degradation", "success")
 
 
@@ -94,65 +95,81 @@ def success(verdict: Verdict) -> bool | None:
     return verdict.semantic_mismatch if verdict.perceptual_degradation is None else verdict.success
 
 
-def kind(record: Record) -> str:
-    """ "floor" (nothing done to the picture), "control" (noise) or "method"."""
-    protection = record.info.get("protection", "")
+def kind(info: Mapping[str, Any]) -> str:
+    """ "floor" (nothing done to the picture), "control" (noise) or "method", from a record's info."""
+    protection = info.get("protection", "")
     return "floor" if not protection else "control" if protection == "random_noise" else "method"
 
 
-def frame(records: Iterable[Record]) -> Frame:
-    """The columns of records, which may come one at a time."""
+def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
+    """The columns of records as plain data (:meth:`sifm_core.store.Store.rows`), which may come one at a time."""
     f = Frame()
-    cells: dict[tuple[int, int, str, int], int] = {}
-    shown: dict[Block, set[str]] = {}
+    cells: dict[tuple[Any, ...], int] = {}
+    shown: dict[int, set[str]] = {}
     apart: dict[tuple[str, str], float] = {}
-    for n, record in enumerate(records):
-        info = record.info
-        attacked, protect = record.editor, str(info.get("protected_on", record.editor))
-        editor = attacked if protect == attacked else f"{protect} -> {attacked}"
-        block = Block(editor, str(info.get("purifier", "")), record.prompt_kind)
-        b = f.blocks.setdefault(block, len(f.blocks))
-        i = f.images.setdefault(record.image, len(f.images))
+    for n, row in enumerate(rows):
+        info, name = row["info"], row["method"]
+        protect = info.get("protected_on", row["editor"])
+        editor = row["editor"] if protect == row["editor"] else f"{protect} -> {row['editor']}"
+        b = f.blocks.setdefault(Block(editor, info.get("purifier", ""), row["prompt_kind"]), len(f.blocks))
+        i = f.images.setdefault(row["image"], len(f.images))
         f.block.append(b)
-        f.method.append(f.methods.setdefault(record.method, len(f.methods)))
+        f.method.append(f.methods.setdefault(name, len(f.methods)))
         f.image.append(i)
-        f.cell.append(cells.setdefault((b, i, record.prompt, record.seed), len(cells)))
-        f.kinds.setdefault(record.method, kind(record))
-        f.settings.setdefault(record.method, record)
-        f.failed_edit.append(answer(record))
-        for verdict in record.verdicts:
-            columns = f.answers.setdefault(verdict.judge, {axis: [None] * n for axis in AXES})
-            ok = verdict.state == "ok"
-            columns[AXES[0]].append(verdict.semantic_mismatch if ok else None)
-            columns[AXES[1]].append(verdict.perceptual_degradation if ok else None)
-            columns[AXES[2]].append(success(verdict))
-            f.cost += verdict.cost or 0.0
-            if verdict.model_served:
-                f.served[verdict.judge] = verdict.model_served
-            if not ok:
-                f.missing[f"{verdict.judge} gave no answer ({verdict.state}): {verdict.reasons}"] += 1
-        for columns in f.answers.values():
-            for column in columns.values():
-                if len(column) <= n:
-                    column.append(None)
-        _values(f.metrics, {name: metric.value for name, metric in record.metrics.items()}, n)
-        _values(f.fidelity, {name: metric["value"] for name, metric in info.get("fidelity", {}).items()}, n)
-        for name, metric in record.metrics.items():
-            f.definitions.add(metric.definition)
-            if metric.value is None:
-                f.missing[f"{name.upper()}: {metric.reason}."] += 1
-        f.seconds.append(record.seconds.get("immunize", 0.0))
-        prompts = (record.prompt, str(info.get("instruction", record.prompt)))
+        f.cell.append(cells.setdefault((b, i, row["prompt"], row["seed"]), len(cells)))
+        if name not in f.kinds:
+            f.kinds[name], f.settings[name] = kind(info), record_of(row)
+        _verdicts(f, row["verdicts"], n)
+        _values(f.metrics, {key: metric["value"] for key, metric in row["metrics"].items()}, n)
+        _values(f.fidelity, {key: metric["value"] for key, metric in info.get("fidelity", {}).items()}, n)
+        for key, metric in row["metrics"].items():
+            f.definitions.add(metric["definition"])
+            if metric["value"] is None:
+                f.missing[f"{key.upper()}: {metric['reason']}."] += 1
+        f.seconds.append(row["seconds"].get("immunize", 0.0))
+        prompts = (row["prompt"], info.get("instruction", row["prompt"]))
         if prompts not in apart:
             apart[prompts] = distance(*prompts)
         f.distance.append(apart[prompts])
         if reason := info.get("failed"):
-            f.reasons.setdefault(record.method, Counter())[str(reason)] += 1
-        some = shown.setdefault(block, set())
-        if record.image in some or (len(some) < SHOWN and b < 2):
-            some.add(record.image)
-            f.kept.append(record)
+            f.reasons.setdefault(name, Counter())[reason] += 1
+        some = shown.setdefault(b, set())
+        if row["image"] in some or (len(some) < SHOWN and b < 2):
+            some.add(row["image"])
+            if len(f.kept) < KEPT:
+                f.kept.append(record_of(row))
     return f
+
+
+def _verdicts(f: Frame, verdicts: Sequence[Mapping[str, Any]], n: int) -> None:
+    """The judges' answers as columns, and what all but the ground truth agree on."""
+    agreed: bool | None = None
+    for verdict in verdicts:
+        judge = verdict["judge"]
+        if judge not in f.answers:
+            f.answers[judge] = {axis: [None] * n for axis in AXES}
+        columns = f.answers[judge]
+        ok = verdict["state"] == "ok"
+        mismatch, degraded = (verdict[axis] if ok else None for axis in AXES[:2])
+        if judge == TRUTH:
+            failed = mismatch if degraded is None else mismatch or degraded
+        else:
+            failed = None if mismatch is None or degraded is None else mismatch or degraded
+        for axis, value in zip(AXES, (mismatch, degraded, failed), strict=True):
+            columns[axis].append(value)
+        f.cost += verdict["cost"] or 0.0
+        if verdict["model_served"]:
+            f.served[judge] = verdict["model_served"]
+        if not ok:
+            f.missing[f"{judge} gave no answer ({verdict['state']}): {verdict['reasons']}"] += 1
+    said = [f.answers[v["judge"]]["success"][-1] for v in verdicts if v["judge"] != TRUTH]
+    if said and None not in said:
+        agreed = all(said)
+    f.failed_edit.append(agreed)
+    for columns in f.answers.values():
+        if len(columns["success"]) <= n:
+            for column in columns.values():
+                column.append(None)
 
 
 def _values(columns: dict[str, array[float]], values: dict[str, float | None], n: int) -> None:

@@ -18,6 +18,8 @@ from .frame import AXES, TRUTH, Block, Frame
 OURS = "SIFM"
 """The row that the others are tested against, when there is one."""
 SIGNIFICANT = 0.05
+RESAMPLED = 300
+"""Pictures up to which intervals of means are found by resampling."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _line(frame: Frame, name: str, where: np.ndarray, floor: np.ndarray | None) 
         return isr([column[i] for i in where], clean=base, clusters=clusters)
 
     metrics = {key: [_known(column[i]) for i in where] for key, column in frame.metrics.items()}
-    spread = {key: bootstrap(values, clusters, draws=1000) for key, values in metrics.items() if name != CLEAN}
+    spread = {key: _spread(values, clusters) for key, values in metrics.items() if name != CLEAN}
     return Line(
         name=name,
         kind=frame.kinds[name],
@@ -130,6 +132,18 @@ def _line(frame: Frame, name: str, where: np.ndarray, floor: np.ndarray | None) 
         seconds=float(np.mean([frame.seconds[i] for i in where])),
         failed=tuple(frame.reasons.get(name, ())),
     )
+
+
+def _spread(values: Sequence[float | None], clusters: Sequence[int]) -> Interval | None:
+    """The interval of a mean by picture: by resampling, or for many pictures, where that agrees, by their variance."""
+    known = np.array([math.nan if value is None else value for value in values])
+    pictures, number = np.unique(np.array(clusters)[~np.isnan(known)], return_inverse=True)
+    if len(pictures) <= RESAMPLED:
+        return bootstrap(values, clusters, draws=1000)
+    known = known[~np.isnan(known)]
+    off = np.bincount(number, weights=known - known.mean())
+    half = 1.96 * math.sqrt(float((off**2).sum()) * len(pictures) / (len(pictures) - 1)) / len(known)
+    return Interval(float(known.mean()) - half, float(known.mean()) + half)
 
 
 def _tested(frame: Frame, lines: list[Line], rows: Mapping[str, np.ndarray]) -> list[Line]:
