@@ -4,22 +4,35 @@
 def node_list() -> list[type]:
     """Every node, in the order of a typical graph."""
     from .bench import SifmIsrAggregate, SifmLoadBenchmark
+    from .consistency import SifmConsistencyReport
     from .edit import SifmAttackerEdit
     from .hook import SifmFeatureHook
     from .immunize import SifmBaselineImmunize, SifmImmunize, SifmSaveProtected
     from .judge import SifmMllmJudge
     from .load import SifmLoadEditor
-    from .measure import SifmPairwiseMetrics
+    from .measure import SifmClipScore, SifmPairwiseMetrics
+    from .plan import SifmAttackPlan
+    from .prompts import SifmUnseenPrompts
+    from .purify import SifmPurify
+    from .results import SifmComparisonGrid, SifmRecordsExport, SifmResultsTable
 
     return [
         SifmLoadEditor,
         SifmLoadBenchmark,
+        SifmUnseenPrompts,
         SifmFeatureHook,
         SifmImmunize,
         SifmBaselineImmunize,
         SifmSaveProtected,
+        SifmAttackPlan,
+        SifmPurify,
         SifmAttackerEdit,
         SifmPairwiseMetrics,
+        SifmClipScore,
         SifmMllmJudge,
         SifmIsrAggregate,
+        SifmResultsTable,
+        SifmConsistencyReport,
+        SifmComparisonGrid,
+        SifmRecordsExport,
     ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from comfy_api.latest import io
 
-from sifm_core import methods
+from sifm_core import methods, purify
+from sifm_core.errors import InputError
 
 
 def prompt_input(tooltip: str) -> io.Input:
@@ -24,12 +26,38 @@ def choice_problem(name: str, chosen: Any, known: Sequence[str]) -> bool | str:
     return chosen is not None or f"{name}: expected one of {', '.join(known)}"
 
 
+def credentials() -> list[io.Input]:
+    """Which server of OpenAI's kind, and the *name* of the key for it: a key itself never stands in a workflow."""
+    found = {name for name in os.environ if name.endswith("API_KEY")}
+    return [
+        io.String.Input(
+            "base_url",
+            default="http://127.0.0.1:11434/v1",
+            tooltip="Any server that speaks OpenAI's chat completions: Ollama, vLLM, LM Studio, llama.cpp.",
+        ),
+        io.Combo.Input(
+            "key_variable",
+            options=["OPENAI_API_KEY", *sorted(found - {"OPENAI_API_KEY"})],
+            tooltip="The environment variable of the ComfyUI server that holds the key, if there is one.",
+        ),
+    ]
+
+
 def seed_input() -> io.Input:
     """A seed that stays as it is from run to run."""
     fixed = io.ControlAfterGenerate.fixed
     return io.Int.Input(
         "seed", default=0, min=0, max=2**53 - 1, control_after_generate=fixed, tooltip="Same seed, same bytes."
     )
+
+
+def chain_problem(chain: str | None) -> bool | str:
+    """True, or what is wrong with a purifier chain typed into its widget; one that comes through a link is None."""
+    try:
+        purify.parse(chain or "")
+    except InputError as error:
+        return str(error)
+    return True
 
 
 def method_inputs(name: str, skip: Sequence[str] = ()) -> list[io.Input]:

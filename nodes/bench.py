@@ -6,10 +6,13 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from comfy_api.latest import io
 
+from sifm_core import data
 from sifm_core.errors import InputError
 from sifm_core.isr import Isr, isr
 from sifm_core.judges import consensus
@@ -44,6 +47,13 @@ class SifmLoadBenchmark(io.ComfyNode):
                 io.Int.Input(
                     "count", default=4, min=1, max=last, tooltip="How many pictures; fewer where the list ends."
                 ),
+                io.String.Input(
+                    "manifest",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="A benchmark of your own: a manifest.jsonl (see `sifm data`) in ComfyUI's input folder.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", is_output_list=True),
@@ -52,21 +62,42 @@ class SifmLoadBenchmark(io.ComfyNode):
                 ),
                 io.String.Output("category", is_output_list=True),
                 io.String.Output("id", is_output_list=True),
+                io.String.Output(
+                    "unseen",
+                    is_output_list=True,
+                    tooltip="Five further instructions of each picture, one a line, for Attack Plan.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, category: str, start: int, count: int) -> io.NodeOutput:
-        named = [name for name in benchmark.ids() if category in ("all", name.split("-")[0])]
+    def validate_inputs(cls, manifest: str | None = None) -> bool | str:
+        return not manifest or _manifest(manifest).is_file() or f"{manifest}: no such file in ComfyUI's input folder"
+
+    @classmethod
+    def fingerprint_inputs(cls, manifest: str = "", **inputs: Any) -> float:
+        return _manifest(manifest).stat().st_mtime if manifest else 0.0
+
+    @classmethod
+    def execute(cls, category: str, start: int, count: int, manifest: str = "") -> io.NodeOutput:
+        known = data.read(_manifest(manifest)) if manifest else [(i, i.split("-")[0]) for i in benchmark.ids()]
+        named = [x for x in known if category in ("all", x.category if manifest else x[1])]
         if start >= len(named):
             raise InputError(
                 f"start: the list {category!r} has {len(named)} pictures, so at most {len(named) - 1}, got {start}"
             )
-        items = benchmark.load(ids=named[start : start + count])
-        pictures = [to_comfy(item.image[None]) for item in items]
-        return io.NodeOutput(
-            pictures, *([getattr(item, key) for item in items] for key in ("instruction", "category", "id"))
-        )
+        chosen = named[start : start + count]
+        items = data.check(chosen) if manifest else benchmark.load(ids=[name for name, _ in chosen])
+        pictures = [to_comfy((item.pixels() if manifest else item.image)[None]) for item in items]
+        columns = [[getattr(item, key) for item in items] for key in ("instruction", "category", "id")]
+        return io.NodeOutput(pictures, *columns, ["\n".join(item.unseen) for item in items])
+
+
+def _manifest(name: str) -> Path:
+    """The file of that name in ComfyUI's input folder, or one that does not exist when it would lie outside."""
+    folder = Path(folder_paths.get_input_directory()).resolve()
+    path = (folder / name).resolve()
+    return path if path.is_relative_to(folder) else folder / "outside"
 
 
 class SifmIsrAggregate(io.ComfyNode):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 from comfy_api.latest import io
 from torch import Tensor
 
-from sifm_core import pipeline
+from sifm_core import pipeline, purify
 
 from . import sockets
+from ._attacks import Edit
 from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
-from ._inputs import prompt_input, prompt_problem, seed_input
+from ._inputs import chain_problem, prompt_input, prompt_problem, seed_input
+from ._store import editor_id, recall
+from .purify import needs_editor
 
 
 class SifmAttackerEdit(io.ComfyNode):
@@ -42,18 +47,48 @@ class SifmAttackerEdit(io.ComfyNode):
                 io.Float.Input(
                     "image_guidance_scale", tooltip="How closely to follow the picture; 0: the editor's own.", **default
                 ),
+                io.String.Input(
+                    "purifier",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the attacker does to the picture first, such as jpeg:75,resize:0.5; empty: nothing.",
+                ),
             ],
-            outputs=[io.Image.Output("edited", tooltip="In the size of the input.")],
+            outputs=[
+                io.Image.Output("edited", tooltip="In the size of the input."),
+                sockets.Edit.Output("edit", tooltip="For Results Table."),
+            ],
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
-        return prompt_problem(prompt)
+    def validate_inputs(cls, prompt: str | None = None, purifier: str | None = None) -> bool | str:
+        problem = prompt_problem(prompt)
+        return chain_problem(purifier) if problem is True else problem
 
     @classmethod
-    def execute(cls, image: Tensor, editor: ManagedEditor, prompt: str, seed: int, **options) -> io.NodeOutput:
-        picture = to_engine(image)
+    def execute(
+        cls, image: Tensor, editor: ManagedEditor, prompt: str, seed: int, purifier: str = "", **options
+    ) -> io.NodeOutput:
+        picture, prompt = to_engine(image), prompt.strip()
         chosen = {name: value for name, value in options.items() if value}
-        with editor.at_work([prompt.strip()], picture) as engine:
-            edited = pipeline.edit(picture, engine, prompt=prompt, seed=seed, on_step=reporter(), **chosen)
-        return io.NodeOutput(to_comfy(edited))
+        stages = purify.parse(purifier)
+
+        def compute():
+            start = time.perf_counter()
+            with editor.at_work([prompt, ""] if needs_editor(stages) else [prompt], picture) as engine:
+                attacked = purify.apply(picture, stages, editor=engine, seed=seed)
+                edited = pipeline.edit(attacked, engine, prompt=prompt, seed=seed, on_step=reporter(), **chosen)
+            return edited, {"seconds": time.perf_counter() - start}
+
+        uses = {
+            "picture": picture,
+            "prompt": prompt,
+            "seed": seed,
+            "options": chosen,
+            "editor": editor_id(editor.editor),
+        }
+        edited, about = recall("edit", uses | {"purifier": [list(stage) for stage in stages]}, compute)
+        shown = to_comfy(edited)
+        made = Edit(shown.movedim(-1, 1), editor.editor.name, prompt, seed, chosen, about["seconds"] / len(shown))
+        return io.NodeOutput(shown, made)

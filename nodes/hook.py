@@ -7,14 +7,15 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from sifm_core import methods
+from sifm_core.errors import unknown
 from sifm_core.features import resolve
 
 from . import sockets
 from ._comfy import ManagedEditor
 from ._inputs import choice_problem
 
-PRESETS = ("deep", "mid", "up", "last", "down", "all")
-"""The names in the editors' `layer_presets`, the default first."""
+PRESETS = ("deep", "mid", "last", "all", "up", "down", "early")
+"""The names in all editors' `layer_presets`, the default first; up and down belong to U-Nets, early to transformers."""
 
 
 class SifmFeatureHook(io.ComfyNode):
@@ -41,7 +42,8 @@ class SifmFeatureHook(io.ComfyNode):
                         *(io.DynamicCombo.Option(name, []) for name in PRESETS),
                         io.DynamicCombo.Option("custom", [patterns]),
                     ],
-                    tooltip="A preset of the editor, or your own module paths.",
+                    tooltip="A preset or your own module paths. U-Nets (InstructPix2Pix, HQ-Edit) have deep, mid, "
+                    "last, all, up, down; Stable Diffusion 3 has deep, mid, last, all, early.",
                 ),
                 io.String.Input("timesteps", default="10", tooltip=options["timesteps"].doc),
                 io.Combo.Input(
@@ -56,6 +58,7 @@ class SifmFeatureHook(io.ComfyNode):
                 sockets.Hook.Output("hook"),
                 io.String.Output("matches", tooltip="The module paths that will be hooked, one per line."),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -64,9 +67,10 @@ class SifmFeatureHook(io.ComfyNode):
 
     @classmethod
     def execute(cls, editor: ManagedEditor, layers: dict[str, Any], timesteps: str, aggregation: str) -> io.NodeOutput:
-        chosen = layers["layers"]
-        engine = editor.editor
-        patterns = layers["patterns"].replace(",", "\n").split() if chosen == "custom" else engine.layer_presets[chosen]
-        paths = resolve(engine.net, patterns)
-        hook = {"layers": paths, "timesteps": timesteps.strip(), "aggregation": aggregation}
-        return io.NodeOutput(hook, "\n".join(paths))
+        engine, chosen = editor.editor, layers["layers"]
+        patterns = layers["patterns"].replace(",", "\n").split() if chosen == "custom" else [chosen]
+        if chosen != "custom" and chosen not in engine.layer_presets:
+            raise unknown(f"layer preset of {engine.name} ({engine.family})", chosen, engine.layer_presets)
+        paths = resolve(engine.net, [path for name in patterns for path in engine.layer_presets.get(name, (name,))])
+        hook = {"layers": ",".join(patterns), "timesteps": timesteps.strip(), "aggregation": aggregation}
+        return io.NodeOutput(hook, "\n".join(paths), ui={"sifm_matches": list(paths)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,16 @@ from sifm_core.images import load_image, perturbation_view, png_bytes, resize, s
 from sifm_core.types import Image
 
 from . import sockets
+from ._attacks import Protection
 from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
 from ._inputs import choice_problem, method_inputs, method_options, prompt_input, prompt_problem, seed_input
+from ._store import editor_id, recall
 
 BASELINES = [name for name in methods.METHODS if name != "sifm"]
 TAKEN = tuple(inspect.signature(pipeline.immunize).parameters)
 """Names that belong to the loop: an option of the same name keeps its default."""
 HOOKED = ("layers", "timesteps", "aggregation")
 """SIFM's options that the Feature Hook node sets."""
-
-
-@dataclass(frozen=True)
-class Protection:
-    """What saving needs to prove the budget: original and protected (B, 3, H, W), 8-bit values, and the settings."""
-
-    original: Image
-    image: Image
-    settings: dict[str, Any]
 
 
 class SifmImmunize(io.ComfyNode):
@@ -133,7 +125,7 @@ class SifmSaveProtected(io.ComfyNode):
         pairs = zip(protection.image.split(1), protection.original.split(1), strict=True)
         for i, (image, original) in enumerate(pairs):
             file = f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
-            about = protection.settings | {"original": _hash(original), "protected": _hash(image)}
+            about = dict(protection.settings) | {"original": _hash(original), "protected": _hash(image)}
             save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
             verify_budget(Path(folder, file), original, protection.settings["eps"])
             read.append(load_image(Path(folder, file)))
@@ -194,20 +186,45 @@ def _immunize(
 ) -> io.NodeOutput:
     original = to_engine(image)
     mask = None if mask is None else to_engine(mask[..., None])[:, :1]
-    with editor.at_work([prompt.strip(), *options.get("prompts", ())], original) as engine:
-        pictures = {key: value for key, value in options.items() if isinstance(value, Tensor)}
-        options |= {key: resize(to_engine(p), engine.work_size(*original.shape[-2:])) for key, p in pictures.items()}
-        report = reporter(original, eps)
-        done = pipeline.immunize(
-            original, engine, prompt=prompt, method=method, eps=eps, mask=mask, on_step=report, **rest, **options
-        )
-    curve = {"method": method, "loss": [s.loss for s in done.history], "log": [dict(s.log) for s in done.history]}
+
+    def compute() -> tuple[Image, dict[str, Any]]:
+        with editor.at_work([prompt.strip(), *options.get("prompts", ())], original) as engine:
+            size = engine.work_size(*original.shape[-2:])
+            fitted = {k: resize(to_engine(v), size) if isinstance(v, Tensor) else v for k, v in options.items()}
+            done = pipeline.immunize(
+                original,
+                engine,
+                prompt=prompt,
+                method=method,
+                eps=eps,
+                mask=mask,
+                on_step=reporter(original, eps),
+                **rest,
+                **fitted,
+            )
+        settings = {**done.settings, "options": {k: _plain(v) for k, v in done.settings["options"].items()}}
+        curve = {"loss": [s.loss for s in done.history], "log": [dict(s.log) for s in done.history]}
+        return done.image, {"settings": settings, "curve": curve, "linf": done.linf, "seconds": done.seconds}
+
+    uses = {"picture": original, "mask": mask, "prompt": prompt.strip(), "method": method, "eps": eps, **rest}
+    protected, about = recall("immunize", uses | {"options": options, "editor": editor_id(editor.editor)}, compute)
+    settings, curve = about["settings"] | {"editor": editor.editor.name}, about["curve"]
+    history = [{"loss": loss, **log} for loss, log in zip(curve["loss"], curve["log"], strict=True)]
     return io.NodeOutput(
-        to_comfy(done.image),
-        to_comfy(perturbation_view(done.image, original, gain=0.5 / eps)),
-        Protection(original, done.image, dict(done.settings)),
-        ui={"sifm_curve": [curve], "sifm_linf": [done.linf], "sifm_seconds": [done.seconds]},
+        to_comfy(protected),
+        to_comfy(perturbation_view(protected, original, gain=0.5 / eps)),
+        Protection(original, protected, settings, about["seconds"], history),
+        ui={
+            "sifm_curve": [{"method": method, **curve}],
+            "sifm_linf": [about["linf"]],
+            "sifm_seconds": [about["seconds"]],
+        },
     )
+
+
+def _plain(value: Any) -> Any:
+    """A target picture by its hash."""
+    return _hash(value) if isinstance(value, Tensor) else value
 
 
 def _hash(image: Image) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import math
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,15 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from sifm_core.errors import ImageError
+from sifm_core.errors import ImageError, InputError, JudgeError, SifmError
 from sifm_core.judges import load_judge
+from sifm_core.miniature import benchmark
 from sifm_core.types import Case, Verdict
 
 from . import sockets
 from ._comfy import engine_room, reporter, to_engine
-from ._inputs import choice_problem, prompt_input, prompt_problem
+from ._inputs import choice_problem, credentials, prompt_input, prompt_problem
+from ._store import ANNOTATIONS, digest, home
 from ._text import percent, table
 
 
@@ -63,6 +67,18 @@ class SifmMllmJudge(io.ComfyNode):
         return prompt_problem(prompt) if problem is True else problem
 
     @classmethod
+    def fingerprint_inputs(cls, judge: Any = None, **inputs: Any) -> float:
+        """Judges over a network are asked in every run, since one may have been away; what they said is remembered.
+
+        People's answers change with their file.
+        """
+        chosen = judge["judge"] if isinstance(judge, dict) else judge
+        if chosen == "human":
+            file = home() / ANNOTATIONS
+            return file.stat().st_mtime if file.exists() else 0.0
+        return 0.0 if chosen == "miniature" else math.nan
+
+    @classmethod
     def execute(
         cls,
         source: Tensor,
@@ -81,7 +97,7 @@ class SifmMllmJudge(io.ComfyNode):
                 raise ImageError(f"{arm} edits: expected as many and as large as the sources ({expected}), got {got}")
         cases = [Case(s, e, prompt) for pictures in edits.values() for s, e in zip(sources, pictures, strict=True)]
         with engine_room():
-            answers = iter(_load(**judge).judge(cases, on_step=reporter()))
+            answers = iter(_ask(judge, cases))
         verdicts = {arm: [next(answers) for _ in pictures] for arm, pictures in edits.items()}
         rows = [_row(arm, i, verdict) for arm, listed in verdicts.items() for i, verdict in enumerate(listed)]
         text = table(["edit of", "picture", "mismatch", "degraded", "confidence", "why"], rows)
@@ -100,7 +116,16 @@ def _backends() -> list[io.DynamicCombo.Option]:
         tooltip="US dollars that all remembered answers together may cost; 0: no limit.",
     )
     return [
-        io.DynamicCombo.Option("miniature", [io.Combo.Input("model", options=["conv", "patch"])]),
+        io.DynamicCombo.Option(
+            "miniature",
+            [
+                io.Combo.Input(
+                    "model",
+                    options=["conv", "patch", "renderer"],
+                    tooltip="Two trained networks; the renderer knows the truth about the benchmark's pictures.",
+                )
+            ],
+        ),
         io.DynamicCombo.Option(
             "gemini",
             [
@@ -114,32 +139,61 @@ def _backends() -> list[io.DynamicCombo.Option]:
             "openai",
             [
                 io.String.Input("model", default="llava"),
-                io.String.Input(
-                    "base_url",
-                    default="http://127.0.0.1:11434/v1",
-                    tooltip="Any server that speaks OpenAI's chat completions: Ollama, vLLM, LM Studio, llama.cpp.",
-                ),
-                io.Combo.Input(
-                    "key_variable",
-                    options=_key_variables(),
-                    tooltip="The environment variable of the ComfyUI server that holds the key, if there is one.",
-                ),
+                *credentials(),
                 cost,
+            ],
+        ),
+        io.DynamicCombo.Option(
+            "human",
+            [
+                io.String.Input(
+                    "model",
+                    default="",
+                    tooltip="The name under which a person has judged a run in the sidebar; what was not judged is "
+                    "unclear.",
+                )
             ],
         ),
     ]
 
 
-def _key_variables() -> list[str]:
-    """Names, never values, of environment variables that look like credentials."""
-    found = {name for name in os.environ if name.endswith("API_KEY")}
-    return ["OPENAI_API_KEY", *sorted(found - {"OPENAI_API_KEY"})]
+def _ask(judge: dict[str, Any], cases: list[Case]) -> list[Verdict]:
+    """The judge's verdicts; all unclear, with the reason, where the judge cannot be set up.
+
+    So what came before, often hours of work, is not lost: the judge can be asked later.
+    """
+    try:
+        chosen = _load(**judge)
+    except SifmError as error:
+        if not (isinstance(error, JudgeError) or judge["judge"] == "human"):
+            raise
+        name = f"{judge['judge']}:{judge['model']}"
+        return [Verdict(name, "error", reasons=str(error), model_requested=judge["model"])] * len(cases)
+    if judge["model"] == "renderer":
+        cases = [replace(case, truth=_truth(case)) for case in cases]
+    return chosen.judge(cases, on_step=reporter())
+
+
+def _truth(case: Case) -> Any:
+    """The renderer's knowledge of a benchmark picture and its instruction, or None for any other."""
+    item = _benchmark().get(digest(case.source))
+    try:
+        return item and item.truth(case.prompt)
+    except InputError:
+        return None
+
+
+@cache
+def _benchmark() -> dict[str, Any]:
+    return {digest(item.image): item for item in benchmark.load()}
 
 
 def _load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **options: Any) -> Any:
     """The judge that the widgets describe; paid answers are remembered in ComfyUI's user folder."""
     if judge == "miniature":
         return load_judge(f"miniature:{model}")
+    if judge == "human":
+        return load_judge(f"human:{home() / ANNOTATIONS}#{model.strip()}")
     answers = Path(folder_paths.get_user_directory(), "sifm", "judges.sqlite")
     answers.parent.mkdir(parents=True, exist_ok=True)
     spec = f"{judge}:{model}" + (f"@{base_url}" if base_url else "")

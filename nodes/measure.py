@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 from torch import Tensor
 
 from sifm_core import pipeline
+from sifm_core.errors import InputError
+from sifm_core.fig3 import preferences
+from sifm_core.metrics.clip_score import MODEL
 from sifm_core.types import Metric
 
 from . import sockets
+from ._attacks import singles
 from ._comfy import engine_room, to_engine
 from ._text import number, table
 
@@ -41,6 +49,63 @@ class SifmPairwiseMetrics(io.ComfyNode):
         pictures = [f"picture {i + 1}" for i in range(len(reference))] if len(reference) > 1 else ["value"]
         values = {name: [m.value for m in listed] for name, listed in metrics.items()}
         return io.NodeOutput(metrics, table(["metric", *pictures, "definition"], rows), ui={"sifm_metrics": [values]})
+
+
+class SifmClipScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SIFM_ClipScore",
+            display_name="SIFM CLIP Score",
+            category="SIFM",
+            description="How well two pictures fit a text in CLIP's eyes: why CLIP is no judge of edits (Fig. 3).",
+            search_aliases=["clip similarity", "text image alignment", "clip score"],
+            inputs=[
+                io.Image.Input("source", tooltip="The picture before the edit."),
+                io.Image.Input("edited", tooltip="The edit."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    tooltip="What the edit should show, such as 'a man who wears a crown'; or the instruction.",
+                ),
+                io.String.Input(
+                    "model",
+                    default=MODEL,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Folder of a CLIP model, or its name in the Hugging Face cache. Nothing is downloaded.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("table", tooltip="A Markdown table; without the model it says why it is empty."),
+                io.Float.Output("source_score", tooltip="Cosine similarity; NaN without the model."),
+                io.Float.Output("edited_score", tooltip="Cosine similarity; NaN without the model."),
+            ],
+            is_input_list=True,
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, source: list[Tensor], edited: list[Tensor], text: list[str], model: Sequence[str] = (MODEL,)
+    ) -> io.NodeOutput:
+        before, after = (list(singles([to_engine(batch) for batch in listed])) for listed in (source, edited))
+        texts = text * len(before) if len(text) == 1 else text
+        if not len(before) == len(after) == len(texts):
+            raise InputError(
+                f"expected as many edits and texts as sources, {len(before)}, got {len(after)} and {len(texts)}"
+            )
+        with engine_room():
+            found = preferences([(a[0], b[0], c) for a, b, c in zip(before, after, texts, strict=True)], model=model[0])
+        rows = [[p.text, _value(p.unedited), _value(p.edited), _PREFERRED[p.prefers_unedited]] for p in found]
+        shown = table(["text", "unedited", "edited", "CLIP prefers"], rows)
+        scores = [[math.nan if m.value is None else m.value for m in (p.unedited, p.edited)] for p in found]
+        means = [statistics.fmean(column) for column in zip(*scores, strict=True)]
+        return io.NodeOutput(shown, *means, ui={"text": [shown]})
+
+
+_PREFERRED = {True: "the unedited picture", False: "the edit", None: "-"}
 
 
 def _value(metric: Metric) -> str:

@@ -7,8 +7,14 @@ Editor = io.Custom("SIFM_EDITOR")
 Hook = io.Custom("SIFM_HOOK")
 """A dict of options for SIFM's objective: which layers, at which timesteps."""
 Protection = io.Custom("SIFM_PROTECTION")
-"""A :class:`nodes.immunize.Protection`: protected picture, original, budget and settings."""
+"""A :class:`nodes._attacks.Protection`: protected picture, original, budget and settings."""
+Attack = io.Custom("SIFM_ATTACK")
+"""A :class:`nodes._attacks.Attack`: who is to be attacked with what, from Attack Plan."""
+Edit = io.Custom("SIFM_EDIT")
+"""A :class:`nodes._attacks.Edit`: an edit and who made it how, from Attacker Edit."""
 Metrics = io.Custom("SIFM_METRICS")
 """Metric name -> one :class:`sifm_core.types.Metric` per picture."""
 Verdicts = io.Custom("SIFM_VERDICTS")
 """Arm ("protected", "clean", "control") -> one :class:`sifm_core.types.Verdict` per picture."""
+Records = io.Custom("SIFM_RECORDS")
+"""A :class:`nodes._attacks.Run`: the engine's records and the store that holds their pictures."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import judges, methods, metrics
+from . import judges, methods, metrics, purify
 from .bench import hardware, package_version
 from .editors import BUILTIN
 
@@ -41,21 +41,31 @@ def examine() -> list[Finding]:
 
 
 def catalogue() -> dict[str, dict[str, dict[str, Any]]]:
-    """Editors, methods (with options), judges and metrics: name -> {"about": one line, ...}."""
+    """Editors, methods (with options), purifiers, judges and metrics: name -> {"about": one line, ...}."""
     return {
         "editors": {
             name: {"about": "embedded" if Path(source).is_absolute() else source} for name, source in BUILTIN.items()
         },
         "methods": {
             name: {
-                "about": (methods.get_method(name).__doc__ or "").strip().splitlines()[0],
-                "provenance": methods.get_method(name).PROVENANCE,
+                "about": methods.about(name).summary,
+                "provenance": methods.about(name).provenance,
+                "beyond_the_paper": list(methods.about(name).beyond),
+                "presets": methods.presets(name),
                 "options": {
                     key: {"default": option.default, "about": option.doc}
                     for key, option in methods.options(name).items()
                 },
             }
             for name in methods.METHODS
+        },
+        "purifiers": {
+            name: {
+                "about": purify.about(name),
+                "needs_editor": purify.needs_editor(name),
+                **kind._asdict(),
+            }
+            for name, kind in purify.PURIFIERS.items()
         },
         "judges": {name: {"about": about} for name, about in _judges()},
         "metrics": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +14,13 @@ from .images import resize
 from .types import GradFn, Gradient, Image, Latent, Term
 
 
-def through_latent(encode: Callable[[Image], Latent], terms: Sequence[Term], *, part_norms: bool = False) -> GradFn:
+def through_latent(
+    encode: Callable[[Image], Latent],
+    terms: Sequence[Term],
+    *,
+    part_norms: bool = False,
+    lengths: Mapping[str, float] | None = None,
+) -> GradFn:
     """The gradient, with respect to the image, of a sum of losses of its latent.
 
     Equal to differentiating ``sum(term(encode(x)) for term in terms)``, but the image is encoded once without and
@@ -22,11 +29,14 @@ def through_latent(encode: Callable[[Image], Latent], terms: Sequence[Term], *, 
 
     The log holds the named parts of the loss, which sum to it. With ``part_norms`` it also holds, as "grad_<part>",
     the L2 norm of each part's gradient at the latent, at the cost of one more backward pass of the term per part.
+    With ``lengths`` each part's gradient at the latent is scaled, for each image, to the L2 norm given for it before
+    they are added (one of zero stays zero), and their norms before that are logged: balance, not the gradient of a sum.
     Sums are in float32 (float64 where the latent is). Raises EditorError when a loss or gradient is not finite.
     """
 
     if not terms:
         raise InputError("expected at least one term of the loss, got none")
+    apart = part_norms or lengths is not None
 
     def grad_fn(x: Image, step: int) -> Gradient:
         with torch.no_grad():
@@ -40,43 +50,100 @@ def through_latent(encode: Callable[[Image], Latent], terms: Sequence[Term], *, 
                 parts = value if isinstance(value, Mapping) else {"": value}
                 for name, part in parts.items():
                     losses[name] += part.detach()
-                if part_norms:
+                if apart:
                     for k, (name, part) in enumerate(parts.items(), 1):
                         (grad,) = torch.autograd.grad(part.sum(), leaf, retain_graph=k < len(parts))
                         latent_grads[name] += grad
                 else:
                     (grad,) = torch.autograd.grad(torch.stack([part.sum() for part in parts.values()]).sum(), leaf)
                     latent_grads[""] += grad
+            norms = {name: grad.flatten(1).norm(dim=1) for name, grad in latent_grads.items()} if apart else {}
+            if lengths is not None:
+                latent_grads.update(
+                    {name: _to_length(g, norms[name], lengths[name]) for name, g in latent_grads.items()}
+                )
             leaf = x.detach().clone().requires_grad_()
             (grad,) = torch.autograd.grad(encode(leaf), leaf, _total(latent_grads))
         log = {name: value for name, value in losses.items() if name}
-        if part_norms:
-            log |= {f"grad_{name}": grad.flatten(1).norm(dim=1) for name, grad in latent_grads.items()}
+        log |= {f"grad_{name}": value for name, value in norms.items()}
         return finite(Gradient(_total(losses), grad, log), step)
 
     return grad_fn
+
+
+def direct(loss: Callable[[Image, int], Tensor]) -> GradFn:
+    """The gradient of a loss of the image itself, ``loss(x, step)`` (B,), by plain automatic differentiation.
+
+    For losses that no network stands behind, or that cross the whole editor. Raises EditorError as `through_latent`.
+    """
+
+    def grad_fn(x: Image, step: int) -> Gradient:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            value = loss(leaf, step)
+            (grad,) = torch.autograd.grad(value.sum(), leaf)
+        return finite(Gradient(value.detach(), grad), step)
+
+    return grad_fn
+
+
+def through(grad_fn: GradFn, view: Callable[[Image, int], Image]) -> GradFn:
+    """The gradient of ``grad_fn`` after a picture-to-picture function ``view(x, step)``, which must be differentiable.
+
+    The loss is that of the changed picture; the gradient comes back by the view's vector-Jacobian product.
+    """
+
+    def full(x: Image, step: int) -> Gradient:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            seen = view(leaf, step)
+            gradient = grad_fn(seen.detach(), step)
+            (grad,) = torch.autograd.grad(seen, leaf, gradient.grad)
+        return gradient._replace(grad=grad)
+
+    return full
 
 
 def through_resize(grad_fn: GradFn, size: tuple[int, int]) -> GradFn:
     """The gradient at full resolution of a ``grad_fn`` that takes images of ``size`` (height, width).
 
     The image goes down by the antialiased :func:`sifm_core.images.resize` that the editor's user sees as well, and the
-    gradient comes back up by its vector-Jacobian product.
+    gradient comes back up.
     """
+    return through(grad_fn, lambda x, step: resize(x, size) if tuple(x.shape[-2:]) != size else x * 1)
 
-    def full(x: Image, step: int) -> Gradient:
-        with torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
-            small = resize(leaf, size)
-            gradient = grad_fn(small.detach(), step)
-            (grad,) = torch.autograd.grad(small, leaf, gradient.grad)
-        return gradient._replace(grad=grad)
 
-    return full
+def ensemble(grad_fns: Sequence[GradFn], weights: Sequence[float] | None = None) -> GradFn:
+    """Several editors at once, for perturbations that transfer: the weighted mean of gradients of equal size.
+
+    Each gradient is first divided, image by image, by the mean magnitude of its values, so that no editor drowns the
+    others however large its loss is; ``weights`` (default: equal) then say how much each counts. The loss is the
+    weighted mean of the losses, and the log holds every editor's own as "<position>.<name>", its loss as
+    "<position>.loss". Raises InputError unless there are functions, and as many positive weights.
+    """
+    weights = [1.0] * len(grad_fns) if weights is None else list(weights)
+    if not grad_fns or len(weights) != len(grad_fns) or not all(0 < weight < math.inf for weight in weights):
+        raise InputError(f"ensemble: expected as many weights above 0 as editors ({len(grad_fns)}), got {weights}")
+    shares = [weight / sum(weights) for weight in weights]
+
+    def together(x: Image, step: int) -> Gradient:
+        found = [grad_fn(x, step) for grad_fn in grad_fns]
+        sizes = [gradient.grad.abs().mean(dim=(1, 2, 3), keepdim=True) for gradient in found]
+        grads = [
+            share * torch.where(size > 0, gradient.grad / size, 0)
+            for share, gradient, size in zip(shares, found, sizes, strict=True)
+        ]
+        losses = [share * gradient.loss for share, gradient in zip(shares, found, strict=True)]
+        log = {f"{k}.{name}": v for k, g in enumerate(found) for name, v in {"loss": g.loss, **g.log}.items()}
+        return Gradient(torch.stack(losses).sum(dim=0), torch.stack(grads).sum(dim=0), log)
+
+    return together
 
 
 def finite(gradient: Gradient, step: int) -> Gradient:
-    """Give back ``gradient``; raise EditorError when a loss or gradient in it is not finite."""
+    """Give back ``gradient``; raise EditorError when a number in it is not finite (meta tensors have no numbers)."""
+    if gradient.grad.is_meta:
+        return gradient
     for name, value in (("loss", gradient.loss), ("gradient", gradient.grad)):
         bad = (~torch.isfinite(value)).reshape(len(value), -1).any(dim=1)
         if bool(bad.any()):
@@ -89,3 +156,8 @@ def finite(gradient: Gradient, step: int) -> Gradient:
 
 def _total(parts: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(parts.values())).sum(dim=0)
+
+
+def _to_length(grad: Tensor, norm: Tensor, length: float) -> Tensor:
+    factor = torch.where(norm > 0, length / norm, 0)
+    return grad * factor.reshape(-1, *[1] * (grad.ndim - 1))

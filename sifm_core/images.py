@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -116,11 +116,15 @@ def check_image(image: Any, name: str = "image") -> Image:
     return image
 
 
-def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = None) -> Image:
+def round_to_budget(
+    x_adv: Image, x0: Image, eps: float, mask: Tensor | None = None, ball: Literal["linf", "l2"] = "linf"
+) -> Image:
     """The 8-bit picture nearest to ``x_adv`` that stays within ``eps`` of ``x0`` and in [0, 1].
 
     ``x_adv``, ``x0`` (B, 3, H, W), ``x0`` exactly k/255; ``mask`` (broadcastable to them, in [0, 1]) scales the
-    budget of each pixel. Returns (B, 3, H, W) float32, exactly k/255. Raises ImageError (shapes, NaN, ``x0`` off the
+    budget of each pixel. ``ball`` "l2": eps bounds the RMS of an image's changes, see :func:`sifm_core.pgd.pgd`, and
+    ``x_adv`` must be within it; where rounding would leave it, the values nearest to a half are rounded towards ``x0``.
+    Returns (B, 3, H, W) float32, exactly k/255. Raises ImageError (shapes, NaN, ``x0`` off the
     grid) and InputError (``eps`` below one 8-bit level, 1/255).
     """
     whole = _levels(eps)
@@ -133,13 +137,17 @@ def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = N
     clean = exact.round()
     if float((exact - clean).abs().max()) > 1e-3:
         raise ImageError("x0: expected 8-bit values (k/255), but got values in between; round the clean picture first")
+    if ball == "l2":
+        return _round_in_l2(x_adv.detach() * 255, clean, eps * 255, mask) / 255
     levels = whole if mask is None else (eps * 255 * mask.double() + _TINY).floor().to(clean)
     near = (x_adv.detach() * 255).round().clamp(min=clean - levels, max=clean + levels).clamp(0, 255)
     return near.float() / 255
 
 
-def verify_budget(path: str | os.PathLike[str], x0: Image, eps: float) -> float:
+def verify_budget(path: str | os.PathLike[str], x0: Image, eps: float, ball: Literal["linf", "l2"] = "linf") -> float:
     """Read the saved picture back and return its largest difference from ``x0`` (1, 3, H, W), in [0, 1] units.
+
+    ``ball`` "l2": the root mean square of its differences instead of the largest.
 
     Raises BudgetError when the difference is above ``eps`` or the sizes differ.
     """
@@ -147,7 +155,8 @@ def verify_budget(path: str | os.PathLike[str], x0: Image, eps: float) -> float:
     if saved.shape != x0.shape:
         came = tuple(saved.shape)
         raise BudgetError(f"{path}: expected the shape {tuple(x0.shape)}, but the file holds {came}; name its source")
-    largest = float((saved - x0.detach().cpu().float()).abs().max())
+    delta = saved - x0.detach().cpu().float()
+    largest = float(delta.abs().max() if ball == "linf" else delta.square().mean().sqrt())
     if largest > eps + 1e-6:
         raise BudgetError(
             f"{path}: expected a perturbation of at most {eps:g} ({255 * eps:.1f} of 255 levels), but the file holds "
@@ -243,6 +252,27 @@ def perturbation_view(x_adv: Image, x0: Image, gain: float | None = None) -> Ima
         largest = delta.abs().amax(dim=(1, 2, 3), keepdim=True)
         return 0.5 + 0.5 * delta / largest.clamp_min(1e-12)
     return (0.5 + gain * delta).clamp(0, 1)
+
+
+def _round_in_l2(adv: Tensor, clean: Tensor, eps: float, mask: Tensor | None) -> Tensor:
+    """Levels: the nearest, then as many of those rounded away from ``clean`` as needed, cheapest first, towards it."""
+    weight = torch.ones_like(clean) if mask is None else mask.to(clean).expand_as(clean)
+    inverse = torch.where(weight > 0, 1 / weight, 0).double()
+    delta = torch.where(weight > 0, adv - clean, 0)
+    near = delta.round().clamp(min=-clean, max=255 - clean)
+    inner = delta.trunc()
+    energy = lambda levels: (levels * inverse).square().flatten(1)  # noqa: E731
+    saved = energy(near) - energy(inner)
+    order = torch.where(saved > 0, (delta - inner).abs().flatten(1), 1).argsort(dim=1)
+    limit = eps**2 * (weight > 0).flatten(1).sum(dim=1, keepdim=True)
+    after = energy(near).sum(dim=1, keepdim=True) - saved.clamp_min(0).gather(1, order).cumsum(dim=1)
+    excess = energy(near).sum(dim=1, keepdim=True) > limit
+    needed = ((after > limit).sum(dim=1, keepdim=True) + 1) * excess
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    back = ((rank < needed) & (saved > 0)).reshape(delta.shape)
+    return (clean + torch.where(back, inner, near)).float()
 
 
 def _levels(eps: float) -> int:

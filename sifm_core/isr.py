@@ -12,12 +12,16 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias, TypeVar
 
-from .errors import InputError
-from .stats import Interval, clustered_wilson, wilson
+from .errors import InputError, unknown
+from .stats import Interval, bootstrap, clustered_wilson, holm, mcnemar, wilson
 from .types import Record, Verdict
 
 CLEAN = "clean"
 """The method of records of unprotected pictures."""
+AXES = ("semantic_mismatch", "perceptual_degradation")
+"""What a verdict says."""
+FAILURE_AXES = ("mismatch", "degradation", "both", "mixed", "none", "unclear")
+"""What :func:`failure_axis` says."""
 
 K = TypeVar("K", bound=Hashable)
 Success: TypeAlias = Callable[[Record], bool | None]
@@ -30,8 +34,8 @@ class Isr:
 
     ``worst``, ``best``: the rate if every ``unclear`` sample had failed or succeeded. With clean edits to compare with,
     over the ``pairs`` that are clear on both sides: ``clean_rate``; ``net``, the share in which the protection made the
-    edit fail, with its interval; ``improved``, the share in which only the protected edit worked. So net - improved is
-    the difference of the two rates on these pairs. None: no data.
+    edit fail, with its interval; ``improved``, the share in which only the protected edit worked, with its interval. So
+    net - improved is the difference of the two rates on these pairs. None: no data.
     """
 
     rate: float | None
@@ -48,6 +52,8 @@ class Isr:
     net_low: float | None = None
     net_high: float | None = None
     improved: float | None = None
+    improved_low: float | None = None
+    improved_high: float | None = None
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Every field, ready for JSON."""
@@ -88,7 +94,9 @@ def isr(
         return plain
     pairs = [i for i in clear if clean[i] is not None]
     caused = [bool(successes[i]) and not clean[i] for i in pairs]
+    helped = [bool(clean[i]) and not successes[i] for i in pairs]
     net = _interval(caused, pairs, clusters, confidence)
+    improved = _interval(helped, pairs, clusters, confidence)
     return replace(
         plain,
         clean_rate=_mean([bool(clean[i]) for i in pairs]),
@@ -96,7 +104,9 @@ def isr(
         net=_mean(caused),
         net_low=net.low if net else None,
         net_high=net.high if net else None,
-        improved=_mean([bool(clean[i]) and not successes[i] for i in pairs]),
+        improved=_mean(helped),
+        improved_low=improved.low if improved else None,
+        improved_high=improved.high if improved else None,
     )
 
 
@@ -131,6 +141,67 @@ def breakdown(
     return result
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same attacks: ``pairs`` that are clear for both, where only one made the edit fail.
+
+    ``difference``: rate of ``first`` minus that of ``second``, with its interval by resampling pictures (None for fewer
+    than two); ``p``: exact, two-sided, by picture (:func:`sifm_core.stats.mcnemar`); ``p_holm``: corrected for all
+    comparisons made at once.
+    """
+
+    first: str
+    second: str
+    pairs: int
+    only_first: int
+    only_second: int
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float
+    p_holm: float
+
+
+def compare(
+    records: Iterable[Record], success: Success, pairs: Iterable[tuple[str, str]], *, confidence: float = 0.95
+) -> list[Comparison]:
+    """Compare methods two by two, such as ``[("sifm", "noise"), ("sifm", "mist")]``, on pictures attacked alike.
+
+    Samples are paired by picture, prompt, editor and seed; those of one picture count as one cluster. Holm's correction
+    covers all the ``pairs`` given: name those that were planned. InputError for a method that has no records.
+    """
+    found: dict[str, dict[tuple[str, str, str, int], bool | None]] = {}
+    for record in records:
+        found.setdefault(record.method, {})[_cell(record)] = success(record)
+    results = []
+    for first, second in pairs:
+        for name in (first, second):
+            if name not in found:
+                raise unknown("method in these records", name, found)
+        cells = [cell for cell in found[first] if cell in found[second]]
+        ours, theirs = ([found[name][cell] for cell in cells] for name in (first, second))
+        pictures = [cell[0] for cell in cells]
+        test = mcnemar(ours, theirs, pictures)
+        gaps = [None if a is None or b is None else float(a) - float(b) for a, b in zip(ours, theirs, strict=True)]
+        interval = bootstrap(gaps, pictures, confidence)
+        results.append(
+            Comparison(
+                first,
+                second,
+                pairs=test.n,
+                only_first=test.only_first,
+                only_second=test.only_second,
+                difference=(test.only_first - test.only_second) / test.n if test.n else None,
+                low=interval.low if interval else None,
+                high=interval.high if interval else None,
+                p=test.p,
+                p_holm=test.p,
+            )
+        )
+    corrected = holm([result.p for result in results])
+    return [replace(result, p_holm=p) for result, p in zip(results, corrected, strict=True)]
+
+
 def worst_of(successes: Sequence[bool | None], groups: Sequence[K]) -> dict[K, bool | None]:
     """The hardest test: a group (all seeds of one attack) succeeds only if every sample of it does.
 
@@ -158,6 +229,32 @@ def worst_of_seeds(records: Iterable[Record], success: Success, *, confidence: f
             confidence=confidence,
         )
     return result
+
+
+def agreed(verdicts: Sequence[Verdict], axis: str) -> bool | None:
+    """Strict agreement on one axis, "semantic_mismatch" or "perceptual_degradation": True if every judge says so.
+
+    None when a judge gave no answer on it or none was asked. A :data:`Success` for the breakdown by failure axis:
+    ``breakdown(records, lambda r: agreed(r.verdicts, "semantic_mismatch"))``.
+    """
+    if axis not in AXES:
+        raise unknown("failure axis", axis, AXES)
+    answers = [getattr(verdict, axis) if verdict.state == "ok" else None for verdict in verdicts]
+    return None if not answers or None in answers else all(answers)
+
+
+def failure_axes(
+    records: Iterable[Record], verdicts: Callable[[Record], Sequence[Verdict]] = lambda record: record.verdicts
+) -> dict[str, dict[str, int]]:
+    """How the edits of each method failed: method -> how many records are on each axis of :func:`failure_axis`.
+
+    ``verdicts``: which of a record's verdicts count, such as all but the ground truth's.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for record in records:
+        row = counts.setdefault(record.method, dict.fromkeys(FAILURE_AXES, 0))
+        row[failure_axis(verdicts(record))] += 1
+    return counts
 
 
 def failure_axis(verdicts: Sequence[Verdict]) -> str:

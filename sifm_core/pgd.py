@@ -1,17 +1,31 @@
-"""Projected gradient descent in the L-infinity ball: the one loop that every gradient method runs in."""
+"""Projected gradient descent in a ball about the clean image: the one loop that every gradient method runs in."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .errors import ImageError, InputError
+from .errors import ImageError, InputError, unknown
 from .gradients import finite
 from .images import check_image
 from .noise import Seed, uniform
 from .types import GradFn, Image, OnStep, Step
+
+Ball = Literal["linf", "l2"]
+"""What eps bounds: the largest change of a value, or the root mean square (RMS) of the changes of an image."""
+Schedule = Literal["constant", "linear", "cosine"]
+Update = Literal["steepest", "adam"]
+"""Along the gradient as steep as the ball allows (linf: its sign), or Adam's update, which EditShield's code makes."""
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - 0.99 * done,
+    "cosine": lambda done: 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2,
+}
+"""The factor on alpha when a share of the steps is ``done``; those that decay go to 1%, as PhotoGuard's does."""
 
 
 def pgd(
@@ -24,42 +38,122 @@ def pgd(
     seed: Seed = 0,
     random_start: bool = False,
     mask: Tensor | None = None,
+    ball: Ball = "linf",
+    schedule: Schedule = "constant",
+    update: Update = "steepest",
     on_step: OnStep | None = None,
 ) -> Image:
-    """Lower the loss of ``grad_fn`` by signed steps while every pixel stays within ``eps`` of ``x0`` and in [0, 1].
+    """Lower the loss of ``grad_fn`` by steps while each image stays within ``eps`` of ``x0`` and in [0, 1].
 
-    Algorithm 1 of the paper, lines 1, 2, 5 and 13 to 16: the perturbation starts at 0 (``random_start``: uniform within
-    eps, drawn from ``seed``), moves by ``alpha`` against the sign of the gradient and is clipped to eps; the image is
-    clipped to [0, 1]. The last image is returned, on x0's device, not yet rounded to 8 bits.
+    Ball "linf" is Algorithm 1 of the paper, lines 1, 2, 5 and 13 to 16: the perturbation starts at 0
+    (``random_start``: uniform within eps, drawn from ``seed``), moves by ``alpha`` against the sign of the gradient and
+    is clipped to eps; the image is clipped to [0, 1]. Ball "l2" bounds the RMS of the perturbation's values by eps
+    (so its L2 norm by eps * sqrt(3 H W)): it moves by RMS ``alpha`` against the gradient, and the image becomes the
+    nearest one that is both in the ball and in [0, 1]. The last image is returned, on x0's device, not yet rounded to
+    8 bits. ``schedule`` lets alpha decay, see :data:`SCHEDULES`; ``update`` "adam" moves by Adam's update instead, with
+    alpha as its rate, into the same ball.
 
-    ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales the budget of
-    each pixel. ``on_step`` gets the loss before the step, its log with "saturated" (the share of values at the edge
-    of their budget), and the image after it; what it raises comes through. Works inside ``torch.inference_mode``.
+    ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales what each pixel
+    may change (where it is 0 nothing does, and an RMS is over the rest). ``on_step`` gets the loss before the step, its
+    log with "saturated" (linf: the share of values at the edge of their budget; l2: the share of eps that is used), and
+    the image after it; what it raises comes through. Works inside ``torch.inference_mode``.
 
     Raises InputError for arguments out of range, and when an image's gradient is zero everywhere at the first step, so
     that it would never move; EditorError when a loss or gradient is not finite.
     """
     _check(x0, eps, alpha, steps)
+    if schedule not in SCHEDULES:
+        raise unknown("schedule", str(schedule), SCHEDULES)
+    if ball not in ("linf", "l2"):
+        raise unknown("ball", str(ball), ("linf", "l2"))
+    if update not in ("steepest", "adam"):
+        raise unknown("update", str(update), ("steepest", "adam"))
     with torch.inference_mode(False), torch.enable_grad():
         x0 = x0.detach().clone()
-        budget = eps * (torch.ones_like(x0[:, :1]) if mask is None else _check_mask(mask, x0))
-        free = budget > 0
-        delta = torch.zeros_like(x0)
-        if random_start:
-            delta = uniform(x0.shape, seed).to(x0) * budget
+        weight = torch.ones_like(x0[:, :1]) if mask is None else _check_mask(mask, x0)
+        room = (_Linf if ball == "linf" else _L2)(x0, weight, eps)
+        delta = room.project(uniform(x0.shape, seed).to(x0) * eps * weight if random_start else torch.zeros_like(x0))
         x = (x0 + delta).clamp(0, 1)
+        towards = room.direction if update == "steepest" else _Adam()
         for i in range(steps):
             gradient = finite(grad_fn(x, i), i)
-            direction = (gradient.grad * free).sign()
+            direction = towards(gradient.grad)
             if i == 0:
                 _refuse_zero(direction)
-            delta = (delta - alpha * direction).clamp(-budget, budget)
+            delta = room.project(delta - alpha * SCHEDULES[schedule](i / steps) * direction)
             x = (x0 + delta).clamp(0, 1)
             if on_step is not None:
                 log = {name: float(value.mean()) for name, value in gradient.log.items()}
-                log["saturated"] = float(((delta.abs() >= budget) & free).sum() / (3 * free.sum()))
+                log["saturated"] = room.used(delta)
                 on_step(Step("immunize", i + 1, steps, float(gradient.loss.mean()), log, x))
         return x
+
+
+class _Linf:
+    """Every value within eps times its weight."""
+
+    def __init__(self, x0: Image, weight: Tensor, eps: float) -> None:
+        self._budget, self._free = eps * weight, weight > 0
+
+    def direction(self, grad: Tensor) -> Tensor:
+        return (grad * self._free).sign()
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta.clamp(-self._budget, self._budget)
+
+    def used(self, delta: Tensor) -> float:
+        return float(((delta.abs() >= self._budget) & self._free).sum() / (3 * self._free.sum()))
+
+
+class _L2:
+    """An RMS of at most eps, over the values that may change, each divided by its weight."""
+
+    def __init__(self, x0: Image, weight: Tensor, eps: float) -> None:
+        self._weight, self._inverse = weight, torch.where(weight > 0, 1 / weight, 0)
+        self._low, self._high = -x0 * self._inverse, (1 - x0) * self._inverse
+        self._count = 3 * (weight > 0).flatten(1).sum(dim=1).to(x0)
+        self._eps = eps
+
+    def direction(self, grad: Tensor) -> Tensor:
+        return _scaled(grad * self._weight, 1 / self._rms(grad * self._weight).clamp_min(1e-38)) * self._weight
+
+    def project(self, delta: Tensor) -> Tensor:
+        """The nearest point of ball and box: the values shrunk by one factor and clipped, the factor by bisection."""
+        u = delta * self._inverse
+        inside = self._rms(self._clip(u)) <= self._eps
+        low, high = inside.to(u), torch.ones_like(self._count)
+        for _ in range(0 if bool(inside.all()) else 25):
+            factor = (low + high) / 2
+            outside = self._rms(self._clip(_scaled(u, factor))) > self._eps
+            low, high = torch.where(outside, low, factor), torch.where(outside, factor, high)
+        return self._clip(_scaled(u, low)) * self._weight
+
+    def used(self, delta: Tensor) -> float:
+        return float(self._rms(delta * self._inverse).mean() / self._eps)
+
+    def _clip(self, u: Tensor) -> Tensor:
+        return u.clamp(self._low, self._high)
+
+    def _rms(self, u: Tensor) -> Tensor:
+        return u.flatten(1).norm(dim=1) / self._count.sqrt()
+
+
+class _Adam:
+    """Kingma and Ba's update, with their constants."""
+
+    def __init__(self) -> None:
+        self._steps, self._mean, self._square = 0, torch.zeros(()), torch.zeros(())
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        self._steps += 1
+        self._mean = 0.9 * self._mean.to(grad) + 0.1 * grad
+        self._square = 0.999 * self._square.to(grad) + 0.001 * grad.square()
+        mean, square = self._mean / (1 - 0.9**self._steps), self._square / (1 - 0.999**self._steps)
+        return mean / (square.sqrt() + 1e-8)
+
+
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    return x * factor.reshape(-1, 1, 1, 1)
 
 
 def _check(x0: Image, eps: float, alpha: float, steps: int) -> None:

@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from . import methods
+from . import purify as purification
 from .editors import load_editor
 from .errors import ImageError, InputError, unknown
-from .gradients import through_resize
+from .gradients import ensemble, through, through_resize
 from .images import check_image, resize, round_to_budget
 from .judges import load_judge
+from .memory import enough, peak
 from .metrics import measure as measure
-from .noise import Seed, generators
-from .pgd import pgd
-from .types import Case, Editor, Image, Judge, OnStep, Step, Verdict
+from .noise import Seed, fork, generators
+from .pgd import SCHEDULES, Ball, Schedule, Update, pgd
+from .transforms import parse
+from .transforms import through as transformed
+from .types import Case, Editor, GradFn, Image, Judge, Metric, OnStep, Step, Verdict
 
-EPS, STEPS, ALPHA = 0.03, 100, 2 / 255
-"""The paper's budget and iterations (section V-A), in [0, 1] units; the step size is the engine's default."""
+EPS, STEPS, ALPHA = (methods.EQUAL_BUDGET[name] for name in ("eps", "steps", "alpha"))
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,18 @@ class Immunized:
     """What :func:`immunize` returns.
 
     ``image`` (B, 3, H, W) lies on the 8-bit grid, so saving it as PNG changes nothing; ``linf`` is the largest
-    difference from the 8-bit source, at most eps; ``history`` holds one :class:`Step` per iteration without previews
-    (none for controls that take no gradient); ``settings`` is everything needed to do it again.
+    difference from the 8-bit source and ``rms`` the largest root mean square of an image's differences, whichever the
+    ball bounds at most eps; ``history`` holds one :class:`Step` per iteration without previews (none for controls that
+    take no gradient); ``settings`` is everything needed to do it again; ``peak_memory`` in bytes, see
+    :func:`sifm_core.memory.peak`.
     """
 
     image: Image
     history: tuple[Step, ...]
     linf: float
+    rms: float
     seconds: float
+    peak_memory: Metric
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -49,11 +56,18 @@ def immunize(
     *,
     prompt: str | Sequence[str],
     method: str = "sifm",
-    eps: float = EPS,
-    steps: int = STEPS,
-    alpha: float = ALPHA,
+    preset: str = "equal_budget",
+    eps: float | None = None,
+    steps: int | None = None,
+    alpha: float | None = None,
     seed: Seed = 0,
     mask: Tensor | None = None,
+    ball: Ball | None = None,
+    schedule: Schedule | None = None,
+    update: Update | None = None,
+    eot: Sequence[str] = (),
+    random_start: bool | None = None,
+    also: Sequence[Editor | str] = (),
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Immunized:
@@ -62,18 +76,32 @@ def immunize(
     ``image`` (B, 3, H, W) in [0, 1], any size: the perturbation has full resolution, the editor sees an antialiased
     resize. ``prompt`` and ``seed``: one for all or one per picture. ``eps``, ``alpha`` in [0, 1] units; ``mask``
     (H, W), (1, 1, H, W) or (B, 1, H, W) in [0, 1] limits where pixels may change. ``options`` are the method's own,
-    see :func:`sifm_core.methods.options`. Raises InputError before any work when an argument is wrong; what
-    ``on_step`` raises comes through.
+    see :func:`sifm_core.methods.options`. What is not given is as ``preset`` says: "equal_budget" (eps 0.03, 100 steps
+    of 2/255), "paper" (what the method's paper uses), see :func:`sifm_core.methods.presets`.
+
+    The loop, the same for every method with a gradient: ``ball``, ``schedule``, ``update`` as in `sifm_core.pgd.pgd`;
+    ``eot`` transforms such as ("jpeg:75", "resize:0.5", "none"), one drawn for each picture in each iteration, that
+    the perturbation is to survive, see :mod:`sifm_core.transforms`; ``random_start`` overrides the method's own rule;
+    ``also`` further editors against which to protect at once, see :func:`sifm_core.gradients.ensemble`.
+
+    Raises InputError before any work when an argument is wrong, EditorError when memory runs out; what ``on_step``
+    raises comes through.
     """
     check_image(image, "image")
     prompts = check_prompts(prompt, len(image))
-    eps, alpha = check_budget(eps), check_unit(alpha, "alpha")
-    steps, mask = check_count(steps, "steps"), check_mask(mask, image)
+    given = {"eps": eps, "steps": steps, "alpha": alpha, "ball": ball, "schedule": schedule, "update": update}
+    chosen = check_preset(method, preset, given)
+    loop = {name: chosen.pop(name) for name in given}
+    eps, alpha = check_budget(loop["eps"]), check_unit(loop["alpha"], "alpha")
+    steps, mask = check_count(loop["steps"], "steps"), check_mask(mask, image)
+    ball, schedule, update = loop["ball"], loop["schedule"], loop["update"]
     check_seed(seed, len(image))
-    options = check_method(method, options)
+    options = check_method(method, chosen | options)
     module = methods.get_method(method)
     build = getattr(module, "build", None)
-    editor = load_editor(editor) if isinstance(editor, str) else editor
+    transforms = check_loop(ball, schedule, update, eot, random_start)
+    start_random = methods.random_start(method, options) if random_start is None else random_start
+    editor, *others = [load_editor(e) if isinstance(e, str) else e for e in (editor, *_listed(also, "also"))]
 
     start = time.perf_counter()
     history: list[Step] = []
@@ -83,17 +111,24 @@ def immunize(
         if on_step is not None:
             on_step(step)
 
-    with torch.inference_mode(False):
+    def gradient(editor: Editor, x0: Image) -> GradFn:
+        size = editor.work_size(*x0.shape[-2:])
+        given = {"seed": seed} if "seed" in inspect.signature(module.build).parameters else {}
+        grad_fn = module.build(editor, resize(x0, size), editor.prepare(prompts), **given, **options)
+        return grad_fn if size == tuple(x0.shape[-2:]) else through_resize(grad_fn, size)
+
+    work = f"{len(image)} picture(s) at {editor.work_size(*image.shape[-2:])}"
+    with torch.inference_mode(False), peak(editor.device) as measured, enough(work, editor.device):
         x0 = image.detach().float().mul(255).round().div(255).to(editor.device)
         mask = mask if mask is None else mask.to(editor.device)
         if build is None:
             x = module.perturb(x0, eps=eps, seed=seed, **options)
         else:
-            size = editor.work_size(*x0.shape[-2:])
-            given = {"seed": seed} if "seed" in inspect.signature(build).parameters else {}
-            grad_fn = build(editor, resize(x0, size), editor.prepare(prompts), **given, **options)
-            if size != tuple(x0.shape[-2:]):
-                grad_fn = through_resize(grad_fn, size)
+            grad_fn = gradient(editor, x0)
+            if others:
+                grad_fn = ensemble([grad_fn, *(gradient(other, x0) for other in others)])
+            if transforms:
+                grad_fn = through(grad_fn, lambda x, i: transformed(x, transforms, fork(seed, "eot", i)))
             x = pgd(
                 x0,
                 grad_fn,
@@ -101,24 +136,35 @@ def immunize(
                 alpha=alpha,
                 steps=steps,
                 seed=seed,
-                random_start=methods.random_start(method, options),
+                random_start=start_random,
                 mask=mask,
+                ball=ball,
+                schedule=schedule,
+                update=update,
                 on_step=keep,
             )
-        protected = round_to_budget(x, x0, eps, mask).cpu()
+        protected = round_to_budget(x, x0, eps, mask, ball if build else "linf").cpu()
     settings = {
         "method": method,
         "options": options,
         "eps": eps,
         "steps": steps if build else 0,
         "alpha": alpha if build else 0.0,
+        "ball": ball,
+        "schedule": schedule,
+        "update": update,
+        "eot": [str(spec) for spec in eot] if not isinstance(eot, str) else [eot],
+        "random_start": start_random,
         "seed": seed,
         "editor": editor.name,
         "editor_fingerprint": editor.fingerprint,
+        "also": [{"editor": other.name, "editor_fingerprint": other.fingerprint} for other in others],
         "prompt": prompts,
     }
-    linf = float((protected - x0.cpu()).abs().max())
-    return Immunized(protected, tuple(history), linf, time.perf_counter() - start, settings)
+    delta = protected - x0.cpu()
+    rms = float(delta.square().flatten(1).mean(dim=1).sqrt().max())
+    seconds = time.perf_counter() - start
+    return Immunized(protected, tuple(history), float(delta.abs().max()), rms, seconds, measured[0], settings)
 
 
 def edit(
@@ -127,22 +173,29 @@ def edit(
     *,
     prompt: str | Sequence[str],
     seed: Seed = 0,
+    purify: str | Sequence[purification.Stage] = "",
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Image:
     """Edit pictures as an attacker would: any size in, the same size out, on the 8-bit grid as a saved PNG would be.
 
     ``image`` (B, 3, H, W) in [0, 1]; ``prompt`` and ``seed``: one for all or one per picture; the same seed gives the
-    same bytes. ``options`` are the editor's own (steps, guidance_scale, ...). Raises InputError for wrong arguments.
+    same bytes. ``purify``: what the attacker does to the pictures first, at their full size, such as
+    "jpeg:75,resize:0.5"; see :mod:`sifm_core.purify`. ``options`` are the editor's own (steps, guidance_scale, ...).
+    Raises InputError for wrong arguments.
     """
     check_image(image, "image")
     prompts = check_prompts(prompt, len(image))
     check_seed(seed, len(image))
+    stages = purification.parse(purify) if isinstance(purify, str) else purify
     editor = load_editor(editor) if isinstance(editor, str) else editor
     options = check_edit_options(editor, options)
+    if stages:
+        image = purification.apply(image.detach().float(), stages, editor=editor, seed=seed).mul(255).round().div(255)
     height, width = image.shape[-2:]
     x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))
-    edited = editor.edit(x, editor.prepare(prompts), seed=seed, on_step=on_step, **options)
+    with enough(f"an edit of {len(x)} picture(s) at {x.shape[-2]}x{x.shape[-1]}", editor.device):
+        edited = editor.edit(x, editor.prepare(prompts), seed=seed, on_step=on_step, **options)
     return resize(edited.float().cpu(), (height, width)).clamp(0, 1).mul(255).round().div(255)
 
 
@@ -161,17 +214,22 @@ def judge(
     names; one verdict each. What goes wrong at a judge is its verdict's state, never an exception; wrong arguments
     raise InputError, and a judge that cannot be set up JudgeError.
     """
+    case = check_case(source, edited, prompt, truth)
+    if isinstance(judges, str) or not judges:
+        raise InputError('expected a list of judges such as ["miniature:conv", "miniature:patch"]')
+    loaded = [load_judge(j) if isinstance(j, str) else j for j in judges]
+    return [j.judge([case], on_step=on_step)[0] for j in loaded]
+
+
+def check_case(source: Tensor, edited: Tensor, prompt: str, truth: Any = None) -> Case:
+    """A case for judges from (3, H, W) or (1, 3, H, W) pictures of one size in [0, 1], or an InputError."""
     pair = [_single(source, "source"), _single(edited, "edited")]
     if pair[0].shape != pair[1].shape:
         sizes = [f"{x.shape[-1]}x{x.shape[-2]}" for x in pair]
         raise ImageError(
             f"pictures differ in size: source {sizes[0]}, edited {sizes[1]}: an edit has its source's size"
         )
-    if isinstance(judges, str) or not judges:
-        raise InputError('expected a list of judges such as ["miniature:conv", "miniature:patch"]')
-    case = Case(pair[0], pair[1], check_prompts(prompt, 1)[0], truth)
-    loaded = [load_judge(j) if isinstance(j, str) else j for j in judges]
-    return [j.judge([case], on_step=on_step)[0] for j in loaded]
+    return Case(pair[0], pair[1], check_prompts(prompt, 1)[0], truth)
 
 
 def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
@@ -197,6 +255,19 @@ def check_budget(eps: Any) -> float:
     if check_unit(eps, "eps") < 1 / 255:
         raise InputError(f"eps: {eps!r} is under one 8-bit level (1/255 = 0.0039): the saved picture could not change")
     return float(eps)
+
+
+def check_loop(ball: str, schedule: str, update: str, eot: Sequence[str], random_start: bool | None) -> tuple[Any, ...]:
+    """The parsed transforms; raises InputError for a ball, schedule, update, transform or start that is none."""
+    if ball not in ("linf", "l2"):
+        raise unknown("ball", str(ball), ("linf", "l2"))
+    if schedule not in SCHEDULES:
+        raise unknown("schedule", str(schedule), SCHEDULES)
+    if update not in ("steepest", "adam"):
+        raise unknown("update", str(update), ("steepest", "adam"))
+    if random_start not in (None, True, False):
+        raise InputError(f"random_start: expected True, False or None (the method's own rule), got {random_start!r}")
+    return parse(eot)
 
 
 def check_count(value: Any, name: str) -> int:
@@ -232,6 +303,14 @@ def check_mask(mask: Tensor | None, image: Image) -> Tensor | None:
     return mask
 
 
+def check_preset(method: str, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's preset, with what is given (is not None) over it; InputError with near names for an unknown one."""
+    known = methods.presets(method)
+    if preset not in known:
+        raise unknown(f"preset of {method}", str(preset), known)
+    return known[preset] | {name: value for name, value in given.items() if value is not None}
+
+
 def check_method(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The chosen options of a method as a dict; :class:`InputError` with near names for an unknown method or option."""
     known = methods.options(method)
@@ -253,8 +332,8 @@ def check_edit_options(editor: Editor, chosen: Mapping[str, Any]) -> dict[str, A
 
 
 def _listed(values: Any, name: str) -> list[Any]:
-    if not isinstance(values, Sequence):
-        raise InputError(f"{name}: expected one value or a list, got {type(values).__name__}")
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise InputError(f"{name}: expected a list, got {type(values).__name__}")
     return list(values)
 
 

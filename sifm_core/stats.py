@@ -38,27 +38,40 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
 
     Wilson 1927, JASA 22. Unlike p +- 1.96 se it is never empty and never leaves [0, 1].
     """
-    return _score_interval(successes, n, NormalDist().inv_cdf((1 + _checked(confidence)) / 2))
+    if not 0 <= successes <= n:
+        raise InputError(f"expected between 0 and {n:g} successes, but got {successes:g}; count them again")
+    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
+    if n == 0:
+        return Interval(0.0, 1.0)
+    p, spread = successes / n, z * z / n
+    centre = (p + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
+    return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
 
 
 def clustered_wilson(values: Sequence[bool | None], clusters: Sequence[Hashable], confidence: float = 0.95) -> Interval:
     """Wilson's interval when samples share a cause, as prompts and seeds of one image do.
 
     The sample size is the effective one, n / design effect, from the variance between clusters (linearised, so they may
-    differ in size): at most n, and the number of clusters when all samples agree (nothing then shows that those of one
-    cluster differ). Student's quantiles, clusters - 1 degrees of freedom. Simulated coverage of 95% intervals, 8 to 100
-    clusters, rates 0.1 to 0.9: 92-99%; the plain percentile bootstrap: 70-97%. After Korn and Graubard 1998.
+    differ in size; after Korn and Graubard 1998). The design effect is estimated with a tenth of a cluster that
+    succeeds throughout and a tenth of one that fails throughout added: near 0 and 1, where the few clusters that differ
+    tell the rate and its variance at once, the plain estimate covers 88% only. Simulated coverage of 95% intervals, 8
+    to 100 clusters of 5, rates 0.05 to 0.95: 93-98%, mean 95.5%: ``python -m benchmarks.interval_coverage``.
     """
     _same_length(values, clusters)
     sums, sizes = _by_cluster(values, clusters)
     n, count = float(sizes.sum()), len(sizes)
     if count < 2:
         return Interval(0.0, 1.0)
-    rate = float(sums.sum()) / n
-    variance = float(((sums - rate * sizes) ** 2).sum()) / n**2 * count / (count - 1)
-    spread = rate * (1 - rate)
-    effective = count if spread == 0 else min(n, spread / variance) if variance > 0 else n
-    return _score_interval(rate * effective, effective, _student(count - 1, (1 + _checked(confidence)) / 2))
+    mean, total, number = n / count, n * (1 + 2 * _SHARE / count), count + 2 * _SHARE
+    rate = (float(sums.sum()) + _SHARE * mean) / total
+    squares = ((sums - rate * sizes) ** 2).sum() + _SHARE * mean**2 * (rate**2 + (1 - rate) ** 2)
+    design = max(1.0, float(squares) / total * number / (number - 1) / (rate * (1 - rate)))
+    return wilson(float(sums.sum()) / design, n / design, confidence)
+
+
+_SHARE = 0.1
+"""Of a cluster, see :func:`clustered_wilson`; chosen among 0.05 to 1 by simulated coverage."""
 
 
 def bootstrap(
@@ -88,17 +101,32 @@ def bootstrap(
     return Interval(float(low), float(high))
 
 
-def mcnemar(first: Sequence[bool | None], second: Sequence[bool | None]) -> McNemar:
-    """Exact two-sided McNemar test of paired successes; pairs with a None are left out, ``n`` counts the rest.
+def mcnemar(
+    first: Sequence[bool | None], second: Sequence[bool | None], clusters: Sequence[Hashable] | None = None
+) -> McNemar:
+    """Exact two-sided test that paired successes are equally frequent; pairs with a None are left out.
 
-    It takes pairs as independent: give it one pair per image, or look at :func:`bootstrap` of the differences.
+    Without ``clusters`` it is McNemar's exact test. With one label per pair it is Fisher's exact randomisation test of
+    which it is the special case: were the methods equal, those of a whole cluster could be swapped, so each cluster's
+    difference in successes takes either sign with probability 1/2. p: the share of sign patterns whose sum is as far
+    from 0 as the one seen. Clusters need not be independent within.
     """
-    pairs = _complete(first, second)
-    only_first = sum(bool(a) and not b for a, b in pairs)
-    only_second = sum(bool(b) and not a for a, b in pairs)
-    discordant = only_first + only_second
-    tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
-    return McNemar(only_first, only_second, len(pairs), min(1.0, 2 * tail / 2**discordant))
+    clusters = range(len(first)) if clusters is None else clusters
+    _same_length(first, clusters)
+    _same_length(first, second)
+    pairs = [(bool(a), bool(b), c) for a, b, c in zip(first, second, clusters, strict=True) if None not in (a, b)]
+    differences: Counter[Hashable] = Counter()
+    for a, b, cluster in pairs:
+        differences[cluster] += a - b
+    seen = abs(sum(differences.values()))
+    patterns = _signed_sums(Counter(abs(d) for d in differences.values() if d))
+    extreme = sum(ways for total, ways in patterns.items() if abs(total) >= seen)
+    return McNemar(
+        only_first=sum(a and not b for a, b, _ in pairs),
+        only_second=sum(b and not a for a, b, _ in pairs),
+        n=len(pairs),
+        p=extreme / sum(patterns.values()),
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -152,17 +180,6 @@ def krippendorff_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float | 
     return 1 - (n - 1) * observed / expected
 
 
-def _score_interval(successes: float, n: float, z: float) -> Interval:
-    if not 0 <= successes <= n:
-        raise InputError(f"expected between 0 and {n:g} successes, but got {successes:g}; count them again")
-    if n == 0:
-        return Interval(0.0, 1.0)
-    p, spread = successes / n, z * z / n
-    centre = (p + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
-    return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
-
-
 def _by_cluster(values: Sequence[float | None], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of each cluster that has any."""
     groups: dict[Hashable, list[float]] = {}
@@ -191,6 +208,19 @@ def _student(degrees: int, probability: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if cdf(middle) < probability else (low, middle)
     return high
+
+
+def _signed_sums(sizes: Counter[int]) -> dict[int, int]:
+    """How many ways of giving each number a sign lead to each sum; ``sizes``: number -> how often it is there."""
+    ways = {0: 1}
+    for size, count in sizes.items():
+        steps = [((2 * plus - count) * size, math.comb(count, plus)) for plus in range(count + 1)]
+        reached: Counter[int] = Counter()
+        for total, before in ways.items():
+            for step, n in steps:
+                reached[total + step] += before * n
+        ways = reached
+    return ways
 
 
 def _complete(first: Sequence, second: Sequence) -> list[tuple]:

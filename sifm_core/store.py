@@ -20,9 +20,10 @@ import os
 import sqlite3
 import string
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image as Pil
@@ -32,6 +33,7 @@ from .images import from_uint8, png_bytes, to_uint8, write_atomically
 from .types import Image, Metric, Record, Verdict
 
 SCHEMA = 1
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _TABLES = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS documents (kind TEXT, key TEXT, json TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
@@ -82,6 +84,17 @@ class Store:
         """Close the database; what was put is safe without it."""
         self._db.close()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All puts within are one durable transaction: all of them or, when something raises, none."""
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._execute("ROLLBACK")
+            raise
+        self._execute("COMMIT")
+
     # ---- documents: anything that is JSON, by kind and key
 
     def put(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
@@ -96,6 +109,20 @@ class Store:
         row = self._execute("SELECT json FROM documents WHERE kind = ? AND key = ?", kind, key).fetchone()
         return None if row is None else _loads(row[0], self._file)
 
+    def remove(self, kind: str, key: str) -> None:
+        """Forget a document, if there is one."""
+        self._execute("DELETE FROM documents WHERE kind = ? AND key = ?", kind, key)
+
+    def documents(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All (key, value) of a kind, ordered by key, one at a time."""
+        for key, text in self._execute("SELECT key, json FROM documents WHERE kind = ? ORDER BY key", kind):
+            yield key, _loads(text, self._file)
+
+    def counts(self) -> dict[str, int]:
+        """How many documents of each kind, and how many "records", there are."""
+        found = dict(self._execute("SELECT kind, COUNT(*) FROM documents GROUP BY kind ORDER BY kind").fetchall())
+        return found | {"records": self._execute("SELECT COUNT(*) FROM records").fetchone()[0]}
+
     # ---- records: the rows of the run
 
     def put_record(self, record: Record) -> None:
@@ -109,12 +136,15 @@ class Store:
 
     def records(self) -> Iterator[Record]:
         """All records in the order in which they were first put, one at a time."""
-        for value in self._rows():
-            metrics = {name: Metric(**metric) for name, metric in value.pop("metrics").items()}
-            verdicts = tuple(Verdict(**verdict) for verdict in value.pop("verdicts"))
-            yield Record(**value, metrics=metrics, verdicts=verdicts)
+        for row in self.rows():
+            yield record_of(row)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def remove_records(self) -> None:
+        """Forget all records; documents and pictures stay."""
+        self._execute("DELETE FROM records")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All records as plain data, which is quicker to read many of; :func:`record_of` makes one a record."""
         for (text,) in self._execute("SELECT json FROM records ORDER BY id"):
             yield _loads(text, self._file)
 
@@ -156,6 +186,15 @@ class Store:
             return False
         return True
 
+    def seems_whole(self, name: str) -> bool:
+        """Is the picture there, and does its file end as a PNG does? Quick: :meth:`has_image` looks at every pixel."""
+        try:
+            with self._path(name).open("rb") as file:
+                file.seek(-len(_PNG_END), os.SEEK_END)
+                return file.read() == _PNG_END
+        except OSError:
+            return False
+
     def _path(self, name: str) -> Path:
         if len(name) != 64 or not set(name) <= set(string.hexdigits):
             raise StoreError(f"expected the id of a picture (64 hexadecimal digits), but got {name!r}")
@@ -165,23 +204,29 @@ class Store:
 
     def export_jsonl(self, path: str | os.PathLike[str]) -> None:
         """Write all records as JSON lines: everything that is known."""
-        write_atomically(Path(path), "".join(_dumps(row) + "\n" for row in self._rows()).encode())
+        with _written(Path(path)) as file:
+            file.writelines(_dumps(row) + "\n" for row in self.rows())
 
     def export_csv(self, path: str | os.PathLike[str]) -> None:
         """Write all records as a flat table: one column per metric, judge's answer and time; ``info`` as JSON."""
-        rows = [_flat(row) for row in self._rows()]
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
+        columns = list(dict.fromkeys(column for row in self.rows() for column in _flat(row)))
+        with _written(Path(path)) as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(map(_flat, self.rows()))
 
     def _execute(self, statement: str, *values: str) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
             raise StoreError(f"{self._file}: {error}; is it a run of sifm, whole, and on a disk with room?") from error
+
+
+def record_of(row: Mapping[str, Any]) -> Record:
+    """A record from plain data, as ``dataclasses.asdict`` makes it."""
+    metrics = {name: Metric(**metric) for name, metric in row["metrics"].items()}
+    verdicts = tuple(Verdict(**verdict) for verdict in row["verdicts"])
+    return Record(**{**row, "metrics": metrics, "verdicts": verdicts})
 
 
 def fingerprint(**parts: Any) -> str:
@@ -192,6 +237,19 @@ def fingerprint(**parts: Any) -> str:
     """
     plain = json.loads(_dumps(_plain(parts, "fingerprint")), parse_float=_number)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[TextIO]:
+    """A text file that takes its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -90,6 +90,9 @@ class Editor(Protocol):
     def encode(self, x: Image) -> Latent:
         """Posterior mode, scaled: deterministic and differentiable. x must have a size that `work_size` allows."""
 
+    def decode(self, z: Latent) -> Image:
+        """The picture of such a latent, in [0, 1] units, not clipped: differentiable."""
+
     def prepare(self, prompts: Sequence[str]) -> Cond:
         """Encode one prompt per image (cached)."""
 

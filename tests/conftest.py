@@ -19,3 +19,10 @@ def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import fakes
 
     return fakes.sd3(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture(scope="session")
+def ultraedit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import fakes
+
+    return fakes.ultraedit(tmp_path_factory.mktemp("ultraedit"))

@@ -103,7 +103,7 @@ def instruct_pix2pix(folder: Path, scheduler: object = None, vae: object = None,
     return folder
 
 
-def sd3(folder: Path) -> Path:
+def sd3(folder: Path, in_channels: int = 4) -> Path:
     """A Stable Diffusion 3 folder with two CLIP encoders and a T5: f2 autoencoder with a shift, three joint blocks."""
     torch.manual_seed(0)
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in _LETTERS)]
@@ -119,7 +119,7 @@ def sd3(folder: Path) -> Path:
         transformer=SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
-            in_channels=4,
+            in_channels=in_channels,
             out_channels=4,
             num_layers=3,
             attention_head_dim=8,
@@ -132,4 +132,13 @@ def sd3(folder: Path) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     ).save_pretrained(folder)
     (folder / "sifm.json").write_text(json.dumps({"size": SIZE}))
+    return folder
+
+
+def ultraedit(folder: Path) -> Path:
+    """An UltraEdit folder: the same networks, the transformer with the source's channels, the authors' class name."""
+    sd3(folder, in_channels=8)
+    index = json.loads((folder / "model_index.json").read_text())
+    name = {"_class_name": "StableDiffusion3InstructPix2PixPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index | name))
     return folder

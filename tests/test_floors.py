@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"types", "errors"},
-    {"images", "noise", "features", "gradients", "pgd", "stats", "isr", "store", "metrics"},
+    {"images", "memory", "noise", "features", "gradients", "pgd", "stats", "isr", "store", "metrics", "transforms"},
     {"editors", "methods", "purify", "judges", "miniature"},
-    {"pipeline"},
-    {"bench", "report"},
+    {"pipeline", "layers", "plan"},
+    {"bench", "consistency", "controls", "fig3", "queue_client", "report"},
     {"cli", "doctor", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sifm_core.errors import EditorError, InputError
-from sifm_core.gradients import finite, through_latent, through_resize
+from sifm_core.gradients import ensemble, finite, through, through_latent, through_resize
 from sifm_core.images import resize
 from sifm_core.types import Gradient
 
@@ -113,3 +113,56 @@ def test_through_resize_is_the_gradient_of_the_composition() -> None:
 def test_through_resize_to_the_same_size_changes_nothing() -> None:
     grad_fn = through_latent(ENCODER, TERMS)
     assert torch.equal(through_resize(grad_fn, (8, 8))(X, 0).grad, grad_fn(X, 0).grad)
+
+
+def test_through_is_the_gradient_of_the_composition_and_tells_the_view_its_step() -> None:
+    steps = []
+
+    def view(x: Tensor, step: int) -> Tensor:
+        steps.append(step)
+        return x.flip(-1).square()
+
+    x = X.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(sum(t(ENCODER(x.flip(-1).square())).sum() for t in TERMS), x)
+    ours = through(through_latent(ENCODER, TERMS), view)(X, 7)
+    assert torch.allclose(ours.grad, expected, rtol=1e-10) and steps == [7]
+
+
+def parts(z: Tensor) -> dict[str, Tensor]:
+    return {"a": TERMS[0](z), "b": -1e-6 * TERMS[1](z)}
+
+
+def test_balanced_parts_have_the_lengths_asked_for_at_the_latent() -> None:
+    z = ENCODER(X).detach().requires_grad_()
+    a, b = (torch.autograd.grad(f(z).sum(), z)[0] * sign for f, sign in ((TERMS[0], 1), (TERMS[1], -1)))
+    length = lambda g: g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)  # noqa: E731
+    x = X.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(ENCODER(x), x, a / length(a) + 0.5 * b / length(b))
+    ours = through_latent(ENCODER, [parts, parts], lengths={"a": 1.0, "b": 0.5})(X, 0)
+    assert torch.allclose(ours.grad, expected, rtol=1e-9)
+    assert torch.allclose(ours.log["grad_a"], 2 * length(a).flatten(), rtol=1e-10), "what it was before"
+    sum_ = through_latent(ENCODER, [parts, parts])(X, 0)
+    assert torch.equal(ours.loss, sum_.loss) and not torch.allclose(ours.grad, sum_.grad, rtol=0.1)
+
+
+def test_a_part_without_gradient_stays_zero_when_balanced() -> None:
+    still = lambda z: {"a": TERMS[0](z), "b": 0 * TERMS[1](z)}  # noqa: E731
+    assert bool(torch.isfinite(through_latent(ENCODER, [still], lengths={"a": 1.0, "b": 1.0})(X, 0).grad).all())
+
+
+def test_an_ensemble_is_the_weighted_mean_of_equally_large_gradients() -> None:
+    loud = through_latent(ENCODER, [lambda z: 1e6 * TERMS[0](z)])
+    quiet = through_latent(ENCODER, [parts])
+    one, two = loud(X, 0), quiet(X, 0)
+    size = lambda g: g.abs().mean(dim=(1, 2, 3), keepdim=True)  # noqa: E731
+    ours = ensemble([loud, quiet], [3, 1])(X, 0)
+    assert torch.allclose(ours.grad, 0.75 * one.grad / size(one.grad) + 0.25 * two.grad / size(two.grad), rtol=1e-12)
+    assert torch.allclose(ours.loss, 0.75 * one.loss + 0.25 * two.loss)
+    assert torch.equal(ours.log["1.a"], two.log["a"]) and torch.equal(ours.log["0.loss"], one.loss)
+    assert torch.allclose(ours.grad[1:2], ensemble([loud, quiet], [3, 1])(X[1:2], 0).grad, rtol=1e-10)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")]])
+def test_wrong_weights_are_refused(weights: list[float]) -> None:
+    with pytest.raises(InputError, match="as many weights"):
+        ensemble([through_latent(ENCODER, TERMS)] * 2, weights)

@@ -5,7 +5,17 @@ import pytest
 
 from sifm_core import stats
 from sifm_core.errors import InputError
-from sifm_core.isr import breakdown, failure_axis, isr, worst_of, worst_of_seeds
+from sifm_core.isr import (
+    FAILURE_AXES,
+    agreed,
+    breakdown,
+    compare,
+    failure_axes,
+    failure_axis,
+    isr,
+    worst_of,
+    worst_of_seeds,
+)
 from sifm_core.types import Record, Verdict
 
 T, F, U = True, False, None
@@ -40,6 +50,7 @@ def test_net_counts_what_the_protection_caused():
     assert got.net == 2 / 5
     assert got.improved == 1 / 5
     assert (got.net_low, got.net_high) == stats.wilson(2, 5)
+    assert (got.improved_low, got.improved_high) == stats.wilson(1, 5)
     assert got.rate == 4 / 6  # of all clear protected samples, paired or not
 
 
@@ -175,3 +186,49 @@ def test_worst_of_seeds_is_never_above_the_mean_and_needs_a_clean_edit_that_fail
 )
 def test_failure_axis(verdicts, axis):
     assert failure_axis(verdicts) == axis
+    assert axis in FAILURE_AXES
+
+
+def test_agreement_on_one_axis_is_strict_too():
+    both = [verdict(T, F), verdict(T, T)]
+    assert (agreed(both, "semantic_mismatch"), agreed(both, "perceptual_degradation")) == (T, F)
+    assert agreed([verdict(T, U)], "perceptual_degradation") is None, "the judge could not tell"
+    assert agreed([*both, verdict(U, U, "blocked")], "semantic_mismatch") is agreed([], "semantic_mismatch") is None
+    with pytest.raises(InputError, match="semantic_mismatch"):
+        agreed(both, "mismatch")
+
+
+def test_failure_axes_count_every_record_of_every_method():
+    got = failure_axes(RECORDS)
+    assert list(got) == ["clean", "sifm", "noise"]
+    assert got["sifm"] == dict.fromkeys(FAILURE_AXES, 0) | {"mismatch": 3, "none": 1}
+    assert got["noise"]["unclear"] == 1
+    assert failure_axes(RECORDS, lambda r: ())["sifm"]["unclear"] == 4
+    by_axis = breakdown(RECORDS, lambda r: agreed(r.verdicts, "perceptual_degradation"))
+    assert (by_axis["sifm"].rate, by_axis["sifm"].n) == (0, 4)
+
+
+def runs(method, rates, prompts=5):
+    """Records of one method: picture i's edits fail for the first `rates[i]` prompts."""
+    return [record(method, str(i), j < rate, prompt=f"p{j}") for i, rate in enumerate(rates) for j in range(prompts)]
+
+
+def test_compare_pairs_attacks_clusters_by_picture_and_corrects():
+    records = [*runs("sifm", [5] * 8), *runs("noise", [0] * 8), *runs("mist", [5, 5, 5, 5, 5, 5, 0, 0])]
+    noise, mist = compare(records, success, [("sifm", "noise"), ("sifm", "mist")])
+    assert (noise.first, noise.second, noise.pairs, noise.only_first, noise.only_second) == ("sifm", "noise", 40, 40, 0)
+    assert noise.p == pytest.approx(2 / 2**8), "eight pictures, not forty prompts"
+    assert (noise.difference, noise.low, noise.high) == (1, 1, 1)
+    assert (mist.difference, mist.p) == (0.25, pytest.approx(0.5))
+    assert mist.low < 0.25 < mist.high
+    assert [noise.p_holm, mist.p_holm] == pytest.approx(stats.holm([noise.p, mist.p]))
+
+
+def test_compare_leaves_out_what_is_unclear_or_has_no_partner():
+    records = [record("sifm", "1", T), record("sifm", "2", U), record("sifm", "3", T), record("noise", "1", F)]
+    (got,) = compare([*records, record("noise", "2", F)], success, [("sifm", "noise")])
+    assert (got.pairs, got.only_first, got.p, got.low) == (1, 1, 1.0, None)
+    (none,) = compare([records[1], record("noise", "2", F)], success, [("sifm", "noise")])
+    assert (none.pairs, none.difference, none.p) == (0, None, 1.0)
+    with pytest.raises(InputError, match="did you mean sifm"):
+        compare(records, success, [("sfm", "noise")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -191,3 +192,94 @@ def test_wrong_arguments_are_refused(wrong: dict) -> None:
     arguments = {"x0": images(), **SETTINGS, "random_start": True, **wrong}
     with pytest.raises(InputError):
         pgd(arguments.pop("x0"), pull_to(images(seed=1)), **arguments)
+
+
+# ---- the L2 ball, schedules
+
+L2 = {"eps": 0.03, "alpha": 0.01, "steps": 6, "ball": "l2"}
+
+
+def rms(delta: Tensor) -> Tensor:
+    return delta.square().flatten(1).mean(dim=1).sqrt()
+
+
+def test_l2_moves_by_alpha_along_the_gradient_and_stays_in_the_ball() -> None:
+    x0, goal = images(2) * 0.4 + 0.3, images(2, seed=1)
+    seen: list[Step] = []
+    x = pgd(x0, pull_to(goal), **L2, on_step=seen.append)
+    first = seen[0].preview - x0
+    assert torch.allclose(rms(first), torch.full((2,), 0.01), rtol=1e-4)
+    assert torch.allclose(first / 0.01, (goal - x0) / rms(goal - x0).reshape(2, 1, 1, 1), atol=1e-3)
+    assert torch.allclose(rms(x - x0), torch.full((2,), 0.03), rtol=1e-3), "far from the goal all of it is used"
+    assert float(rms(x - x0).max()) <= 0.03 + 1e-6 and seen[-1].log["saturated"] == pytest.approx(1, rel=1e-3)
+    assert float((x - x0).abs().max()) > 0.035, "single values may change by more than eps"
+
+
+def test_l2_ends_at_the_nearest_image_of_ball_and_box() -> None:
+    """A point is the projection of v on a convex set if no other point of it lies further along v - point."""
+    x0 = images(1)
+    v = x0 + 0.2 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    p = pgd(x0, lambda x, i: Gradient(torch.ones(1), x0 - v), eps=0.05, alpha=float(rms(v - x0)), steps=1, ball="l2")
+    assert float(rms(p - x0)) == pytest.approx(0.05, rel=1e-4)
+    for seed in range(20):
+        w = (x0 + 0.1 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
+        w = x0 + (w - x0) * min(1.0, 0.05 / float(rms(w - x0)))
+        assert float(((v - p) * (w - p)).sum()) <= 1e-3
+    clipped = x0 + (v - x0) * 0.05 / rms(v - x0)
+    assert float((v - p).norm()) < float((v - clipped.clamp(0, 1)).norm()) - 1e-3, (
+        "shrinking, then clipping, is further"
+    )
+
+
+def test_l2_with_a_mask_counts_only_what_may_change() -> None:
+    x0 = images(2) * 0.4 + 0.3
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8], mask[..., 8:12] = 1, 0.25
+    moved = pgd(x0, pull_to(1 - x0.round()), **L2 | {"steps": 20}, mask=mask) - x0
+    assert not moved[..., 12:].any()
+    relative = (moved[..., :12] / mask[..., :12]).square().flatten(1).mean(dim=1).sqrt()
+    assert torch.allclose(relative, torch.full((2,), 0.03), rtol=1e-3)
+    assert float(moved[..., 8:12].abs().mean()) < 0.5 * float(moved[..., :8].abs().mean())
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_l2_of_a_batch_equals_its_images_one_by_one(start: bool) -> None:
+    x0, goal = images(3), images(3, seed=1)
+    batch = pgd(x0, pull_to(goal), **L2, seed=[1, 2, 3], random_start=start)
+    for b in range(3):
+        rows = slice(b, b + 1)
+        alone = pgd(x0[rows], pull_to(goal[rows]), **L2, seed=[1 + b], random_start=start)
+        assert torch.allclose(alone[0], batch[b], rtol=0, atol=1e-6)
+    started = pgd(x0, pull_to(x0), **L2 | {"steps": 0}, random_start=True)
+    assert float(rms(started - x0).min()) > 0.01 and float(rms(started - x0).max()) <= 0.03
+
+
+def test_l2_refuses_a_zero_gradient() -> None:
+    with pytest.raises(InputError, match="zero everywhere"):
+        pgd(images(), pull_to(images()), **L2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [1, 0.7525, 0.505, 0.2575]),
+        ("cosine", [1, 0.855018, 0.505, 0.154982]),
+    ],
+)
+def test_alpha_follows_its_schedule(schedule: str, expected: list[float]) -> None:
+    x0 = images() * 0.2 + 0.4
+    path = [x0]
+    far = pull_to(torch.zeros_like(x0))
+    pgd(x0, far, eps=1.0, alpha=0.01, steps=4, schedule=schedule, on_step=lambda s: path.append(s.preview))
+    moved = [float((b - a).abs().mean()) / 0.01 for a, b in itertools.pairwise(path)]
+    assert moved == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"ball": "l3"}, "did you mean l2"), ({"schedule": "cosin"}, "did you mean cosine"), ({"ball": None}, "linf")],
+)
+def test_unknown_balls_and_schedules_are_refused(wrong: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        pgd(images(), pull_to(images(seed=1)), **SETTINGS | wrong)

@@ -1,4 +1,3 @@
-import math
 import random
 
 import numpy as np
@@ -66,7 +65,18 @@ def clustered_runs(images, per_image, rate, correlation, runs, seed):
     return rng.binomial(per_image, rng.beta(a, b, (runs, images)))
 
 
-@pytest.mark.parametrize("images, rate, shared", [(100, 0.3, 0.2), (100, 0.6, 0.6), (50, 0.5, 0.6), (24, 0.4, 0.2)])
+@pytest.mark.parametrize(
+    "images, rate, shared",
+    [
+        (100, 0.3, 0.2),
+        (100, 0.6, 0.6),
+        (50, 0.5, 0.6),
+        (24, 0.4, 0.2),
+        (24, 0.05, 0.6),
+        (12, 0.7, 0.9),
+        (50, 0.95, 0.6),
+    ],
+)
 def test_clustered_intervals_cover_95_percent_where_the_naive_one_does_not(images, rate, shared):
     per_image, runs = 5, 500
     counts = clustered_runs(images, per_image, rate, shared, runs, seed=1)
@@ -76,39 +86,61 @@ def test_clustered_intervals_cover_95_percent_where_the_naive_one_does_not(image
         values = (np.arange(per_image) < row[:, None]).reshape(-1).tolist()
         naive.append(stats.wilson(sum(values), len(values)))
         wilson.append(stats.clustered_wilson(values, clusters))
-        boot.append(stats.bootstrap(values, clusters, draws=300))
+        if images == 50 and rate == 0.5:
+            boot.append(stats.bootstrap(values, clusters, draws=300))
     assert covered(*zip(*naive, strict=True), rate) < 0.9
-    assert 0.93 <= covered(*zip(*wilson, strict=True), rate) <= 0.975
-    assert 0.92 <= covered(*zip(*boot, strict=True), rate) <= 0.975
+    assert 0.93 <= covered(*zip(*wilson, strict=True), rate) <= (0.97 if 0.1 < rate < 0.9 else 0.98)
+    if boot:
+        assert 0.92 <= covered(*zip(*boot, strict=True), rate) <= 0.975
+
+
+def test_one_sample_a_cluster_is_wilson():
+    values = [i % 3 == 0 for i in range(60)]
+    plain, clustered = stats.wilson(20, 60), stats.clustered_wilson(values, range(60))
+    assert clustered == pytest.approx(plain, abs=3e-3)
+    assert clustered.low <= plain.low and plain.high <= clustered.high
+
+
+def test_the_net_rate_of_clustered_pairs_is_covered():
+    """Net ISR: protected fails and clean works, both depending on the picture, five prompts each."""
+    rng, runs, images, per_image = np.random.default_rng(3), 400, 60, 5
+    hard = rng.beta(1, 1, (runs, images, 1))
+    clean, protected = rng.random((2, runs, images, per_image)) < np.stack([0.3 * hard, 0.2 + 0.7 * hard])
+    clusters = np.repeat(np.arange(images), per_image).tolist()
+    found = [
+        stats.clustered_wilson((p & ~c).reshape(-1).tolist(), clusters) for p, c in zip(protected, clean, strict=True)
+    ]
+    share = np.linspace(0, 1, 100_001)
+    truth = ((0.2 + 0.7 * share) * (1 - 0.3 * share)).mean()
+    assert 0.93 <= covered(*zip(*found, strict=True), truth) <= 0.97
 
 
 def test_bootstrap_of_a_mean_covers_95_percent():
     rng = np.random.default_rng(2)
-    runs = [stats.bootstrap(row.tolist(), draws=300) for row in rng.gamma(2, 1, (700, 60))]
+    runs = [stats.bootstrap(row.tolist(), draws=200) for row in rng.gamma(2, 1, (400, 60))]
     assert 0.93 <= covered(*zip(*runs, strict=True), 2.0) <= 0.97
 
 
 def test_clustered_wilson_by_hand():
     values = [True, True, False, False, True, False, None, True]
     clusters = ["a", "a", "b", "b", "c", "c", "c", "d"]
-    # n 7, rate 4/7; residuals of clusters a, b, c, d: 6/7, -8/7, -1/7, 3/7 -> variance (110/49)/49 * 4/3
-    rate, variance = 4 / 7, 110 / 49 / 49 * 4 / 3
-    effective, z = rate * (1 - rate) / variance, scipy.stats.t.ppf(0.975, 3)
-    centre = (rate + z * z / 2 / effective) / (1 + z * z / effective)
-    half = z / (1 + z * z / effective) * math.sqrt(rate * (1 - rate) / effective + z * z / 4 / effective**2)
-    got = stats.clustered_wilson(values, clusters)
-    assert got == pytest.approx((centre - half, centre + half), abs=1e-12)
+    # 4 of 7; with a tenth of a cluster of 7/4 samples added on either side: 4.175 of 7.35
+    rate = 4.175 / 7.35
+    residuals = [2 - 2 * rate, -2 * rate, 1 - 2 * rate, 1 - rate]
+    squares = sum(r * r for r in residuals) + 0.1 * (1.75 * rate) ** 2 + 0.1 * (1.75 * (1 - rate)) ** 2
+    design = squares / 7.35 * 4.2 / 3.2 / (rate * (1 - rate))
+    want = proportion_confint(4 / design, 7 / design, method="wilson")
+    assert stats.clustered_wilson(values, clusters) == pytest.approx(want, abs=1e-12)
 
 
 def test_clustered_wilson_never_claims_certainty():
     same = stats.clustered_wilson([True] * 40, [i // 5 for i in range(40)])
     assert same.high == 1
-    z = scipy.stats.t.ppf(0.975, 7)
-    assert same.low == pytest.approx(8 / (8 + z * z))  # 8 images, not 40 samples
+    assert stats.wilson(6, 6).low < same.low < stats.wilson(8, 8).low  # 8 images at most, not 40 samples
     assert stats.clustered_wilson([True] * 5, ["a"] * 5) == (0, 1)
     assert stats.clustered_wilson([], []) == (0, 1)
     halves = stats.clustered_wilson([True, False] * 10, [i // 2 for i in range(20)])
-    assert halves.low > 0.2  # clusters that vary less than chance do not count as more samples than there are
+    assert halves == stats.wilson(10, 20)  # clusters that vary less than chance do not count as more samples
 
 
 def test_bootstrap_is_reproducible_and_resamples_clusters():
@@ -141,6 +173,44 @@ def test_mcnemar_edges():
     assert stats.mcnemar([True] * 3000, [False] * 3000).p < 1e-300  # no overflow
     with pytest.raises(InputError, match="same length"):
         stats.mcnemar([True], [])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_clustered_mcnemar_equals_the_exact_randomisation_test(seed):
+    rng = np.random.default_rng(seed)
+    images, per_image = 9, 4
+    hard = rng.beta(1, 1, (images, 1))
+    first, second = (rng.random((images, per_image)) < hard + shift for shift in (0.2, 0.0))
+    sums = first.sum(1) - second.sum(1)
+    want = scipy.stats.permutation_test(
+        (sums,), np.sum, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+    )
+    clusters = np.repeat(np.arange(images), per_image).tolist()
+    got = stats.mcnemar(first.reshape(-1).tolist(), second.reshape(-1).tolist(), clusters)
+    assert got.p == pytest.approx(want.pvalue, abs=1e-12)
+    assert got.only_first - got.only_second == sums.sum() and got.n == images * per_image
+
+
+def test_clustered_mcnemar_keeps_its_level_where_the_plain_one_does_not():
+    """Two methods that are equal on average, while every picture favours one of them in all its prompts."""
+    rng, clusters = np.random.default_rng(5), np.repeat(np.arange(30), 5).tolist()
+    plain = clustered = 0
+    for _ in range(300):
+        favours = rng.random((30, 1)) < 0.5
+        first, second = (rng.random((30, 5)) < np.where(favours, a, b) for a, b in ((0.8, 0.2), (0.2, 0.8)))
+        pair = first.reshape(-1).tolist(), second.reshape(-1).tolist()
+        plain += stats.mcnemar(*pair).p < 0.05
+        clustered += stats.mcnemar(*pair, clusters).p < 0.05
+    assert plain / 300 > 0.15
+    assert clustered / 300 < 0.08
+
+
+def test_clustered_mcnemar_on_a_large_run_is_quick_and_leaves_out_unclear_pairs():
+    rng = np.random.default_rng(0)
+    first, second = (rng.random(2500) < rate for rate in (0.6, 0.5))
+    clusters = (np.arange(2500) // 25).tolist()
+    got = stats.mcnemar([*first.tolist(), None], [*second.tolist(), True], [*clusters, 0])
+    assert got.n == 2500 and 0 < got.p < 1e-4
 
 
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.5, 0.9, 0.02], [0.2], [0.01, 0.01, 0.01], []])

@@ -240,3 +240,28 @@ def test_two_writers_at_once_are_safe(tmp_path):
         keys = [r.key for r in store.records()]
     assert sorted(keys) == sorted(f"{name}-{i}" for name in "ab" for i in range(25))
     assert all(len(lines) == 26 for lines in said)
+
+
+def test_puts_together_are_all_or_none(store):
+    with pytest.raises(KeyError), store.together():
+        store.put("a", "1", {})
+        store.put_record(RECORD)
+        raise KeyError
+    assert store.counts() == {"records": 0}
+    with store.together():
+        store.put("a", "1", {"x": 1})
+        store.put_record(RECORD)
+    assert store.counts() == {"a": 1, "records": 1}
+    assert list(store.documents("a")) == [("1", {"x": 1})]
+    store.remove("a", "1")
+    store.remove_records()
+    assert store.counts() == {"records": 0}
+
+
+def test_a_torn_picture_does_not_seem_whole(store):
+    name = store.put_image(torch.rand(3, 8, 8))
+    path = next(store.folder.rglob(f"{name}.png"))
+    assert store.seems_whole(name) and not store.seems_whole("0" * 64)
+    for size in (path.stat().st_size - 1, 20, 3, 0):
+        os.truncate(path, size)
+        assert not store.seems_whole(name)

@@ -33,6 +33,9 @@ class ToyEditor:
     def encode(self, x: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(x, 4)
 
+    def decode(self, z: Tensor) -> Tensor:
+        return nn.functional.interpolate(z, scale_factor=4)
+
     def prepare(self, prompts: Sequence[str]) -> Tensor:
         return torch.tensor([sum(map(ord, prompt)) % 97 / 97 for prompt in prompts]).reshape(-1, 1, 1, 1)
 

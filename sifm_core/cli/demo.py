@@ -65,7 +65,7 @@ def demo(
     start = time.perf_counter()
     grid = bench.Grid(
         samples=bench.benchmark(benchmark.load(n=images), unseen),
-        editor=load_editor(editor, device, dtype, False),
+        editors=[load_editor(editor, device, dtype, False)],
         judges=[load_judge(spec) for spec in specs],
         seeds=range(seeds),
         eps=eps,
@@ -75,24 +75,26 @@ def demo(
     )
     store = Store(out / "store")
     with progress() as on_step:
-        records = bench.run(grid, store, on_step(""))
+        records = bench.run(grid, store, on_step(""), retry=True)
     run = bench.provenance(grid) | {"seconds": round(time.perf_counter() - start, 1)}
-    written = {
-        "report.html": report.page(records, store, run).encode(),
-        "report.md": report.markdown(records, run).encode(),
-        "grid.png": report.grid(records, store),
-        "records.json": as_text([asdict(record) for record in records]).encode(),
-    }
-    for name, content in written.items():
-        write_atomically(out / name, content)
-    table = report.lines(records)
+    found = report.make(records, run)
+    written = report.write(found, store, out, pictures=images * seeds * (unseen + 1))
+    write_atomically(out / "records.json", as_text([asdict(record) for record in records]).encode())
+    table = found.parts[0].lines
     if as_json:
-        dump({"folder": str(out), "files": sorted(written), "run": run, "table": [asdict(line) for line in table]})
+        dump(
+            {
+                "folder": str(out),
+                "files": [*written, "records.json"],
+                "run": run,
+                "table": [asdict(line) for line in table],
+            }
+        )
     else:
         from rich.console import Console
 
         for part in report.terminal(table):
             Console().print(part)
-        print(f"{report.headline(table)}\n\nReport: {out / 'report.html'}")
+        print(f"{found.headline}\n\nReport: {out / 'report.html'}")
     if failed := [reason for line in table for reason in line.failed]:
         raise SifmError(f"{len(failed)} kinds of failure, the report names them; the first: {failed[0]}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
+
+import typer
 
 from .app import app
 from .output import progress, show
@@ -32,6 +35,9 @@ def edit(
     prompt: Prompt,
     editor: EditorName = EDITOR,
     seed: Seed = 0,
+    purify: Annotated[
+        str, typer.Option("--purify", metavar="CHAIN", help="What the attacker does first; see `sifm purify`.")
+    ] = "",
     option: Options = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -44,8 +50,9 @@ def edit(
     """
     from .. import pipeline
     from ..images import load_picture, save_png
+    from ..purify import parse
 
-    jobs = jobs_of(source, out)
+    jobs, stages = jobs_of(source, out), parse(purify)
     pipeline.check_prompts(prompt, 1)
     pipeline.check_seed(seed, 1)
     pictures = [load_picture(path) for path, _ in jobs]
@@ -57,7 +64,13 @@ def edit(
         for (path, target), picture in zip(jobs, pictures, strict=True):
             start = time.perf_counter()
             edited = pipeline.edit(
-                picture.pixels, loaded, prompt=prompt, seed=seed, on_step=on_step(path.name), **options
+                picture.pixels,
+                loaded,
+                prompt=prompt,
+                seed=seed,
+                purify=stages,
+                on_step=on_step(path.name),
+                **options,
             )
             save_png(edited, target, like=picture)
             results.append(
@@ -66,6 +79,7 @@ def edit(
                     "output": str(target),
                     "prompt": prompt.strip(),
                     "seed": seed,
+                    "purify": ",".join(map(str, stages)),
                     "editor": loaded.name,
                     "editor_fingerprint": loaded.fingerprint,
                     "options": options,

@@ -11,12 +11,10 @@ from .app import app
 from .output import progress, show
 from .shared import (
     EDITOR,
-    Alpha,
     Device,
     Download,
     Dtype,
     EditorName,
-    Eps,
     Json,
     Options,
     Out,
@@ -26,6 +24,7 @@ from .shared import (
     jobs_of,
     load_editor,
     method_options,
+    number,
 )
 
 
@@ -36,9 +35,18 @@ def immunize(
     prompt: Prompt,
     editor: EditorName = EDITOR,
     method: Annotated[str, typer.Option("--method", metavar="NAME", help="See `sifm list methods`.")] = "sifm",
-    eps: Eps = 0.03,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Iterations.")] = 100,
-    alpha: Alpha = 2 / 255,
+    preset: Annotated[
+        str,
+        typer.Option("--preset", metavar="NAME", help="What is not given: eps 0.03, 100 steps of 2/255; or paper."),
+    ] = "equal_budget",
+    eps: Annotated[
+        float | None,
+        typer.Option("--eps", metavar="E", parser=number, help="Budget: the most a value may change, in [0, 1]."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Iterations.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", metavar="A", parser=number, help="Step size, in [0, 1].")
+    ] = None,
     seed: Seed = 0,
     mask: Annotated[
         Path | None, typer.Option("--mask", metavar="FILE", help="A picture of the same size: black stays as it is.")
@@ -58,8 +66,10 @@ def immunize(
 
     jobs = jobs_of(source, out)
     options = method_options(method, option or [])
-    eps, alpha = pipeline.check_budget(eps), pipeline.check_unit(alpha, "alpha")
-    pipeline.check_count(steps, "steps")
+    chosen = pipeline.check_preset(method, preset, {"eps": eps, "steps": steps, "alpha": alpha})
+    pipeline.check_budget(chosen["eps"])
+    pipeline.check_unit(chosen["alpha"], "alpha")
+    pipeline.check_count(chosen["steps"], "steps")
     pipeline.check_prompts(prompt, 1)
     pipeline.check_seed(seed, 1)
     pictures = [load_picture(path) for path, _ in jobs]
@@ -75,6 +85,7 @@ def immunize(
                 loaded,
                 prompt=prompt,
                 method=method,
+                preset=preset,
                 eps=eps,
                 steps=steps,
                 alpha=alpha,
@@ -85,17 +96,18 @@ def immunize(
             )
             public = {k: v for k, v in done.settings.items() if k not in ("prompt", "editor")}
             save_png(done.image, target, like=picture, metadata={"sifm": public})
-            linf = verify_budget(target, picture.pixels, eps)
+            verify_budget(target, picture.pixels, chosen["eps"], chosen["ball"])
             losses = [step.loss for step in done.history]
             results.append(
                 {
                     "source": str(path),
                     "output": str(target),
-                    "linf": linf,
+                    "linf": done.linf,
+                    "rms": done.rms,
                     "seconds": round(done.seconds, 3),
                     "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
                     **done.settings,
                 }
             )
-    text = "{output}: changed by at most {linf:.4f} (eps {eps:g}) with {method} in {seconds:.1f} s"
+    text = "{output}: changed by at most {linf:.4f} ({ball} eps {eps:g}) with {method} in {seconds:.1f} s"
     show(results, source, as_json, text)

@@ -10,8 +10,20 @@ import typer
 
 from ..errors import SifmError
 from .app import app
-from .output import dump
-from .shared import JUDGES, Json, Judges, Prompt, distinct, matched
+from .judging import (
+    Batch,
+    CacheFile,
+    Concurrency,
+    MaxCost,
+    Offline,
+    Patience,
+    Preset,
+    Prices,
+    ResendLost,
+    load_judges,
+)
+from .output import dump, progress
+from .shared import JUDGES, Json, Judges, Prompt, matched
 
 
 @app.command()
@@ -20,6 +32,15 @@ def judge(
     edited: Annotated[Path, typer.Argument(metavar="EDITED", help="The edit to be judged.", show_default=False)],
     prompt: Prompt,
     judges: Judges = None,
+    preset: Preset = None,
+    cache: CacheFile = None,
+    offline: Offline = False,
+    max_cost: MaxCost = None,
+    prices: Prices = None,
+    concurrency: Concurrency = None,
+    batch: Batch = False,
+    patience: Patience = None,
+    resend_lost: ResendLost = False,
     as_json: Json = False,
 ) -> None:
     """Ask judges whether an edit failed.
@@ -28,14 +49,26 @@ def judge(
     """
     from .. import pipeline
     from ..images import load_image
-    from ..judges import consensus, load_judge
+    from ..judges import consensus
 
     pairs = matched(source, edited)
-    pipeline.check_prompts(prompt, 1)
-    loaded = [load_judge(spec) for spec in distinct(judges or JUDGES)]
+    cases = [pipeline.check_case(load_image(one), load_image(two), prompt) for one, two in pairs]
+    loaded = load_judges(
+        judges or JUDGES,
+        preset=preset,
+        cache=cache,
+        offline=offline,
+        max_cost=max_cost,
+        prices=prices,
+        concurrency=concurrency,
+        batch=batch,
+        patience=patience,
+        resend_lost=resend_lost,
+    )
+    with progress() as on_step:
+        columns = [one.judge(cases, on_step=on_step(one.name)) for one in loaded]
     results, answered = [], False
-    for one, two in pairs:
-        verdicts = pipeline.judge(load_image(one), load_image(two), prompt, loaded)
+    for (one, two), verdicts in zip(pairs, zip(*columns, strict=True), strict=True):
         agreed = consensus(verdicts)
         answered |= any(v.success is not None for v in verdicts)
         found = {"edit_failed": agreed, "verdicts": [{**asdict(v), "success": v.success} for v in verdicts]}

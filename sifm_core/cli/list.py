@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +14,12 @@ from .shared import Json
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="[editors|methods|judges|metrics]", show_default=False)] = "all",
+    what: Annotated[
+        str, typer.Argument(metavar="[editors|methods|purifiers|judges|metrics]", show_default=False)
+    ] = "all",
     as_json: Json = False,
 ) -> None:
-    """List editors, methods, judges, metrics."""
+    """List editors, methods, purifiers, judges, metrics."""
     from ..doctor import catalogue
     from ..errors import unknown
 
@@ -30,5 +33,26 @@ def list_(
         print(f"{title}:")
         for name, entry in table.items():
             print(f"  {name:24} {entry['about']}")
-            for key, option in entry.get("options", {}).items():
-                print(f"  {'':24}   {key}={option['default']}  {option['about']}".rstrip())
+            for line in _details(name, entry):
+                print(f"  {'':24}   {line}".rstrip())
+
+
+def _details(name: str, entry: dict[str, Any]) -> Iterator[str]:
+    """The lines under an entry: a purifier's settings, a method's presets and options."""
+    if "standard" in entry:
+        yield (
+            f"{name}:{entry['standard']:g} as usual ({entry['meaning']}, {entry['least']:g} to {entry['greatest']:g}); "
+            f"{name}@0 is {entry['mildest']:g}, {name}@1 is {entry['strongest']:g}"
+        )
+    if "provenance" in entry:
+        yield entry["provenance"]
+    if entry.get("beyond_the_paper"):
+        yield f"beyond its paper on {', '.join(entry['beyond_the_paper'])}"
+    common = entry.get("presets", {}).get("equal_budget", {})
+    for preset, values in entry.get("presets", {}).items():
+        changes = {key: value for key, value in values.items() if key not in common or value != common[key]}
+        if changes:
+            said = (f"{k}={v:.5g}" if isinstance(v, float) else f"{k}={v}" for k, v in changes.items())
+            yield f"--preset {preset}: {' '.join(said)}"
+    for key, option in entry.get("options", {}).items():
+        yield f"{key}={option['default']}  {option['about']}"

@@ -7,12 +7,13 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..store import Store
     from ..types import OnStep, Step
 
 QUIET_SECONDS, WINDOW_SECONDS = 10, 60
@@ -58,6 +59,42 @@ def progress() -> Iterator[Callable[[str], OnStep]]:
             return on_step
 
         yield bars
+
+
+@contextmanager
+def forecast(counts: Mapping[str, int], store: Store) -> Iterator[OnStep]:
+    """Progress over all phases of a run: what is left of this phase, and of all as far as their rates are known.
+
+    A line every ten seconds; on a terminal it stays in one place.
+    """
+    from ..bench.estimate import remaining
+
+    start: dict[str, tuple[float, int]] = {}
+    said = time.monotonic() - QUIET_SECONDS + 1
+    inplace = sys.stderr.isatty()
+
+    def on_step(step: Step) -> None:
+        nonlocal said
+        now = time.monotonic()
+        phase = step.phase.partition(" ")[0]
+        since, first = start.setdefault(step.phase, (now, step.i))
+        if now - said < (0.5 if inplace else QUIET_SECONDS) or not step.n:
+            return
+        said = now
+        rates = dict(store.documents("rate"))
+        left = "?"
+        if step.i > first:
+            rates[phase] = {"seconds": now - since, "units": (step.i - first) / 100}
+            left = f"{(now - since) / (step.i - first) * (step.n - step.i):.0f} s"
+        later = list(counts)[list(counts).index(phase) + 1 :] if phase in counts else []
+        all_left = remaining({phase: (step.n - step.i) / 100, **{p: counts[p] for p in later if p != "records"}}, rates)
+        whole = "" if all_left is None else f", all in {all_left:.0f} s at most"
+        text = f"{step.phase} {step.i / 100:.0f} of {step.n / 100:.0f}, {left} left{whole}"
+        print(f"\r\033[K{text}" if inplace else text, end="" if inplace else "\n", file=sys.stderr, flush=True)
+
+    yield on_step
+    if inplace:
+        print("\r\033[K", end="", file=sys.stderr)
 
 
 def _lines(label: str) -> OnStep:

@@ -47,6 +47,9 @@ Alpha = Annotated[
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of its own; may be repeated.")
 ]
+Chain = Annotated[
+    str, typer.Argument(metavar="CHAIN", help="Such as jpeg:75,resize:0.5 or blur@0.5; see `sifm list purifiers`.")
+]
 Judges = Annotated[
     list[str] | None,
     typer.Option("--judge", metavar="BACKEND:MODEL", help=f"May be repeated; default {' and '.join(JUDGES)}."),

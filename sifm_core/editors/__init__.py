@@ -1,7 +1,8 @@
 """The editors to immunize against: one file per family, loaded from diffusers folders by :func:`load_editor`.
 
-A family module has ``load(folder, name, device, dtype, options) -> Editor``. To add one: write the file and list its
-pipeline classes in :data:`FAMILIES`.
+A family module has ``load(folder, name, dtype, options) -> LatentEditor``, on the CPU, ``assemble(name, folder, pipe,
+settings)``, the same from networks, ``DEFAULTS``, and may have ``unneeded(index, options)``, the parts of a hub
+repository that it will not load. To add one: write the file and list its pipeline classes in :data:`FAMILIES`.
 """
 
 from __future__ import annotations
@@ -9,20 +10,23 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..errors import EditorError, InputError, unknown
 from ..types import Editor
-from .folder import download, read_json
+from .folder import OnDownload, download, read_json
 
 BUILTIN: dict[str, str] = {
     "miniature-ip2p": str(Path(__file__).parents[1] / "miniature" / "weights" / "miniature-ip2p"),
     "instruct-pix2pix": "timbrooks/instruct-pix2pix",
     "hq-edit": "MudeHui/HQ-Edit",
     "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "ultraedit": "BleachNick/SD3_UltraEdit_freeform",
 }
 """Short name -> folder or hub id."""
 
@@ -30,9 +34,11 @@ FAMILIES: dict[str, str] = {
     "StableDiffusionInstructPix2PixPipeline": "sifm_core.editors.instruct_pix2pix",
     "StableDiffusion3Pipeline": "sifm_core.editors.sd3",
     "StableDiffusion3Img2ImgPipeline": "sifm_core.editors.sd3",
+    "StableDiffusion3InstructPix2PixPipeline": "sifm_core.editors.ultraedit",
 }
 """Pipeline class, as the folder's model_index.json names it -> module."""
 
+_OFFLOADS = ("none", "text", "sequential")
 _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -46,28 +52,56 @@ def load_editor(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    offload: Literal["none", "text", "sequential"] = "none",
+    checkpointing: bool = False,
     local_files_only: bool = True,
+    on_download: OnDownload | None = None,
     **options: Any,
 ) -> Editor:
     """Load a frozen editor from a built-in name, a diffusers folder or a hub id ("owner/name").
 
-    ``device`` "auto": CUDA, else MPS, else CPU. ``dtype`` "auto": bfloat16 on CUDA, else float32. Nothing is
-    downloaded unless ``local_files_only`` is False. ``options`` change the editor's defaults: steps, guidance_scale,
-    size, ... Raises InputError for an unknown name, device, dtype or option; EditorError for a folder that is
-    missing, incomplete, not safetensors or of another pipeline class, and for a repository that cannot be reached.
+    ``device`` "auto": CUDA, else MPS, else CPU. ``dtype`` "auto": bfloat16 on CUDA, else float32. To save memory:
+    ``offload`` "text" keeps the text encoders on the device only while they read a prompt, "sequential" then takes the
+    other networks off it as well (nothing changes on the CPU); ``checkpointing`` recomputes inner results in the
+    backward pass instead of keeping them. Nothing is downloaded unless ``local_files_only`` is False; ``on_download``
+    is told the size first. ``options`` change the editor's defaults: steps, guidance_scale, size, ...
+
+    Raises InputError for an unknown name, device, dtype or option; EditorError for a folder that is missing,
+    incomplete, not safetensors or of another pipeline class, for a repository that cannot be reached, and when memory
+    or disk is too small.
     """
     where = torch.device(_device(device))
     number = _dtype(dtype, where)
+    if offload not in _OFFLOADS:
+        raise unknown("offload", str(offload), _OFFLOADS)
     name = os.fspath(source)
-    folder = _folder(name, local_files_only)
-    kind = read_json(folder / "model_index.json").get("_class_name")
+
+    def unneeded(index: Mapping[str, Any]) -> Sequence[str]:
+        return getattr(family(index, name), "unneeded", lambda index, options: ())(index, options)
+
+    folder = _folder(
+        name, partial(download, local_files_only=local_files_only, unneeded=unneeded, on_download=on_download)
+    )
+    with torch.inference_mode(False):
+        editor = family(read_json(folder / "model_index.json"), name).load(folder, name, number, options)
+        editor.place(where, offload, checkpointing)
+    return editor
+
+
+def family(index: Mapping[str, Any], name: str) -> Any:
+    """The module for a pipeline's model_index.json. Raises EditorError for a class that has none."""
+    kind = index.get("_class_name")
     if kind not in FAMILIES:
         raise EditorError(f"{name} is a {kind}: expected one of {', '.join(FAMILIES)}")
-    with torch.inference_mode(False):
-        return importlib.import_module(FAMILIES[kind]).load(folder, name, where, number, options)
+    return importlib.import_module(FAMILIES[kind])
 
 
-def _folder(name: str, local_files_only: bool) -> Path:
+def local_folder(name: str) -> Path:
+    """The folder of a built-in name, a folder or a hub id in the local cache. Raises EditorError if it is not here."""
+    return _folder(name, partial(download, local_files_only=True))
+
+
+def _folder(name: str, fetch: Callable[[str], Path]) -> Path:
     source = BUILTIN.get(name, name)
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -77,7 +111,7 @@ def _folder(name: str, local_files_only: bool) -> Path:
     if folder.exists():
         raise EditorError(f"{folder} is a file: expected the folder of a diffusers pipeline, not a single checkpoint")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
-        return download(source, local_files_only)
+        return fetch(source)
     if source == name and not re.search(r"[/\\]", name):
         raise unknown("editor", name, BUILTIN)
     raise EditorError(f"{folder}: no such folder; give a built-in name ({', '.join(BUILTIN)}), a folder or a hub id")

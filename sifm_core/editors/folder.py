@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import EditorError, InputError, SifmError
+from ..memory import enough
 
 _LIBRARIES = ("diffusers", "transformers")
 _WEIGHTS = ("diffusion_pytorch_model", "model")
@@ -20,28 +22,49 @@ _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config
 _WEIGHTLESS = ("scheduler", "tokenizer")
 
 
-def download(hub_id: str, local_files_only: bool) -> Path:
+OnDownload = Callable[[str, int], None]
+"""Called with the hub id and the number of bytes before they are fetched. To refuse, raise."""
+
+
+def download(
+    hub_id: str,
+    local_files_only: bool,
+    unneeded: Callable[[Mapping[str, Any]], Sequence[str]] = lambda index: (),
+    on_download: OnDownload | None = None,
+) -> Path:
     """The folder of a hub repository in the local cache; fetched first, as far as needed, unless ``local_files_only``.
 
-    Raises EditorError, each with what to do: not in the cache, no such repository, gated, no connection.
+    ``unneeded`` names parts that the caller will not load, from model_index.json. Raises EditorError, each with what to
+    do: not in the cache, no such repository, gated, no token, no connection, no room on the disk.
     """
+    import huggingface_hub
     from huggingface_hub import errors as hub
-    from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        index = hf_hub_download(hub_id, "model_index.json", local_files_only=local_files_only)
+        index = huggingface_hub.hf_hub_download(hub_id, "model_index.json", local_files_only=local_files_only)
         if not local_files_only:
-            parts = [name for name, entry in read_json(Path(index)).items() if _is_part(entry)]
+            listed = read_json(Path(index))
+            parts = {name for name, entry in listed.items() if _is_part(entry)} - set(unneeded(listed))
             kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
-            snapshot_download(
-                hub_id,
-                allow_patterns=["sifm.json", *(f"{part}/{kind}" for part in parts for kind in kinds)],
-                ignore_patterns=["*.fp16.*", "*.bf16.*", "*.non_ema.*", "safety_checker/*"],
-            )
+            chosen: dict[str, Any] = {
+                "allow_patterns": ["sifm.json", *(f"{part}/{kind}" for part in sorted(parts) for kind in kinds)],
+                "ignore_patterns": ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "safety_checker/*"],
+            }
+            files = huggingface_hub.snapshot_download(hub_id, dry_run=True, **chosen)
+            if size := sum(file.file_size for file in files if file.will_download):
+                _check_disk(hub_id, size, Path(index))
+                if on_download is not None:
+                    on_download(hub_id, size)
+                huggingface_hub.snapshot_download(hub_id, **chosen)
     except hub.GatedRepoError:
         page = f"https://huggingface.co/{hub_id}"
+        if huggingface_hub.get_token() is None:
+            raise EditorError(
+                f"{hub_id} is gated and there is no token: accept its licence at {page}, "
+                "then `hf auth login` or set HF_TOKEN"
+            ) from None
         raise EditorError(
-            f"{hub_id} is gated: accept its licence at {page}, then `hf auth login` or set HF_TOKEN"
+            f"{hub_id} is gated, and the account of your token has no access: accept its licence at {page} with it"
         ) from None
     except hub.RepositoryNotFoundError:
         raise EditorError(
@@ -59,12 +82,21 @@ def download(hub_id: str, local_files_only: bool) -> Path:
     return Path(index).parent
 
 
+def _check_disk(hub_id: str, size: int, place: Path) -> None:
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise EditorError(
+            f"{hub_id}: {size / 1e9:.1f} GB to fetch, {free / 1e9:.1f} GB free at {place.parent}: make room, "
+            "or set HF_HOME to a larger disk"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises EditorError when there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise EditorError(f"{path} is missing: get a complete copy of the folder") from None
+        raise EditorError(f"{path} is missing: get a complete copy of the folder, or fetch it again") from None
     except (OSError, ValueError) as error:
         raise EditorError(f"{path} is not readable JSON ({error}): get a new copy") from error
     if not isinstance(content, dict):
@@ -103,26 +135,22 @@ def fingerprint(folder: Path, parts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def load_pipeline(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype, **parts: Any) -> Any:
-    """The folder as a pipeline of class ``kind``, frozen; ``parts`` replace those of the folder, None leaves one out.
+def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
+    """The folder as a frozen pipeline of class ``kind`` on the CPU; ``parts`` replace the folder's, None omits one.
 
     Raises EditorError when a part does not load, or memory is too small.
     """
     from safetensors import SafetensorError
 
     try:
-        with _quiet():
+        with _quiet(), enough(f"loading {folder}", torch.device("cpu")):
             pipe = kind.from_pretrained(
                 folder,
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 **parts,
-            ).to(device)
-    except torch.OutOfMemoryError as error:
-        raise EditorError(
-            f"{folder} does not fit into the memory of {device}: use dtype='bfloat16' or the CPU"
-        ) from error
+            ).to("cpu")
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         raise EditorError(
             f"{folder} could not be loaded: {str(error).strip().splitlines()[0]}; get a new copy"
@@ -134,15 +162,15 @@ def load_pipeline(kind: Any, folder: Path, device: torch.device, dtype: torch.dt
     return pipe
 
 
-def settings(folder: Path, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def settings(folder: Path | None, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of the family, then of the folder's sifm.json, then what the caller chose.
 
     Raises InputError for a choice, EditorError for an entry of the file, that is unknown or not a positive number.
     """
     merged = dict(defaults)
-    file = folder / "sifm.json"
+    file = folder / "sifm.json" if folder else None
     for source, values, kind in (
-        (file, read_json(file) if file.exists() else {}, EditorError),
+        (file, read_json(file) if file and file.exists() else {}, EditorError),
         ("load_editor", chosen, InputError),
     ):
         for name, value in values.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import EditorError
 from ..noise import Seed, generators
-from ..types import Editor, Image, Latent, OnStep
+from ..types import Image, Latent, OnStep
 from .folder import check, load_pipeline, settings
 from .latent import LatentEditor, report, run, wide
 
@@ -26,7 +26,7 @@ NAMED_DEFAULTS = {"hq-edit": HQ_EDIT, "MudeHui/HQ-Edit": HQ_EDIT, "UCSC-VLAA/HQ-
 """HQ-Edit's published example passes 1.5 as guidance_scale too, which hardly follows the instruction."""
 
 
-def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]) -> Editor:
+def load(folder: Path, name: str, dtype: torch.dtype, options: Mapping[str, Any]) -> LatentEditor:
     """Load a StableDiffusionInstructPix2PixPipeline folder; ``options`` change :data:`DEFAULTS`."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
@@ -35,14 +35,18 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, opti
     pipe = load_pipeline(
         StableDiffusionInstructPix2PixPipeline,
         folder,
-        device,
         dtype,
         safety_checker=None,
         feature_extractor=None,
         image_encoder=None,
         requires_safety_checker=False,
     )
-    return InstructPix2Pix(name, folder, pipe, chosen)
+    return assemble(name, folder, pipe, chosen)
+
+
+def assemble(name: str, folder: Path, pipe: Any, settings: Mapping[str, Any]) -> InstructPix2Pix:
+    """The editor of a pipeline that is there already."""
+    return InstructPix2Pix(name, folder, pipe, settings)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class InstructPix2Pix(LatentEditor):
             )
         self.net = pipe.unet
         self.prediction = pipe.scheduler.config.prediction_type
-        self._alphas = pipe.scheduler.alphas_cumprod.double().to("cpu" if self.device.type == "mps" else self.device)
+        self._alphas = pipe.scheduler.alphas_cumprod.double()
         self.layer_presets = {
             "mid": ("mid_block",),
             "deep": ("mid_block", "up_blocks.0.resnets.*"),
@@ -90,6 +94,12 @@ class InstructPix2Pix(LatentEditor):
             return *both, self.positions(prompt, tokenizer, tokenizer.model_max_length)
 
         return Cond(*self.encoded(prompts, embed))
+
+    def blank(self, n: int) -> Cond:
+        """Conditions of zeros for ``n`` images, to count what work costs."""
+        tokens = self.pipe.tokenizer.model_max_length if self.pipe.tokenizer else 77
+        text = torch.zeros(n, tokens, self.pipe.unet.config.cross_attention_dim, device=self.device, dtype=self.dtype)
+        return Cond(text, text, torch.zeros(n, tokens, dtype=torch.bool, device=self.device))
 
     def words(self, cond: Cond) -> Tensor:
         """Which text positions are words of the prompt, (B, tokens) bool."""
@@ -133,7 +143,7 @@ class InstructPix2Pix(LatentEditor):
     def generate(self, x: Image, cond: Cond, *, seed: Seed = 0, **options: Any) -> Image:
         """:meth:`edit` with a gradient to ``x``, not clipped, (B, 3, H, W) in [0, 1] units."""
         latents = run(self.pipe, differentiable=True, output_type="latent", **self._arguments(x, cond, seed, options))
-        return wide(self.pipe.vae.decode(latents / self.latent_scale, return_dict=False)[0]) / 2 + 0.5
+        return self.decode(latents)
 
     def _arguments(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any]) -> dict[str, Any]:
         chosen = self.chosen(options, x, len(cond.prompt))
@@ -154,5 +164,7 @@ class InstructPix2Pix(LatentEditor):
 
     def _mix(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at ``t``, shaped to multiply ``like``."""
+        if self._alphas.device != t.device and t.device.type != "mps":  # which has no float64
+            self._alphas = self._alphas.to(t.device)
         alpha = self._alphas[t.to(self._alphas.device)].reshape(-1, 1, 1, 1)
         return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ImageError, InputError, unknown
+from ..memory import enough
 from ..types import Image, Latent, OnStep, Step
 from . import folder as folders
 
@@ -26,6 +28,8 @@ class LatentEditor:
     family: str
     layer_presets: Mapping[str, tuple[str, ...]]
     net: nn.Module
+    prepare: Any
+    blank: Any
 
     def __init__(
         self,
@@ -48,6 +52,47 @@ class LatentEditor:
         self._folder, self._parts = folder, parts
         self._multiple = multiple
         self._prompts: dict[str, tuple[Tensor, ...]] = {}
+        self._readers: dict[str, nn.Module] = {}
+        self._alone = False
+
+    def place(self, device: torch.device, offload: str, checkpointing: bool) -> None:
+        """Put the networks on ``device``; see :func:`sifm_core.editors.load_editor` for the rest.
+
+        Raises EditorError when they do not fit.
+        """
+        self.device = device
+        names = [name for name in self.pipe.components if name.startswith("text_encoder")]
+        if offload != "none" and device != torch.device("cpu"):
+            self._readers = {name: getattr(self.pipe, name) for name in names if getattr(self.pipe, name) is not None}
+            self._alone = offload == "sequential"
+            for name in self._readers:
+                setattr(self.pipe, name, None)
+        with enough(f"the networks of {self.name}", device):
+            self.pipe.to(device)
+        if checkpointing:
+            networks: list[Any] = [self.net, self.pipe.vae]
+            for network in networks:
+                network.enable_gradient_checkpointing()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The text encoders are on the device inside, and gone from it, and from the pipeline, afterwards."""
+        others = [self.net, self.pipe.vae] if self._alone else []
+        try:
+            for network in others:
+                network.to("cpu")
+            with enough(f"the text encoders of {self.name}", self.device):
+                for name, reader in self._readers.items():
+                    setattr(self.pipe, name, reader.to(self.device))
+            yield
+        finally:
+            for name, reader in self._readers.items():
+                setattr(self.pipe, name, None)
+                reader.to("cpu")
+            if self._readers and self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            for network in others:
+                network.to(self.device)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -72,6 +117,14 @@ class LatentEditor:
         mode = self.pipe.vae.encode((2 * x - 1).to(self.device, self.dtype)).latent_dist.mode()
         return (wide(mode) - self.latent_shift) * self.latent_scale
 
+    def decode(self, z: Latent) -> Image:
+        """The picture of a latent that :meth:`encode` gave: (B, c, h, w) -> (B, 3, H, W) in [0, 1] units, not clipped.
+
+        Differentiable; at least float32.
+        """
+        raw = (z / self.latent_scale + self.latent_shift).to(self.device, self.dtype)
+        return wide(self.pipe.vae.decode(raw, return_dict=False)[0]) / 2 + 0.5
+
     def check_size(self, x: Image) -> None:
         """Raise ImageError for a size that :meth:`work_size` does not give."""
         if any(side % self._multiple for side in x.shape[-2:]):
@@ -86,9 +139,9 @@ class LatentEditor:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise InputError(f"prompt: expected text, got {prompt!r}")
-            if prompt not in self._prompts:
-                with torch.inference_mode(False), torch.no_grad():
-                    self._prompts[prompt] = encode(prompt)
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prompts]:
+            with torch.inference_mode(False), torch.no_grad(), self._reading():
+                self._prompts |= {prompt: encode(prompt) for prompt in new}
         columns = zip(*(self._prompts[prompt] for prompt in prompts), strict=True)
         return [torch.cat(rows).to(self.device) for rows in columns]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..noise import Seed, generators
-from ..types import Editor, Image, Latent, OnStep
+from ..types import Image, Latent, OnStep
 from .folder import check, load_pipeline, read_json, settings
 from .latent import LatentEditor, report, run, wide
 
@@ -25,10 +25,18 @@ DEFAULTS = {"steps": 50, "guidance_scale": 7.0, "strength": 0.6, "size": 512, "t
 """``t5_tokens``: positions of the text stream that belong to T5; zeros where it is left out, as in the pipeline."""
 
 
-def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]) -> Editor:
-    """Load a StableDiffusion3Pipeline or StableDiffusion3Img2ImgPipeline folder; ``options`` change :data:`DEFAULTS`.
+def load(
+    folder: Path,
+    name: str,
+    dtype: torch.dtype,
+    options: Mapping[str, Any],
+    kind: type[StableDiffusion3] | None = None,
+    defaults: Mapping[str, Any] = DEFAULTS,
+) -> LatentEditor:
+    """Load a StableDiffusion3Pipeline or StableDiffusion3Img2ImgPipeline folder; ``options`` change ``defaults``.
 
     Option ``t5`` False leaves out the T5 text encoder, larger than all the rest; by default the folder decides.
+    ``kind``: another editor of the same networks.
     """
     from diffusers import StableDiffusion3Img2ImgPipeline
 
@@ -38,12 +46,22 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, opti
         raise InputError(f"t5: expected True or False, got {t5!r}")
     parts = PARTS + T5 if t5 else PARTS
     check(folder, parts)
-    chosen = settings(folder, DEFAULTS, {key: value for key, value in options.items() if key != "t5"})
+    chosen = settings(folder, defaults, {key: value for key, value in options.items() if key != "t5"})
     absent = dict.fromkeys(
         ("image_encoder", "feature_extractor") if t5 else ("image_encoder", "feature_extractor", *T5)
     )
-    pipe = load_pipeline(StableDiffusion3Img2ImgPipeline, folder, device, dtype, **absent)
-    return StableDiffusion3(name, folder, parts, pipe, chosen)
+    pipe = load_pipeline(StableDiffusion3Img2ImgPipeline, folder, dtype, **absent)
+    return (kind or StableDiffusion3)(name, folder, parts, pipe, chosen)
+
+
+def assemble(name: str, folder: Path, pipe: Any, settings: Mapping[str, Any]) -> StableDiffusion3:
+    """The editor of a pipeline that is there already."""
+    return StableDiffusion3(name, folder, PARTS, pipe, settings)
+
+
+def unneeded(index: Mapping[str, Any], options: Mapping[str, Any]) -> Sequence[str]:
+    """The parts of a hub repository that :func:`load` leaves out under these options."""
+    return () if options.get("t5", True) else T5
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,14 @@ class StableDiffusion3(LatentEditor):
 
         return Cond(*self.encoded(prompts, embed))
 
+    def blank(self, n: int) -> Cond:
+        """Conditions of zeros for ``n`` images, to count what work costs."""
+        config, tokens = self.pipe.transformer.config, self.pipe.tokenizer_max_length + self.settings["t5_tokens"]
+        kind: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        text = torch.zeros(n, tokens, config.joint_attention_dim, **kind)
+        pooled = torch.zeros(n, config.pooled_projection_dim, **kind)
+        return Cond(text, text, pooled, pooled, torch.zeros(n, tokens, dtype=torch.bool, device=self.device))
+
     def words(self, cond: Cond) -> Tensor:
         """Which text positions, CLIP's and then T5's, are words of the prompt, (B, tokens) bool."""
         return cond.words
@@ -138,8 +164,7 @@ class StableDiffusion3(LatentEditor):
     def generate(self, x: Image, cond: Cond, *, seed: Seed = 0, **options: Any) -> Image:
         """:meth:`edit` with a gradient to ``x``, not clipped, (B, 3, H, W) in [0, 1] units."""
         latents = run(self.pipe, differentiable=True, output_type="latent", **self._arguments(x, cond, seed, options))
-        decoded = self.pipe.vae.decode(latents / self.latent_scale + self.latent_shift, return_dict=False)[0]
-        return wide(decoded) / 2 + 0.5
+        return self.decode(latents)
 
     def _arguments(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any]) -> dict[str, Any]:
         chosen = self.chosen(options, x, len(cond.prompt))

@@ -22,6 +22,9 @@ BACKENDS: dict[str, str] = {
 }
 """Backend -> its module; the signature of its ``load(model, *, base_url=None, ...) -> Judge`` says the options."""
 
+VLM = ("gemini", "openai", "transformers")
+"""Backends whose judges take the options of :class:`sifm_core.judges.vlm.VlmJudge` (cache, max_cost, preset ...)."""
+
 
 def load_judge(spec: str, **options: Any) -> Judge:
     """The judge that ``spec`` names, such as "miniature:conv" or "openai:llava@http://127.0.0.1:11434/v1".

@@ -14,7 +14,7 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS calls (
   sent_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
 CREATE INDEX IF NOT EXISTS calls_key ON calls (key);
+CREATE TABLE IF NOT EXISTS jobs (call INTEGER PRIMARY KEY REFERENCES calls, label TEXT NOT NULL, name TEXT);
 """
 _SPENT = "SELECT COALESCE(SUM(COALESCE(cost, reserved)), 0) FROM calls WHERE status != 'unpaid'"
 _RESERVE = f"""
@@ -107,6 +108,42 @@ class Cache:
                 if not self._mine:
                     return None
                 self._turn.wait()
+
+    def reserve_job(
+        self, label: str, calls: Sequence[tuple[str, float]], *, judge: str, cap: float | None
+    ) -> list[int | None]:
+        """Write the calls of one job, (key, at most), down before it is sent; None for each that could pass the cap."""
+        limit = math.inf if cap is None else cap
+        with self._using():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                found = [self._db.execute(_RESERVE, (key, judge, m, m, limit)).fetchone() for key, m in calls]
+                rows = [(row[0], label) for row in found if row]
+                self._db.executemany("INSERT INTO jobs (call, label) VALUES (?, ?)", rows)
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        return [row and int(row[0]) for row in found]
+
+    def name_job(self, label: str, name: str) -> None:
+        """Keep what the provider calls a job."""
+        with self._using():
+            self._db.execute("UPDATE jobs SET name = ? WHERE label = ?", (name, label))
+
+    def open_jobs(self, judge: str) -> list[tuple[str, str | None, list[tuple[int, str]]]]:
+        """(label, the provider's name if known, (call, key) in order) of this judge's jobs that were not collected."""
+        with self._using():
+            rows = self._db.execute(
+                "SELECT label, name, call, key, status = 'sent' FROM jobs JOIN calls ON id = call WHERE judge = ?"
+                " ORDER BY call",
+                (judge,),
+            ).fetchall()
+        jobs: dict[str, tuple[str, str | None, list[tuple[int, str]]]] = {}
+        for label, name, call, key, _ in rows:
+            jobs.setdefault(label, (label, name, []))[2].append((call, key))
+        still = {label for label, *_, sent in rows if sent}
+        return [job for label, job in jobs.items() if label in still]
 
     def settle(
         self, call: int, status: str, *, reply: Mapping[str, Any] | None = None, cost: float | None = None

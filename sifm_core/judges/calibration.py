@@ -6,7 +6,6 @@ another instruction.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..stats import wilson
+from ..stats import clustered_wilson
 from ..types import Case, Judge, OnStep
 
 AXES = ("semantic_mismatch", "perceptual_degradation", "success")
@@ -23,12 +22,16 @@ AXES = ("semantic_mismatch", "perceptual_degradation", "success")
 
 @dataclass(frozen=True)
 class Gold:
-    """A case whose answer is known; None where it is not, and then it is not counted."""
+    """A case whose answer is known; None where it is not, and then it is not counted.
+
+    Controls of one ``picture`` depend on each other: they are one cluster in every interval.
+    """
 
     kind: str
     case: Case
     semantic_mismatch: bool | None
     perceptual_degradation: bool | None
+    picture: int
 
     @property
     def success(self) -> bool | None:
@@ -38,7 +41,7 @@ class Gold:
 
 @dataclass(frozen=True)
 class Rate:
-    """``right`` of ``n`` answers, with Wilson's interval; ``value`` is None where n is 0."""
+    """``right`` of ``n`` answers, with a 95% interval by picture; ``value`` is None where n is 0."""
 
     right: int
     n: int
@@ -48,6 +51,11 @@ class Rate:
     @property
     def value(self) -> float | None:
         return self.right / self.n if self.n else None
+
+    def __str__(self) -> str:
+        if not self.n:
+            return "– (none known)"
+        return f"{self.right / self.n:.0%} ({self.right}/{self.n}, 95% {self.low:.0%}–{self.high:.0%})"
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,14 @@ class Calibration:
     specificity: Mapping[str, Rate]
     by_kind: Mapping[str, Rate]
 
+    def sentence(self) -> str:
+        """What to read beside an ISR that this judge had a part in."""
+        finds, clears = self.sensitivity["success"], self.specificity["success"]
+        said = (
+            f"{self.judge} on {self.n} gold controls: finds {finds} of failed edits and clears {clears} of sound ones"
+        )
+        return said + (f"; {self.unclear} unclear" if self.unclear else "")
+
 
 def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed: int = 0) -> list[Gold]:
     """Four controls for each case.
@@ -80,10 +96,10 @@ def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed:
     for i, (case, wrong) in enumerate(zip(cases, wrong_edits, strict=True)):
         noise = torch.rand(case.source.shape, generator=torch.Generator().manual_seed(seed + i))
         golds += [
-            _edit("clean edit", case, case.edited, (False, False)),
-            Gold("unedited", _with(case, case.source), True, False),
-            Gold("noise", _with(case, noise), True, True),
-            _edit("wrong instruction", case, wrong, (True, False)),
+            _edit("clean edit", case, case.edited, (False, False), i),
+            Gold("unedited", _with(case, case.source), True, False, i),
+            Gold("noise", _with(case, noise), True, True, i),
+            _edit("wrong instruction", case, wrong, (True, False), i),
         ]
     return golds
 
@@ -91,21 +107,22 @@ def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed:
 def calibrate(judge: Judge, golds: Sequence[Gold], *, on_step: OnStep | None = None) -> Calibration:
     """Ask the judge about every control and count."""
     verdicts = judge.judge([gold.case for gold in golds], on_step=on_step)
-    counts: Counter[tuple[str, str, bool]] = Counter()
+    answers: dict[tuple[str, str], list[tuple[bool, int]]] = {}
     for gold, verdict in zip(golds, verdicts, strict=True):
         for axis in AXES:
             known, said = getattr(gold, axis), getattr(verdict, axis)
             if verdict.success is None or said is None:
                 continue
             if known is not None:
-                counts["sensitivity" if known else "specificity", axis, said == known] += 1
+                group = "sensitivity" if known else "specificity"
+                answers.setdefault((group, axis), []).append((said == known, gold.picture))
             if axis == "success":
-                counts["kind", gold.kind, said] += 1
+                answers.setdefault(("kind", gold.kind), []).append((said, gold.picture))
 
     def rate(group: str, name: str) -> Rate:
-        right, wrong = counts[group, name, True], counts[group, name, False]
-        interval = wilson(right, right + wrong)
-        return Rate(right, right + wrong, interval.low, interval.high)
+        found = answers.get((group, name), [])
+        right, pictures = [value for value, _ in found], [picture for _, picture in found]
+        return Rate(sum(right), len(right), *clustered_wilson(right, pictures))
 
     return Calibration(
         judge=judge.name,
@@ -121,6 +138,6 @@ def _with(case: Case, edited: Tensor) -> Case:
     return Case(case.source, edited, case.prompt, case.truth)
 
 
-def _edit(kind: str, case: Case, edited: Tensor, presumed: tuple[bool, bool]) -> Gold:
+def _edit(kind: str, case: Case, edited: Tensor, presumed: tuple[bool, bool], picture: int) -> Gold:
     known: tuple[bool | None, bool | None] = presumed if case.truth is None else case.truth.check(edited)[:2]
-    return Gold(kind, _with(case, edited), *known)
+    return Gold(kind, _with(case, edited), *known, picture)

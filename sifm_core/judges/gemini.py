@@ -9,32 +9,28 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import JudgeError
 from ..types import Judge, State
+from .client import JobClient, Reply, check_base_url, environment_key, http_failure, transport_failure
 from .rubric import Part, Question
-from .vlm import (
-    Client,
-    Reply,
-    VlmJudge,
-    check_base_url,
-    environment_key,
-    http_failure,
-    transport_failure,
-)
+from .vlm import VlmJudge
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 URL = "https://generativelanguage.googleapis.com"
 _HARMS = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
 _BLOCKED = {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "MODEL_ARMOR"}
+_ENDED = {"SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"}
 
 
-class GeminiClient(Client):
-    """One call through google-genai, without its own retries."""
+class GeminiClient(JobClient):
+    """Calls through google-genai, one by one or in jobs, without its own retries."""
 
     backend = "gemini"
+    job_bytes = 18_000_000  # of the 20 MB that a request may weigh
 
     def connect(self) -> None:
         try:
@@ -54,14 +50,59 @@ class GeminiClient(Client):
         )
 
     def send(self, parts: Sequence[Part], question: Question) -> Reply:
-        from google.genai import errors, types
+        response = _attempt(
+            lambda: self._client.models.generate_content(
+                model=self.model, contents=_contents(parts), config=self._settings(question)
+            )
+        )
+        return response if isinstance(response, Reply) else _read(response)
 
-        contents = [
-            types.Part(text=part) if isinstance(part, str) else types.Part.from_bytes(data=part, mime_type="image/png")
-            for part in parts
+    def submit(self, calls: Sequence[tuple[Sequence[Part], Question]], label: str) -> str | Reply:
+        from google.genai import types
+
+        requests = [
+            types.InlinedRequest(
+                contents=_contents(parts), config=self._settings(question), metadata={"place": str(place)}
+            )
+            for place, (parts, question) in enumerate(calls)
         ]
+        config = types.CreateBatchJobConfig(display_name=label)
+        job = _attempt(lambda: self._client.batches.create(model=self.model, src=requests, config=config))
+        if isinstance(job, Reply):
+            return job
+        return job.name or Reply("unreachable", reason="the job that was sent came back without a name", billed="maybe")
+
+    def find_job(self, label: str) -> str | Reply | None:
+        jobs = _attempt(lambda: list(self._client.batches.list()))
+        return jobs if isinstance(jobs, Reply) else next((j.name for j in jobs if j.display_name == label), None)
+
+    def collect(self, name: str, calls: int) -> list[Reply] | Reply:
+        job = _attempt(lambda: self._client.batches.get(name=name))
+        if isinstance(job, Reply):
+            return replace(job, wait=0.0) if job.state == "unreachable" else job
+        state = _name(job.state).removeprefix("JOB_STATE_")
+        if state not in _ENDED:
+            return Reply("unreachable", reason=f"{name} is {state.lower() or 'somewhere'}", wait=0.0)
+        arrived = (job.dest.inlined_responses if job.dest else None) or []
+        places = [_place(response.metadata, i) for i, response in enumerate(arrived)]
+        replies: list[Reply] = []
+        for place in range(calls):
+            mine = [_read_item(response) for response, at in zip(arrived, places, strict=True) if at == place]
+            if len(mine) == 1:
+                replies += mine
+            elif not mine:
+                why = f"the job ended ({state.lower()}) and holds no answer to this question, which may have been paid"
+                replies.append(Reply("unreachable", reason=why, billed="maybe"))
+            else:
+                why = f"{len(mine)} answers came back for one question"
+                replies.append(replace(mine[0], state="unparsable", text="", reason=why))
+        return replies
+
+    def _settings(self, question: Question) -> Any:
+        from google.genai import types
+
         budget = self.config["thinking_budget"]
-        config = types.GenerateContentConfig(
+        return types.GenerateContentConfig(
             temperature=self.config["temperature"],
             seed=self.config["seed"],
             max_output_tokens=self.config["max_output_tokens"],
@@ -76,19 +117,46 @@ class GeminiClient(Client):
             ],
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
         )
-        try:
-            response = self._client.models.generate_content(
-                model=self.model, contents=[types.Content(role="user", parts=contents)], config=config
-            )
-        except errors.APIError as error:
-            return http_failure(error.code, str(error.message or error.status), _retry_delay(error))
-        except json.JSONDecodeError:
-            return Reply("unreachable", reason="the server answered with something other than JSON; check base_url")
-        except Exception as error:
-            if (failure := transport_failure(error)) is None:
-                raise
-            return failure
-        return _read(response)
+
+
+def _contents(parts: Sequence[Part]) -> list[Any]:
+    from google.genai import types
+
+    pieces = [
+        types.Part(text=part) if isinstance(part, str) else types.Part.from_bytes(data=part, mime_type="image/png")
+        for part in parts
+    ]
+    return [types.Content(role="user", parts=pieces)]
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    """What the call returns, or the Reply that its failure means."""
+    from google.genai import errors
+
+    try:
+        return call()
+    except errors.APIError as error:
+        return http_failure(error.code, str(error.message or error.status), _retry_delay(error))
+    except json.JSONDecodeError:
+        return Reply("unreachable", reason="the server answered with something other than JSON; check base_url")
+    except Exception as error:
+        if (failure := transport_failure(error)) is None:
+            raise
+        return failure
+
+
+def _place(metadata: Mapping[str, str] | None, i: int) -> int:
+    """Which question of the job an answer belongs to: what it says, else by the order."""
+    said = (metadata or {}).get("place", str(i))
+    return int(said) if said.isdecimal() else -1
+
+
+def _read_item(item: Any) -> Reply:
+    """What one response of a job holds."""
+    if item.response is not None:
+        return _read(item.response)
+    error = item.error
+    return Reply("unreachable", reason=f"no answer: {f'{error.code} {error.message}' if error else 'and no reason'}")
 
 
 def _read(response: Any) -> Reply:

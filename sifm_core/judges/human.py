@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..images import png_bytes, write_atomically
+from ..images import png_bytes, to_uint8, write_atomically
 from ..types import Case, Judge, OnStep, State, Step, Verdict
 
 _WORDS: dict[str, bool | None] = {
@@ -44,8 +44,11 @@ class Annotation:
 
 
 def case_id(case: Case) -> str:
-    """What names a case on a sheet: a hash of its pictures and its instruction."""
-    digest = hashlib.sha256(png_bytes(case.source) + png_bytes(case.edited) + case.prompt.encode())
+    """What names a case on a sheet: a hash of its pictures' 8-bit pixels and its instruction."""
+    digest = hashlib.sha256(case.prompt.encode())
+    for picture in (case.source, case.edited):
+        pixels = to_uint8(picture)
+        digest.update(b"%dx%d" % pixels.shape[:2] + pixels.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -126,6 +129,7 @@ class HumanJudge:
         if annotator is not None and annotator not in people:
             raise InputError(f"{path} holds no answers of {annotator!r}; it has {', '.join(people) or 'nobody'}")
         self.name = f"human:{annotator or Path(path).name}"
+        self.served = hashlib.sha256(repr(answers).encode()).hexdigest()[:12]
         self._answers = {a.case: a for a in answers if annotator is None or a.annotator == annotator}
 
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:

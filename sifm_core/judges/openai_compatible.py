@@ -13,16 +13,9 @@ from typing import Any
 
 from ..errors import JudgeError
 from ..types import Judge, State
+from .client import Client, Reply, check_base_url, environment_key, http_failure, transport_failure
 from .rubric import Part, Question
-from .vlm import (
-    Client,
-    Reply,
-    VlmJudge,
-    check_base_url,
-    environment_key,
-    http_failure,
-    transport_failure,
-)
+from .vlm import VlmJudge
 
 URL = "https://api.openai.com/v1"
 _REFUSES_FORMAT = (400, 422, 501)

@@ -6,7 +6,7 @@ import datetime
 import importlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars per million tokens, and an upper bound of what one picture counts."""
+    """US dollars per million tokens, an upper bound of what one picture counts, and the share that jobs are charged."""
 
     input: float
     output: float
     image_tokens: int = 0
+    batch: float = 1.0
     until: datetime.date | None = None
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
@@ -29,6 +30,10 @@ class Price:
     def at_most(self, text: str, pictures: int, tokens_out: int) -> float:
         """US dollars that a call cannot exceed: a token is at least one byte of text; 1000 for what wraps the parts."""
         return self.cost(len(text.encode()) + 1000 + pictures * self.image_tokens, tokens_out)
+
+    def in_batch(self) -> Price:
+        """The price of a call that is part of a job."""
+        return replace(self, input=self.input * self.batch, output=self.output * self.batch, batch=1.0)
 
 
 FREE = Price(0.0, 0.0)
@@ -48,7 +53,7 @@ def read_prices(own: str | os.PathLike[str] | None = None) -> dict[tuple[str, st
                 f"{path}: expected prices as in {Path(__file__).with_name('prices.toml')}: {error}"
             ) from None
         for entry, price in entries.items():
-            if min(price.input, price.output, price.image_tokens) < 0:
+            if min(price.input, price.output, price.image_tokens, price.batch) < 0:
                 raise InputError(f"{path}: prices cannot be negative, but {entry[1]} has one")
         prices |= entries
     today = datetime.date.today()

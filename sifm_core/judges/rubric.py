@@ -155,7 +155,7 @@ class Question:
 
 
 PRESETS: dict[str, tuple[Question, ...]] = {
-    "default": (Question("semantic-1", Semantic), Question("quality-1", Quality)),
+    "two_calls": (Question("semantic-1", Semantic), Question("quality-1", Quality)),
     "paper": (Question("paper-1", Paper),),
 }
 """Which calls make up a verdict. "paper": one call on (original, edited, prompt), as in the paper's section VI."""

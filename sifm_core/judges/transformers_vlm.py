@@ -15,8 +15,9 @@ from typing import Any
 
 from ..errors import InputError, JudgeError
 from ..types import Judge
+from .client import Client, Reply
 from .rubric import Part, Question
-from .vlm import Client, Reply, VlmJudge
+from .vlm import VlmJudge
 
 
 class TransformersClient(Client):

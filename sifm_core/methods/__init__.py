@@ -2,8 +2,9 @@
 
 A method module has either ``build(editor, x, cond, *, ...) -> GradFn``, whose keyword arguments are its configuration
 (``x`` the clean image at the editor's working size, ``cond`` its prepared prompts), with ``RANDOM_START``; or, when
-it needs no gradient, ``perturb(x, *, eps, seed, ...) -> Image``. ``PROVENANCE`` says where it comes from. To add one:
-write the file, put :func:`configured` on its function, list it in :data:`METHODS`.
+it needs no gradient, ``perturb(x, *, eps, seed, ...) -> Image``. ``PROVENANCE`` says where it comes from, ``PRESETS``
+what its paper sets, ``BEYOND`` on which editor families the paper never ran it. To add one: write the file, put
+:func:`configured` on its function, list it in :data:`METHODS`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,16 @@ METHODS: dict[str, str] = {
     "random_noise": "sifm_core.methods.random_noise",
 }
 
+EQUAL_BUDGET: dict[str, Any] = {
+    "eps": 0.03,
+    "steps": 100,
+    "alpha": 2 / 255,
+    "ball": "linf",
+    "schedule": "constant",
+    "update": "steepest",
+}
+"""What the SIFM paper's tables give every method (section V-A), in [0, 1]; the step size is the engine's default."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -54,6 +65,31 @@ def options(name: str) -> dict[str, Option]:
     """What can be set on a method, in the order of its signature; the seed and the budget belong to the caller."""
     module = get_method(name)
     return _options(getattr(module, "build", None) or module.perturb)
+
+
+class About(NamedTuple):
+    """One sentence; official code, reconstructed or adapted, and how; families where it goes beyond its paper."""
+
+    summary: str
+    provenance: str
+    beyond: tuple[str, ...]
+
+
+def about(name: str) -> About:
+    """Where a method comes from and where it stands."""
+    module = get_method(name)
+    summary = (module.__doc__ or "").strip().partition("\n")[0]
+    return About(summary, module.PROVENANCE, tuple(getattr(module, "BEYOND", ())))
+
+
+def presets(name: str) -> dict[str, dict[str, Any]]:
+    """Named settings of the loop and of the method: "equal_budget" for every one, "paper" where there is a paper.
+
+    Each holds all of :data:`EQUAL_BUDGET` and the method's own options where they differ from their defaults, in the
+    engine's units.
+    """
+    own = getattr(get_method(name), "PRESETS", {})
+    return {key: EQUAL_BUDGET | preset for key, preset in {"equal_budget": {}, **own}.items()}
 
 
 def random_start(name: str, chosen: Mapping[str, Any]) -> bool:

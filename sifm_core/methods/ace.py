@@ -1,6 +1,7 @@
 """ACE and ACE+: pull the noise prediction itself to a fixed target.
 
-"Targeted Attack Improves Protection against Unauthorized Diffusion Customization" (Zheng et al.).
+"Targeted Attack Improves Protection against Unauthorized Diffusion Customization" (Zheng et al., ICLR 2025, arXiv
+2310.04687): minimise E_{t, eps} ||eps_theta(z_t, t, c) - z_T||^2, and for ACE+ also ||z - z_T||^2, z_T = E(T).
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from ..noise import Seed, fork, integers, normal
 from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
 from . import configured
 from .pattern import target_latent
+from .posterior import encoder
 
 PROVENANCE = (
-    "caradryanl/ACE and mist-v2, against a frozen editor: without the model updates in between that matter to "
-    "customisation, with our own lettering as the target, and without mist-v2's inverted sign. There eps 8/255, steps "
-    "of 5e-3 in [-1, 1], 5 x 50 iterations. On transformers beyond its paper"
+    "official code (caradryanl/ACE, modes lunet and fused); adapted: a frozen editor, without the model updates in "
+    "between that matter to customisation, the instruction for its prompt, the mode for the posterior sample, our own "
+    "lettering as the target"
 )
 RANDOM_START = False
+BEYOND = ("sd3",)
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"eps": 4 / 255, "steps": 250, "alpha": 0.0025}}
+"""8/255 and 5e-3 in [-1, 1]; five rounds of 50 steps, between which the official code trains the model."""
 
 _PLUS = 100.0
 """Weight of the latent's own distance in ACE+."""
@@ -38,28 +43,33 @@ def build(
     ] = "ace",
     earliest: Annotated[float, "timesteps are drawn from this share of the schedule up to its noisy end"] = 0.6,
     target_image: Annotated[Any, "an image (1 or B, 3, h, w) to pull towards instead of the lettering"] = None,
+    official_quirks: Annotated[
+        bool, "encode by a sample of the posterior (caradryanl/ACE); in ace+ push the latent away (mist-v2's sign)"
+    ] = False,
     seed: Seed = 0,
 ) -> GradFn:
     """The gradient of MSE(prediction, z_T) [+ 100 MSE(z, z_T)] at one new timestep and noise per step.
 
-    The prediction, whatever it stands for, is pulled to a fixed *latent*. ``x`` (B, 3, h, w) at the editor's working
-    size. Raises InputError for ``earliest`` outside [0, 1), ImageError when the target image is of another size.
+    The prediction, whatever it stands for (on SD3 the velocity), is pulled to a fixed, scaled *latent*, not to noise.
+    ``x`` (B, 3, h, w) at the editor's working size. The log holds "prediction" and "latent", which sum to the loss.
+    Raises InputError for ``earliest`` outside [0, 1), ImageError when the target image is of another size.
     """
     if not 0 <= earliest < 1:
         raise InputError(f"earliest: expected a share of at least 0 and below 1, got {earliest!r}")
-    goal = target_latent(editor, x, target_image)
+    goal = target_latent(editor, x, target_image, encoder(editor, official_quirks, fork(seed, "target")))
     n = editor.num_train_timesteps
+    plus = -_PLUS if official_quirks else _PLUS
 
     def grad_fn(x_adv: Image, step: int) -> Gradient:
         t = integers(int(earliest * n), n, len(x), fork(seed, "t", step)).to(goal.device)
-        noise = normal((len(x), *goal.shape[1:]), fork(seed, "noise", step)).to(goal)
+        noise = normal(goal.shape, fork(seed, "noise", step)).to(goal)
 
         def term(z: Latent) -> dict[str, Tensor]:
             parts = {"prediction": (editor.denoise(z, noise, t, cond) - goal).square().flatten(1).mean(dim=1)}
             if variant == "ace+":
-                parts["latent"] = _PLUS * (z - goal).square().flatten(1).mean(dim=1)
+                parts["latent"] = plus * (z - goal).square().flatten(1).mean(dim=1)
             return parts
 
-        return through_latent(editor.encode, [term])(x_adv, step)
+        return through_latent(encoder(editor, official_quirks, fork(seed, "posterior", step)), [term])(x_adv, step)
 
     return grad_fn

@@ -1,6 +1,7 @@
-"""EditShield: move the latent away from the clean one, also after small transformations.
+"""EditShield (ED): move the latent away from the clean one, also after small transformations.
 
-"EditShield: Protecting Unauthorized Image Editing by Instruction-guided Diffusion Models" (Chen et al.).
+"EditShield: Protecting Unauthorized Image Editing by Instruction-guided Diffusion Models" (Chen et al., ECCV 2024,
+arXiv 2311.12066): maximise E_T ||E(T(x + delta)) - E(T(x))||^2 over ||delta||_inf <= eps.
 """
 
 from __future__ import annotations
@@ -8,23 +9,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..gradients import through_latent
+from ..errors import InputError
+from ..gradients import direct
 from ..images import resize
-from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
+from ..noise import Seed, fork, integers, normal
+from ..types import Cond, Editor, GradFn, Gradient, Image
 from . import configured
+from .posterior import encoder
 
 PROVENANCE = (
-    "the paper's objective on the posterior mode, under this engine's sign steps and projection. "
-    "Allen-piexl/Editshield instead takes 30 steps of Adam (lr 1e-3) that it never projects, noises both latents anew "
-    "each time, feeds [0, 1] to an autoencoder of [-1, 1] and rotates its input once"
+    "reconstructed from the paper: its objective on the posterior mode, from a random start, under sign steps and "
+    "projection; `official_quirks` is the loss of the official code (Allen-piexl/Editshield)"
 )
-RANDOM_START = True
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"eps": 0.05, "steps": 30, "alpha": 1 / 255},
+    "official": {"eps": 0.05, "steps": 30, "alpha": 0.001, "update": "adam", "official_quirks": True},
+}
+"""paper: budget and step as the official code declares them. It uses neither, but Adam at its default rate without any
+projection; 30 such steps change a value by 0.03 and hardly more, so that the projection here finds nothing to do."""
+
+
+def random_start(official_quirks: bool = False, **_: Any) -> bool:
+    """The distance has no gradient at the clean picture; the official code draws new noise in each step instead."""
+    return not official_quirks
 
 
 @configured
@@ -36,38 +49,82 @@ def build(
     transforms: Annotated[
         Literal["eot", "none"], "average over the image as it is, blurred, rotated by 5 degrees both ways and cropped"
     ] = "eot",
+    official_quirks: Annotated[
+        bool,
+        "the official code's loss: noised latents, wrong value range (InstructPix2Pix only; eot: its smoothing term)",
+    ] = False,
+    seed: Seed = 0,
 ) -> GradFn:
     """The gradient of -MSE(E(T(x)), E(T(x_clean))), averaged over transformations T; the prompt plays no part.
 
-    ``x`` (B, 3, h, w) at the editor's working size. Zero at the clean image, hence the random start.
+    Latents are scaled. ``x`` (B, 3, h, w) at the editor's working size. Zero at the clean image, hence the random
+    start. Raises InputError for the official quirks on another family than InstructPix2Pix.
     """
+    if official_quirks:
+        return direct(_official(editor, x, transforms == "eot", seed))
     views = _VIEWS if transforms == "eot" else _VIEWS[:1]
-    encoders = [partial(_encode, editor, view) for view in views]
     with torch.no_grad():
-        clean = [encode(x) for encode in encoders]
+        clean = [editor.encode(view(x)) for view in views]
 
-    def away(z: Latent, goal: Latent) -> Tensor:
-        return -(z - goal).square().flatten(1).mean(dim=1) / len(views)
+    def away(x_adv: Image, step: int, view: Callable[[Image], Image], goal: Tensor) -> Tensor:
+        return -_mse(editor.encode(view(x_adv)), goal) / len(views)
 
-    parts = [through_latent(e, [partial(away, goal=z)]) for e, z in zip(encoders, clean, strict=True)]
+    parts = [direct(partial(away, view=view, goal=goal)) for view, goal in zip(views, clean, strict=True)]
 
     def grad_fn(x_adv: Image, step: int) -> Gradient:
-        losses, grads, _ = zip(*(part(x_adv, step) for part in parts), strict=True)
-        return Gradient(torch.stack(losses).sum(dim=0), torch.stack(grads).sum(dim=0))
+        each = [part(x_adv, step) for part in parts]
+        return Gradient(torch.stack([g.loss for g in each]).sum(0), torch.stack([g.grad for g in each]).sum(0))
 
     return grad_fn
 
 
-def _encode(editor: Editor, view: Callable[[Image], Image], x: Image) -> Latent:
-    return editor.encode(view(x))
+def _official(editor: Any, x: Image, smooth: bool, seed: Seed) -> Callable[[Image, int], Tensor]:
+    """-MSE(e(x_adv), e(x)) + 0.1 MSE(x_adv, x) [+ 0.1 MSE(blur(x_adv), clip(blur(x)))], as in the official scripts.
+
+    e is the noised latent beside the source latent. Posterior sample, noise and timestep are new in each step for x_adv
+    and drawn once for x; the autoencoder, made for [-1, 1], is fed [0, 1]; the blur's kernel is not normalised, so that
+    its term mostly darkens the picture.
+    """
+    if editor.family != "instruct-pix2pix":
+        raise InputError(f"official_quirks: expected an InstructPix2Pix editor, got {editor.family}: leave them off")
+    kernel = _gaussian(x)
+    kernel = kernel / kernel.max()
+
+    def embed(image: Image, draw: Seed) -> Tensor:
+        zero_to_one = (image + 1) / 2
+        z, source = (encoder(editor, True, fork(draw, name))(zero_to_one) for name in ("latent", "source"))
+        t = integers(0, editor.num_train_timesteps, len(x), fork(draw, "t"))
+        alpha = editor.pipe.scheduler.alphas_cumprod[t].to(z).reshape(-1, 1, 1, 1)
+        z_t = alpha.sqrt() * z + (1 - alpha).sqrt() * normal(z.shape, fork(draw, "noise")).to(z)
+        return torch.cat([z_t, source / editor.latent_scale], dim=1)
+
+    with torch.no_grad():
+        goal, blurred = embed(x, fork(seed, "clean")), _convolve(F.pad(x, (2,) * 4), kernel).clamp(0, 1)
+
+    def loss(x_adv: Image, step: int) -> Tensor:
+        value = 0.1 * _mse(x_adv, x) - _mse(embed(x_adv, fork(seed, step)), goal)
+        return value + 0.1 * _mse(_convolve(F.pad(x_adv, (2,) * 4), kernel), blurred) if smooth else value
+
+    return loss
 
 
-def _blur(x: Image, radius: int = 2, sigma: float = 1.5) -> Image:
-    """Gaussian, 5x5."""
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).to(x) / sigma) ** 2)
-    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
-    padded = F.pad(x, (radius,) * 4, mode="replicate")
+def _mse(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square().flatten(1).mean(dim=1)
+
+
+def _gaussian(like: Image) -> Tensor:
+    """Weights of a Gaussian of sigma 1.5 over five pixels; they sum to 1."""
+    return torch.softmax(-0.5 * (torch.arange(-2, 3).to(like) / 1.5) ** 2, dim=0)
+
+
+def _convolve(padded: Image, weights: Tensor) -> Image:
+    """Rows, then columns."""
+    weights = weights.expand(3, 1, 1, -1)
     return F.conv2d(F.conv2d(padded, weights, groups=3), weights.transpose(2, 3), groups=3)
+
+
+def _blur(x: Image) -> Image:
+    return _convolve(F.pad(x, (2,) * 4, mode="replicate"), _gaussian(x))
 
 
 def _rotate(x: Image, degrees: float) -> Image:

@@ -1,6 +1,7 @@
-"""MIST: raise the diffusion loss and pull the latent to a textured target.
+"""MIST: raise the diffusion loss (semantic) and pull the latent to a textured target (textural).
 
-"Mist: Towards Improved Adversarial Examples for Diffusion Models" (Liang and Wu).
+"Mist: Towards Improved Adversarial Examples for Diffusion Models" (Liang and Wu, arXiv 2305.12683): minimise
+||E(x) - E(T)||^2 - rate * E_{t, eps} ||eps_theta(z_t, t, c) - eps||^2, the fused mode.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from ..noise import Seed, fork, integers, normal
 from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
 from . import configured
 from .pattern import target_latent
+from .posterior import encoder
 
 PROVENANCE = (
-    "psyker-team/mist (v1): its losses and weights on the posterior mode; its target picture is replaced by our own "
-    "lettering, its random crop before the semantic term is left out; there eps 16/255 * 2, steps of 1/255 * 2 in "
-    "[-1, 1], 100 iterations. On transformers beyond its paper"
+    "official code (psyker-team/mist, v1): losses, weights, one timestep and noise per step, uniform start; adapted: "
+    "the mode for the posterior sample, our own lettering as the target, the instruction for 'a painting', without its "
+    "random crop, which does nothing at the size of a square picture"
 )
 RANDOM_START = True
+BEYOND = ("sd3",)
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"eps": 16 / 255, "steps": 100, "alpha": 1 / 255}}
 
 
 @configured
@@ -34,18 +38,20 @@ def build(
     ] = "fused",
     rate: Annotated[float, "weight of the diffusion loss"] = 1e4,
     target_image: Annotated[Any, "an image (1 or B, 3, h, w) to pull towards instead of the lettering"] = None,
+    official_quirks: Annotated[bool, "encode by a sample of the posterior, as the official code does"] = False,
     seed: Seed = 0,
 ) -> GradFn:
     """The gradient of ||z - z_T||^2 - rate * MSE(prediction, its target) at one new timestep and noise per step.
 
-    ``x`` (B, 3, h, w) at the editor's working size. The log holds "textural" and "semantic", which sum to the loss.
-    Raises ImageError when the target image is of another size.
+    Latents are scaled; the first term is a sum, the second a mean. ``x`` (B, 3, h, w) at the editor's working size. The
+    log holds "textural" and "semantic", which sum to the loss. Raises ImageError when the target image is of another
+    size.
     """
-    goal = target_latent(editor, x, target_image)
+    goal = target_latent(editor, x, target_image, encoder(editor, official_quirks, fork(seed, "target")))
 
     def grad_fn(x_adv: Image, step: int) -> Gradient:
         t = integers(0, editor.num_train_timesteps, len(x), fork(seed, "t", step)).to(goal.device)
-        noise = normal((len(x), *goal.shape[1:]), fork(seed, "noise", step)).to(goal)
+        noise = normal(goal.shape, fork(seed, "noise", step)).to(goal)
 
         def term(z: Latent) -> dict[str, Tensor]:
             parts = {}
@@ -56,6 +62,6 @@ def build(
                 parts["semantic"] = -rate * miss.square().flatten(1).mean(dim=1)
             return parts
 
-        return through_latent(editor.encode, [term])(x_adv, step)
+        return through_latent(encoder(editor, official_quirks, fork(seed, "posterior", step)), [term])(x_adv, step)
 
     return grad_fn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -28,13 +30,14 @@ def pattern(height: int, width: int) -> Image:
 
 
 @torch.no_grad()
-def target_latent(editor: Editor, x: Image, image: Image | None) -> Latent:
-    """The latent of ``image`` (1 or B, 3, h, w), or of the lettering, (1 or B, c, h', w').
+def target_latent(
+    editor: Editor, x: Image, image: Image | None, encode: Callable[[Image], Latent] | None = None
+) -> Latent:
+    """The latent of ``image`` (1 or B, 3, h, w), or of the lettering, as many rows as ``x`` has (B, c, h', w').
 
-    Raises ImageError when the image is of another size than ``x``.
+    ``encode`` stands in for the editor's. Raises ImageError when the image is of another size than ``x``.
     """
-    if image is None:
-        image = pattern(*x.shape[-2:])
+    image = pattern(*x.shape[-2:]) if image is None else image
     if image.shape[-3:] != x.shape[-3:] or len(image) not in (1, len(x)):
         raise ImageError(f"target_image: expected {tuple(x.shape)}, got {tuple(image.shape)}; resize it")
-    return editor.encode(image.to(x))
+    return (encode or editor.encode)(image.to(x).expand_as(x))

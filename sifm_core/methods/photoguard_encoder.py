@@ -1,6 +1,7 @@
-"""PhotoGuard's encoder attack: pull the latent to nothing, or to that of grey.
+"""PhotoGuard's encoder attack (PhotoGE): pull the latent to nothing, or to that of grey.
 
-"Raising the Cost of Malicious AI-Powered Image Editing" (Salman et al.).
+"Raising the Cost of Malicious AI-Powered Image Editing" (Salman et al., ICML 2023, arXiv 2302.06588), its encoder
+attack: minimise ||E(x + delta) - z_target||_2 over ||delta||_inf <= eps.
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
-from ..errors import ImageError
-from ..gradients import through_latent
-from ..types import Cond, Editor, GradFn, Image, Latent
+from ..gradients import direct
+from ..types import Cond, Editor, GradFn, Image
 from . import configured
+from .pattern import target_latent
 
 PROVENANCE = (
-    "the loss of MadryLab/photoguard's image-to-image notebook, which has eps 0.06 and steps of 0.02 falling to 1% "
-    "in [-1, 1], 1000 iterations and a random start; here eps, steps and iterations are the caller's"
+    "official code (MadryLab/photoguard, image-to-image notebook): posterior mean, its own scale, norm not squared, "
+    "uniform start; adapted in that iterations, budget and the fall of the step belong to the loop"
 )
 RANDOM_START = True
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"eps": 0.03, "steps": 1000, "alpha": 0.01, "schedule": "linear"}}
+"""The image-to-image notebook: eps 0.06 and a step that falls from 0.02 to 1% of it, in [-1, 1]."""
 
 _GREY = 204 / 255
 """The grey whose latent PhotoGuard's demonstration aims at."""
@@ -38,17 +42,11 @@ def build(
     The prompt plays no part. ``x`` (B, 3, h, w) at the editor's working size. Raises ImageError when the target image
     is not of that size.
     """
-    with torch.no_grad():
-        if target_image is not None:
-            if target_image.shape[-3:] != x.shape[-3:] or len(target_image) not in (1, len(x)):
-                raise ImageError(f"target_image: expected {tuple(x.shape)}, got {tuple(target_image.shape)}; resize it")
-            goal = editor.encode(target_image.to(x))
-        elif target == "grey":
-            goal = editor.encode(torch.full_like(x, _GREY))
-        else:
-            goal = torch.full_like(editor.encode(x), -editor.latent_shift * editor.latent_scale)
+    goal: Tensor | float = -editor.latent_shift * editor.latent_scale
+    if target_image is not None or target == "grey":
+        goal = target_latent(editor, x, torch.full_like(x, _GREY) if target_image is None else target_image)
 
-    def distance(z: Latent) -> torch.Tensor:
-        return ((z - goal) / editor.latent_scale).flatten(1).norm(dim=1)
+    def distance(x_adv: Image, step: int) -> Tensor:
+        return ((editor.encode(x_adv) - goal) / editor.latent_scale).flatten(1).norm(dim=1)
 
-    return through_latent(editor.encode, [distance])
+    return direct(distance)

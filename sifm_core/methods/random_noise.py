@@ -13,7 +13,7 @@ from ..noise import Seed, uniform
 from ..types import Image
 from . import configured
 
-PROVENANCE = "own control, no paper"
+PROVENANCE = "our own control, of no paper"
 
 _BLOCK = {"pixel": 1, "block4": 4, "block8": 8, "block16": 16}
 

@@ -1,6 +1,7 @@
 """SDS: follow the diffusion loss without the network's Jacobian.
 
-"Toward effective protection against diffusion-based mimicry through score distillation" (Xue et al.).
+"Toward effective protection against diffusion-based mimicry through score distillation" (Xue et al., ICLR 2024, arXiv
+2311.12832): step along -+ sign of E_{t, eps} [(eps_theta(z_t, t, c) - eps) dz/dx], the weight w(t) left out.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from ..noise import Seed, fork, integers, normal
 from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
 from . import configured
 from .pattern import target_latent
+from .posterior import encoder
 
 PROVENANCE = (
-    "xavihart/Diff-Protect on the posterior mode; there eps 16/255 * 2, steps of 1/255 * 2 in [-1, 1], 100 iterations. "
-    "On transformers beyond its paper"
+    "official code (xavihart/Diff-Protect, pgd_sds): no network Jacobian, one timestep and noise per step, no random "
+    "start; adapted: the mode for the posterior sample, the instruction for 'a photo', our own lettering as SDST's "
+    "target"
 )
 RANDOM_START = False
 STOP_GRADIENT = True
 """The direction is not the gradient of the loss reported."""
+BEYOND = ("sd3",)
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"eps": 16 / 255, "steps": 100, "alpha": 1 / 255, "variant": "sds-"}}
 
 _SDST = 5.0
 """Weight of the score beside the textural term in SDST."""
@@ -39,6 +44,7 @@ def build(
         "descend (its default) or ascend the diffusion loss; sdst also pulls the latent to a target",
     ] = "sds-",
     target_image: Annotated[Any, "an image (1 or B, 3, h, w) to pull towards instead of the lettering (sdst)"] = None,
+    official_quirks: Annotated[bool, "encode by a sample of the posterior, as the official code does"] = False,
     seed: Seed = 0,
 ) -> GradFn:
     """J_E^T (prediction - its target) at one new timestep and noise per step; sdst: 5 times it + that of ||z - z_T||^2.
@@ -47,12 +53,12 @@ def build(
     prediction minus its target. ``x`` (B, 3, h, w) at the editor's working size. Raises ImageError when the target
     image is of another size.
     """
-    goal = target_latent(editor, x, target_image)
+    goal = target_latent(editor, x, target_image, encoder(editor, official_quirks, fork(seed, "target")))
     direction = 1.0 if variant.endswith("-") else -1.0
 
     def grad_fn(x_adv: Image, step: int) -> Gradient:
         t = integers(0, editor.num_train_timesteps, len(x), fork(seed, "t", step)).to(goal.device)
-        noise = normal((len(x), *goal.shape[1:]), fork(seed, "noise", step)).to(goal)
+        noise = normal(goal.shape, fork(seed, "noise", step)).to(goal)
         norms = []
 
         def term(z: Latent) -> Tensor:
@@ -62,6 +68,7 @@ def build(
             score = direction * (miss * z).flatten(1).sum(dim=1)  # its gradient is the score itself
             return _SDST * score + (z - goal).square().flatten(1).sum(dim=1) if variant.startswith("sdst") else score
 
-        return through_latent(editor.encode, [term])(x_adv, step)._replace(loss=norms[0])
+        encode = encoder(editor, official_quirks, fork(seed, "posterior", step))
+        return through_latent(encode, [term])(x_adv, step)._replace(loss=norms[0])
 
     return grad_fn

@@ -1,11 +1,13 @@
-"""SA: suppress the attention of the picture to the words for its content.
+"""Semantic attack (SA): suppress the attention of the picture to the words for its content.
 
-"Distraction is All You Need: Memory-Efficient Image Immunization against Diffusion-Based Image Editing" (Lo et al.).
+"Distraction is All You Need: Memory-Efficient Image Immunization against Diffusion-Based Image Editing" (Lo et al.,
+CVPR 2024): minimise the mean over t of ||M * Att(x_t, c)||_1, M = 1[Att of the clean picture > tau], Att the
+cross-attention softmax(Q K^T / sqrt d), summed over the layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -22,10 +24,12 @@ from ..types import Cond, Editor, GradFn, Image, Latent, Term
 from . import configured
 
 PROVENANCE = (
-    "reconstructed from the paper (no official code known); there kappa 0.06 in [-1, 1] and 100 iterations, and a "
-    "printed update that may leave the budget"
+    "reconstructed from the paper (no official code known); adapted: projected onto the budget, which the update as "
+    "printed may leave, and on transformers the attention of image positions to text in the joint layers"
 )
 RANDOM_START = False
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"eps": 0.03, "steps": 100, "timesteps": 10, "threshold": 0.5}}
+"""kappa 0.06 in [-1, 1]; its step size is not known to us and stays the engine's."""
 
 
 @configured
@@ -34,7 +38,10 @@ def build(
     x: Image,
     cond: Cond,
     *,
-    subject: Annotated[str, "a noun for what the picture shows; empty: all words of the instruction"] = "",
+    subject: Annotated[
+        str | Sequence[str],
+        "a noun for what the picture shows, or one per picture; empty: all words of the instruction",
+    ] = "",
     timesteps: Annotated[int, "how many timesteps, evenly spaced"] = 10,
     threshold: Annotated[float, "attention is high above this share of its largest value in the clean image"] = 0.5,
     seed: Seed = 0,
@@ -42,15 +49,18 @@ def build(
     """The gradient of ||M * Att(x, c)||_1, averaged over timesteps.
 
     Att (B, h', w') is the attention of the image's positions to the words, averaged over heads, brought to the latent's
-    size and summed over the layers. M marks where that of the clean image is high. ``x`` (B, 3, h, w) at the editor's
-    working size. Raises InputError for values out of range and when there is no word.
+    size and summed over the layers. M marks where that of the clean image is high, at each timestep. ``x`` (B, 3, h, w)
+    at the editor's working size. Raises InputError for values out of range and when there is no word.
     """
     n = editor.num_train_timesteps
     if isinstance(timesteps, bool) or not isinstance(timesteps, int) or not 1 <= timesteps <= n:
         raise InputError(f"timesteps: expected a count from 1 to {n}, got {timesteps!r}")
     if not 0 <= threshold < 1:
         raise InputError(f"threshold: expected a share of at least 0 and below 1, got {threshold!r}")
-    text = editor.prepare([subject] * len(x)) if subject else cond
+    subjects = [subject] * len(x) if isinstance(subject, str) else list(subject)
+    if len(subjects) != len(x):
+        raise InputError(f"subject: expected one, or one per picture ({len(x)}), got {len(subjects)}")
+    text = editor.prepare(subjects) if any(subjects) else cond
     words = editor.words(text)
     if not bool(words.any(dim=1).all()):
         raise InputError("the prompt has no word to look for: name what the picture shows with `subject`")

@@ -9,7 +9,7 @@ this file is what stands inside it. The gradient is Algorithm 1's own, regrouped
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -23,9 +23,12 @@ from ..gradients import through_latent
 from ..noise import Seed, fork, normal
 from ..types import Cond, Editor, GradFn, Image, Latent, Term
 from . import configured
+from .posterior import encoder
 
 PROVENANCE = "reconstructed from the paper (no official code known); what it leaves open is an option of `build`"
 RANDOM_START = False
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"lam": 0.1}}
+"""Section V-A: eps, iterations and lambda. It does not give the step size nor how many timesteps."""
 
 
 def random_start(objective: str = "full", **_: Any) -> bool:
@@ -64,6 +67,15 @@ def build(
         Sequence[str], "further instructions to protect against; the gradient is the mean over all"
     ] = (),
     part_norms: Annotated[bool, "log each term's gradient norm too, for one more backward pass per timestep"] = False,
+    posterior: Annotated[Literal["mode", "sample"], "the latent: the posterior's mode or a draw from it"] = "mode",
+    branch: Annotated[
+        Literal["conditional", "all"], "the instruction's prediction, or also that of no text, which guidance subtracts"
+    ] = "conditional",
+    balanced: Annotated[
+        bool,
+        "scale the gradients of norm and distance at the latent to the lengths 1 and lam, whatever their sizes are; "
+        "costs and logs what part_norms does",
+    ] = False,
     seed: Seed = 0,
 ) -> GradFn:
     """The g of Algorithm 1, line 12: the gradient of Eq. 6, averaged over T.
@@ -77,7 +89,7 @@ def build(
     paths = resolve(editor.net, _patterns(layers, editor.layer_presets))
     times = _times(timesteps, editor.num_train_timesteps)
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    conds = [cond, *(editor.prepare([prompt] * len(x)) for prompt in prompts)]
+    conds = [cond, *(editor.prepare([prompt] * len(x)) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
     def phi(z: Latent, eps: Tensor, t: int, c: Cond) -> list[Tensor]:  # Eq. 3
         step = torch.full((len(z),), t, device=z.device)
@@ -94,8 +106,8 @@ def build(
         return {name: part / (len(times) * len(conds)) for name, part in loss.items()}  # line 12
 
     @torch.no_grad()
-    def terms(seed: Seed) -> list[Term]:  # line 3: Phi_orig, with the noise that makes E(x, t)_noisy
-        z = editor.encode(x)
+    def terms(encode: Callable[[Image], Latent], seed: Seed) -> list[Term]:  # line 3: Phi_orig, E(x, t)_noisy's noise
+        z = encode(x)
         noises = normal((len(z), len(times), *z.shape[1:]), seed).to(z).unbind(dim=1)
         return [
             partial(term, eps=eps, t=t, c=c, phi_orig=phi(z, eps, t, c))
@@ -103,10 +115,12 @@ def build(
             for c in conds
         ]
 
-    def resampled(x_imu: Image, n: int) -> Any:
-        return through_latent(editor.encode, terms(fork(seed, n)), part_norms=part_norms)(x_imu, n)
+    def gradient(seed: Seed) -> GradFn:
+        encode = encoder(editor, posterior == "sample", fork(seed, "posterior"))
+        lengths = {"norm": 1.0, "dist": lam} if balanced else None
+        return through_latent(encode, terms(encode, seed), part_norms=part_norms, lengths=lengths)
 
-    return resampled if noise == "resampled" else through_latent(editor.encode, terms(seed), part_norms=part_norms)
+    return gradient(seed) if noise == "fixed" else lambda x_imu, n: gradient(fork(seed, n))(x_imu, n)
 
 
 def _aggregate(features: Mapping[str, Tensor], aggregation: str) -> list[Tensor]:

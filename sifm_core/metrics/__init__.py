@@ -20,7 +20,7 @@ from ..types import Image, Metric
 from .fsim import fsim, fsimc
 from .lpips import lpips
 from .psnr import psnr
-from .ssim import ssim
+from .ssim import ssim, ssim_uniform
 from .vifp import vifp
 
 
@@ -37,6 +37,9 @@ class Kind(NamedTuple):
 METRICS: dict[str, Kind] = {
     "psnr": Kind(psnr, "lower", 1, "psnr:rgb:range1", "pixel-wise closeness, dB"),
     "ssim": Kind(ssim, "lower", 11, "ssim:wang2004:gauss11x1.5:rgb:piq", "likeness of local structure"),
+    "ssim_uniform": Kind(
+        ssim_uniform, "lower", 7, "ssim:uniform7:rgb:skimage-default", "SSIM as skimage's defaults give it"
+    ),
     "vifp": Kind(vifp, "lower", 41, "vifp:sheikh2006:luma:piq", "share of the visual information that is left"),
     "fsim": Kind(fsim, "lower", 16, "fsim:zhang2011:luma:piq", "likeness of edges and phase"),
     "fsimc": Kind(fsimc, "lower", 16, "fsimc:zhang2011:yiq:piq", "likeness of edges, phase and colour"),

@@ -1,7 +1,8 @@
-"""Structural similarity, by piq."""
+"""Structural similarity: the original definition, by piq, and the one of scikit-image's defaults."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..types import Image
@@ -16,3 +17,20 @@ def ssim(reference: Image, distorted: Image) -> Tensor:
     import piq
 
     return piq.ssim(reference, distorted, downsample=False, reduction="none")
+
+
+def ssim_uniform(reference: Image, distorted: Image) -> Tensor:
+    """SSIM as ``skimage.metrics.structural_similarity`` computes it unless told otherwise, as many papers report it.
+
+    Windows of 7x7 without weights, sample covariance, mean over RGB: (B, 3, H, W) twice, at least 7x7 -> (B,), at most
+    1. Not comparable with :func:`ssim`.
+    """
+    x, y = reference.double(), distorted.double()
+
+    def mean(z: Tensor) -> Tensor:
+        return F.avg_pool2d(z, 7, stride=1)
+
+    ux, uy, sample, c1, c2 = mean(x), mean(y), 49 / 48, 0.01**2, 0.03**2
+    vx, vy, vxy = (sample * (mean(a * b) - mean(a) * mean(b)) for a, b in ((x, x), (y, y), (x, y)))
+    likeness = (2 * ux * uy + c1) * (2 * vxy + c2) / ((ux**2 + uy**2 + c1) * (vx + vy + c2))
+    return likeness.mean(dim=(1, 2, 3))

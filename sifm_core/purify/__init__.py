@@ -12,6 +12,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,18 @@ def at(name: str, strength: float) -> Stage:
     return Stage(name, round(setting) if isinstance(kind.mildest, int) else setting)
 
 
+def about(name: str) -> str:
+    """One sentence about a purifier."""
+    _kind(name)
+    return (_module(name).__doc__ or "").strip().partition("\n")[0]
+
+
+def needs_editor(chain: str | Sequence[Stage]) -> bool:
+    """Does a stage work with the networks of an editor?"""
+    stages = parse(chain) if isinstance(chain, str) else chain
+    return any("editor" in inspect.signature(_module(name).purify).parameters for name, _ in stages)
+
+
 def apply(
     image: Image,
     chain: str | Sequence[Stage],
@@ -93,7 +106,7 @@ def apply(
     stages = parse(chain) if isinstance(chain, str) else chain
     with torch.no_grad():
         for i, (name, setting) in enumerate(stages):
-            purify = importlib.import_module(f"{__name__}.{name}").purify
+            purify = _module(name).purify
             tools: dict[str, Any] = {"editor": editor, "upscaler": upscaler, "seed": fork(seed, i, name)}
             wanted = inspect.signature(purify).parameters
             image = purify(image, setting, **{key: value for key, value in tools.items() if key in wanted}).clamp(0, 1)
@@ -111,6 +124,10 @@ def _stage(text: str) -> Stage:
         allowed = f"{kind.least:g} to {kind.greatest:g}"
         raise InputError(f"{text}: expected {kind.meaning} from {allowed}; the standard is {kind.standard:g}")
     return Stage(name, setting)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _kind(name: str) -> Kind:

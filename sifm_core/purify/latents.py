@@ -35,8 +35,7 @@ def at_work_size(editor: Any, image: Image, purify: Callable[[Image], Image]) ->
 
 def decode(editor: Any, z: Latent) -> Image:
     """The picture of a scaled latent: (B, c, h, w) -> (B, 3, H, W) float32 in [0, 1], differentiable."""
-    raw = (z / editor.latent_scale + editor.latent_shift).to(editor.dtype)
-    return (editor.pipe.vae.decode(raw).sample.float() / 2 + 0.5).clamp(0, 1)
+    return editor.decode(z).float().clamp(0, 1)
 
 
 def noise_and_denoise(editor: Any, z: Latent, share: float, seed: Seed) -> Latent:

@@ -102,7 +102,8 @@ class Server:
     def run(self, graph: dict[str, Any]) -> dict[str, Any]:
         """Queue a graph, wait, and give its history entry; fails with the node's error if there is one."""
         entry = self.finished(self.queue(graph))
-        assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+        last = entry["status"]["messages"][-1][1]
+        assert entry["status"]["status_str"] == "success", {k: last.get(k) for k in ("node_type", "exception_message")}
         return entry
 
 

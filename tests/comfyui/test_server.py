@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from sifm_core import images
+from sifm_core.store import Store
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.usefixtures("server")]
 ROOT = Path(__file__).parents[2]
@@ -63,6 +65,97 @@ def test_every_node_has_a_help_page_and_tooltips(server):
                 assert type_.startswith(("SIFM_", "IMAGE")) or about[0].get("tooltip"), f"{name}.{key} has no tooltip"
 
 
+def reduced(name: str, judges: bool = True) -> dict:
+    """A shipped workflow on the miniature, with two pictures and few steps; ``judges``: those of the miniature."""
+    nodes = graph(name, count=2)
+    for node in nodes.values():
+        inputs, kind = node["inputs"], node["class_type"]
+        if kind == "SIFM_LoadEditor":
+            inputs["editor"] = "miniature-ip2p"
+        if node["_meta"]["title"] == "Iterations":
+            inputs["value"] = 2
+        if kind == "SIFM_AttackerEdit":
+            inputs["steps"] = 2
+        if "method.edit_steps" in inputs:
+            inputs["method.edit_steps"] = 1
+        if inputs.get("purifiers"):
+            inputs["purifiers"] = "none\njpeg:75\nvae_round_trip"
+        if "unseen" in inputs and name != "paper_table2_sd3":
+            del inputs["unseen"]  # six times the work
+        if kind == "SIFM_MLLMJudge" and judges:
+            for key in [key for key in inputs if key.startswith("judge")]:
+                del inputs[key]
+            model = "patch" if node["_meta"]["title"] == "Judge 2" else "conv"
+            inputs |= {"judge": "miniature", "judge.model": model}
+    return nodes
+
+
+RESULTS = [name for name in NAMES if any(n["class_type"] == "SIFM_ResultsTable" for n in graph(name).values())]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_comparison_runs_to_its_table_on_the_miniature(server, name):
+    nodes = reduced(name)
+    entry = server.run(nodes)
+    for i in ids(nodes, "SIFM_ResultsTable"):
+        text, run = entry["outputs"][i]["text"][0], entry["outputs"][i]["sifm_run"][0]
+        plan = nodes[nodes[i]["inputs"]["attack"][0]]["inputs"]
+        rows = 1 + sum(key.startswith("protections.") for key in plan)
+        blocks = len(plan["purifiers"].splitlines() or [""]) * (2 if "unseen" in plan else 1)
+        assert text.count("### ") == blocks
+        for block in text.split("### ")[1:]:
+            table = [line for line in block.splitlines() if line.startswith("|")]
+            assert len(table) == 2 * (rows + 2), "two tables, each with its head"
+            assert "| clean " in table[2], table
+        assert "unclear" in text and "no evidence" in text
+        pictures = 1 if name == "test_my_image" else 2
+        with Store(server.base / "user" / "sifm" / "runs" / run, create=False) as store:
+            records = list(store.records())
+            prompts = {(record.image, record.prompt) for record in records}
+            assert len({record.image for record in records}) == pictures
+            assert len(records) == len(prompts) * rows * len(plan["purifiers"].splitlines() or [""])
+            assert all(v.state == "ok" for record in records for v in record.verdicts)
+    for preview in outputs(entry, nodes, "SIFM_ComparisonGrid"):
+        assert Path(server.base, "temp", preview["images"][0]["filename"]).is_file()
+    for i in ids(nodes, "SIFM_RecordsExport"):
+        assert re.match(r"\d+ records in SIFM/records_\d+_\.csv", entry["outputs"][i]["text"][0])
+
+
+def test_a_paper_workflow_runs_on_the_miniature_with_nothing_but_its_editor_changed(server):
+    nodes = reduced("paper_table6_objective", judges=False)
+    text = server.run(nodes)["outputs"][ids(nodes, "SIFM_ResultsTable")[0]]["text"][0]
+    if "needs the package" not in text:
+        pytest.skip("ComfyUI's Python has google-genai, which would go out into the network")
+    assert "SIFM objective=dist" in text and "PSNR" in text
+    assert "gemini:gemini-2.5-pro gave no answer (error)" in text
+
+
+def test_clip_says_what_is_missing(server):
+    nodes = reduced("paper_figure3_clip")
+    assert "unavailable" in outputs(server.run(nodes), nodes, "SIFM_ClipScore")[0]["text"][0]
+
+
+def test_the_report_on_agreement_has_people_and_models(server):
+    nodes = reduced("paper_table1_consistency")
+    for i in ids(nodes, "SIFM_MLLMJudge"):
+        if nodes[i]["_meta"]["title"] in ("Anna", "Ben"):
+            nodes[i]["inputs"]["judge.model"] = "renderer"
+    text = outputs(server.run(nodes), nodes, "SIFM_ConsistencyReport")[0]["text"][0]
+    agreed = next(line for line in text.splitlines() if re.match(r"\| human-human +\| final", line)).split("|")
+    assert agreed[3].strip() == "100%" and "judge-judge" in text, "the renderer agrees with itself"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_workflows_are_what_their_description_makes(server, name):
+    sys.path.insert(0, str(WORKFLOWS))
+    import graphs
+
+    assert sorted(graphs.GRAPHS) == NAMES
+    made = graphs.make(name, server.get("/object_info"))
+    for folder, content in zip((WORKFLOWS, WORKFLOWS / "api"), made, strict=True):
+        assert json.loads(json.dumps(content)) == json.loads((folder / f"{name}.json").read_text()), "make them again"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_api_format_is_derived_from_the_workflow(server, name):
     converter = pytest.importorskip("comfy_cli.workflow_to_api", reason="needs comfy-cli")
@@ -83,6 +176,10 @@ def test_nodes_of_a_workflow_do_not_overlap_and_lie_in_a_group(name):
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 - title or y2 + h2 <= y - title
         frames = [group["bounding"] for group in ui["groups"]]
         assert any(gx < x and gy < y and x + w < gx + gw and y + h < gy + gh for gx, gy, gw, gh in frames)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_workflow_has_a_picture(name):
     assert (WORKFLOWS / f"{name}.jpg").exists()
 
 

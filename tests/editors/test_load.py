@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -164,7 +165,7 @@ def failure(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (hub.GatedRepoError, "gated: accept its licence at https://huggingface.co/owner/name"),
+        (hub.GatedRepoError, "gated and there is no token: accept its licence at https://huggingface.co/owner/name"),
         (hub.RepositoryNotFoundError, "no such repository"),
         (hub.RemoteEntryNotFoundError, "not a diffusers pipeline"),
         (hub.LocalEntryNotFoundError, "check the connection"),
@@ -177,20 +178,81 @@ def test_what_the_hub_answers_becomes_its_own_error(monkeypatch: pytest.MonkeyPa
         raise failure(kind)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(EditorError, match=message):
         load_editor("owner/name", local_files_only=False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    if kind is hub.GatedRepoError:
+        with pytest.raises(EditorError, match="the account of your token has no access"):
+            load_editor("owner/name", local_files_only=False)
+
+
+class Hub:
+    """Answers as the hub's client would, from a folder; remembers what was asked and in which order."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, missing: int = 0) -> None:
+        self.folder, self.missing, self.asked = folder, missing, []
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: str(folder / "model_index.json"))
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot)
+
+    def snapshot(self, hub_id: str, dry_run: bool = False, **patterns: object) -> object:
+        self.asked.append(("size" if dry_run else "fetch", patterns))
+        file = SimpleNamespace(file_size=self.missing, will_download=self.missing > 0)
+        here = SimpleNamespace(file_size=10**15, will_download=False)
+        return [file, here] if dry_run else None
+
+
+def test_the_size_is_said_before_anything_is_fetched(ip2p_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_, said = Hub(ip2p_folder, monkeypatch, missing=4_200_000), []
+
+    def say(hub_id: str, size: int) -> None:
+        said.append((hub_id, size, [what for what, _ in hub_.asked]))
+
+    load_editor("owner/name", device="cpu", local_files_only=False, on_download=say)
+    assert said == [("owner/name", 4_200_000, ["size"])] and [what for what, _ in hub_.asked] == ["size", "fetch"]
+
+
+def test_a_download_can_be_refused_by_who_hears_its_size(ip2p_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_ = Hub(ip2p_folder, monkeypatch, missing=10)
+
+    def refuse(hub_id: str, size: int) -> None:
+        raise EditorError("too large for me")
+
+    with pytest.raises(EditorError, match="too large for me"):
+        load_editor("owner/name", local_files_only=False, on_download=refuse)
+    assert [what for what, _ in hub_.asked] == ["size"]
+
+
+def test_what_is_here_already_is_not_fetched_again(ip2p_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_ = Hub(ip2p_folder, monkeypatch)
+    load_editor(
+        "owner/name", device="cpu", local_files_only=False, on_download=lambda *_: pytest.fail("nothing to say")
+    )
+    assert [what for what, _ in hub_.asked] == ["size"]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_start(ip2p_folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_ = Hub(ip2p_folder, monkeypatch, missing=10**17)
+    with pytest.raises(EditorError, match=r"100000000.0 GB to fetch.*make room"):
+        load_editor("owner/name", local_files_only=False)
+    assert [what for what, _ in hub_.asked] == ["size"]
+
+
+@pytest.mark.parametrize("t5", [True, False])
+def test_t5_is_fetched_only_when_it_is_wanted(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch, t5: bool) -> None:
+    hub_ = Hub(sd3_folder, monkeypatch, missing=10)
+    load_editor("owner/name", device="cpu", local_files_only=False, t5=t5)
+    assert ("text_encoder_3/*.safetensors" in hub_.asked[-1][1]["allow_patterns"]) is t5
 
 
 def test_a_download_fetches_the_parts_in_safetensors_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-    index = str(folder / "model_index.json")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: index)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.update(k))
+    hub_ = Hub(folder, monkeypatch, missing=10)
     load_editor("owner/name", device="cpu", local_files_only=False)
-    assert "unet/*.safetensors" in asked["allow_patterns"] and not any(".bin" in p for p in asked["allow_patterns"])
-    asked.clear()
+    patterns = hub_.asked[-1][1]["allow_patterns"]
+    assert "unet/*.safetensors" in patterns and not any(".bin" in pattern for pattern in patterns)
+    hub_.asked.clear()
     load_editor("owner/name", device="cpu")
-    assert asked == {}, "nothing is fetched unasked"
+    assert hub_.asked == [], "nothing is fetched unasked"
 
 
 @pytest.mark.parametrize(

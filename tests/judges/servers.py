@@ -149,6 +149,10 @@ class FakeServer:
 
     def __init__(self, dialect: str, *, delay: float = 0.0) -> None:
         self.dialect = dialect
+        self.jobs: list[dict[str, Any]] = []
+        self.job_polls, self.job_state, self.job_fault = 1, "SUCCEEDED", ""
+        """How often a job is asked for before it ends, how it ends, and what goes wrong: "lost-name", "no-places",
+        "short", "doubled", "not-created"."""
         self.requests: list[Request] = []
         self.billed: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
@@ -184,6 +188,45 @@ class FakeServer:
                 self.billed[sha] += 1
         return response, sha
 
+    def create_job(self, raw: bytes, key: str) -> Response:
+        batch = json.loads(raw)["batch"]
+        if self.job_fault == "not-created":
+            return Response(drop=True)
+        results = []
+        for item in batch["inputConfig"]["requests"]["requests"]:
+            response, _ = self.respond(json.dumps(item["request"]).encode(), key)
+            if response.status == 200 and response.raw is None:
+                result = {"response": self.envelope(response)}
+            else:
+                result = {"error": {"code": response.status, "message": "no"}}
+            results.append(result if self.job_fault == "no-places" else result | {"metadata": item["metadata"]})
+        if self.job_fault == "short":
+            results.pop()
+        if self.job_fault == "doubled":
+            results.append(results[0])
+        results.reverse()  # what belongs together is said by the metadata, not by the order
+        if self.job_fault == "no-places":
+            results.reverse()
+        self.jobs.append({"label": batch["displayName"], "results": results, "polls": 0})
+        if self.job_fault == "lost-name":
+            return Response(drop=True)
+        return Response(raw=json.dumps(self.job(len(self.jobs) - 1)))
+
+    def job(self, number: int) -> dict[str, Any]:
+        job = self.jobs[number]
+        ended = job["polls"] > self.job_polls
+        metadata = {"displayName": job["label"], "state": f"BATCH_STATE_{self.job_state if ended else 'RUNNING'}"}
+        if ended and self.job_state == "SUCCEEDED":
+            metadata["output"] = {"inlinedResponses": {"inlinedResponses": job["results"]}}
+        return {"name": f"batches/{number}", "metadata": metadata, "done": ended}
+
+    def ask_for_jobs(self, path: str) -> Response:
+        number = path.partition("batches/")[2]
+        if not number:
+            return Response(raw=json.dumps({"operations": [self.job(i) for i in range(len(self.jobs))]}))
+        self.jobs[int(number)]["polls"] += 1
+        return Response(raw=json.dumps(self.job(int(number))))
+
     def envelope(self, response: Response) -> dict[str, Any]:
         tokens_in, tokens_out = USAGE
         if self.dialect == "openai":
@@ -212,9 +255,18 @@ class _Handler(BaseHTTPRequestHandler):
     fake: FakeServer
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        self.reply(self.fake.ask_for_jobs(self.path))
+
     def do_POST(self) -> None:
         key = self.headers.get("x-goog-api-key") or self.headers.get("authorization", "").removeprefix("Bearer ")
-        response, _ = self.fake.respond(self.rfile.read(int(self.headers["content-length"])), key)
+        raw = self.rfile.read(int(self.headers["content-length"]))
+        if self.path.endswith(":batchGenerateContent"):
+            self.reply(self.fake.create_job(raw, key))
+        else:
+            self.reply(self.fake.respond(raw, key)[0])
+
+    def reply(self, response: Response) -> None:
         if response.drop:
             self.close_connection = True
             self.connection.close()

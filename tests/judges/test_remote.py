@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,44 @@ def test_the_cap_stops_before_the_call_that_would_pass_it(server, tmp_path, call
     assert sum(server.billed.values()) * one_call <= cap, "a second run does not start from zero"
     assert {v.state for v in judge_for(server, **(options | {"max_cost": 1.0})).judge(cases)} == {"ok"}
     assert max(server.billed.values()) == 1
+
+
+def test_the_cap_holds_for_several_judges_at_once_on_one_file(server, tmp_path):
+    """As several processes would: each has its own connection to the ledger, and some of their calls fail."""
+    prices, one_call = priced(tmp_path), (USAGE[0] * 1.0 + USAGE[1] * 10.0) / 1e6
+    probe = judge_for(server, prices=prices)
+    at_most = probe._at_most(probe.questions[0].parts(case("ok 0")))
+    cap = 10 * one_call + at_most
+    cases = [case(f"{name} {i}") for i in range(8) for name in ("ok", "prose", "rate-once", "bad-request")]
+
+    def work(part):
+        judge = judge_for(server, prices=prices, cache=tmp_path / "c.sqlite", max_cost=cap, concurrency=4)
+        return judge.judge(cases[part::3])
+
+    with ThreadPoolExecutor(3) as pool:
+        verdicts = [verdict for part in pool.map(work, range(3)) for verdict in part]
+    assert 0 < sum(server.billed.values()) * one_call <= cap and max(server.billed.values()) == 1
+    assert any("cost cap" in verdict.reasons for verdict in verdicts)
+    assert judge_for(server, cache=tmp_path / "c.sqlite").cache.spent() <= cap
+
+
+@pytest.mark.filterwarnings("ignore:.*other model's")
+def test_a_dearer_model_that_answers_instead_does_not_break_the_cap(server, tmp_path):
+    prices = priced(tmp_path)
+    cases = [case(f"rerouted {i}") for i in range(6)]
+    verdicts = judge_for(server, prices=prices, max_cost=5.0, concurrency=1).judge(cases)
+    assert len(server.requests) == 1, "its price is unknown: from then on nothing can be promised"
+    assert "cannot be held: other-model answers" in verdicts[-1].reasons and verdicts[-1].success is None
+
+    dear = prices.read_text().replace("fake-model", "other-model").replace("10.0", "1000.0")
+    prices.write_text(prices.read_text() + dear)
+    one_call = (USAGE[0] * 1.0 + USAGE[1] * 1000.0) / 1e6
+    probe = judge_for(server, prices=prices)
+    cheap = probe._at_most(probe.questions[0].parts(cases[0]))
+    cap = one_call + 2 * cheap
+    verdicts = judge_for(server, prices=prices, max_cost=cap, concurrency=1).judge(cases[1:])
+    assert sum(v.cost or 0 for v in verdicts) <= cap, "another call at the asked model's price would have passed it"
+    assert [v.state for v in verdicts] == ["error"] * 5 and verdicts[0].cost == pytest.approx(one_call)
 
 
 def test_a_cap_without_a_price_is_refused(server):

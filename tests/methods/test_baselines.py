@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from sifm_core.methods.pattern import pattern
 from sifm_core.noise import fork, integers, normal
 from sifm_core.types import Editor, Image
 from tests.fakes import images
-from tests.methods.literal import close, gradient, latent, mode, predict, somewhere, target
+from tests.methods.literal import close, gradient, latent, mode, predict, sampled, somewhere, target
 
 PROMPTS = ["make it night", "add a hat"]
 X0 = images(2).double()
@@ -99,6 +102,34 @@ def test_sds_leaves_out_the_networks_jacobian(editor: Editor, variant: str, scor
     assert torch.allclose(ours.loss, miss.flatten(1).norm(dim=1))
 
 
+def test_the_posterior_is_sampled_where_official_code_does(editor: Editor) -> None:
+    """One draw per step, also as the source; ace+ pushes the latent away from the target, as mist-v2 does."""
+    t, noise = draw()
+    raw_goal = sampled(editor, pattern(16, 16).double().expand_as(X0), fork(5, "target")).detach()
+    goal = latent(editor, X0, raw_goal)
+
+    def parts(x: Image) -> tuple[Tensor, Tensor, Tensor]:
+        raw = sampled(editor, x, fork(5, "posterior", STEP))
+        return latent(editor, x, raw), predict(editor, x, noise, t, PROMPTS, raw), target(editor, x, noise, raw)
+
+    def mist_loss(x: Image) -> Tensor:
+        z, said, truth = parts(x)
+        return squares(z - goal).sum(1) - 1e4 * squares(said - truth).mean(1)
+
+    def ace_loss(x: Image) -> Tensor:
+        z, said, _ = parts(x)
+        return squares(said - goal).mean(1) - 100 * squares(z - goal).mean(1)
+
+    def sds_loss(x: Image) -> Tensor:
+        z, said, truth = parts(x)
+        return ((said - truth).detach() * z).flatten(1).sum(1)
+
+    choices = (mist, mist_loss, {}), (ace, ace_loss, {"variant": "ace+", "earliest": 0.0}), (sds, sds_loss, {})
+    for method, loss, options in choices:
+        ours = method.build(editor, X0, editor.prepare(PROMPTS), official_quirks=True, seed=5, **options)(X, STEP)
+        assert close(ours.grad, gradient(loss, X)[1]), method.__name__
+
+
 @pytest.mark.parametrize("kind", ["none", "eot"])
 def test_editshield_is_the_mean_over_its_views(editor: Editor, kind: str) -> None:
     views = editshield._VIEWS if kind == "eot" else [lambda x: x]
@@ -124,27 +155,88 @@ def test_the_views_of_editshield() -> None:
     assert not editshield._crop(bright).any() and editshield._crop(x).shape == x.shape
 
 
-def test_photoguard_diffusion_passes_every_step_of_the_edit(ip2p_folder) -> None:
+def test_editshields_official_loss(ip2p_folder) -> None:
+    """Fed [0, 1], noised, redrawn; with the smoothing term of the script that has it."""
     editor = load_editor(ip2p_folder, device="cpu", dtype="float64")
+    vae, bell = editor.pipe.vae, [math.exp(-0.5 * (k / 1.5) ** 2) for k in range(-2, 3)]
+    kernel = torch.tensor([[a * b for a in bell] for b in bell]).double().expand(3, 1, 5, 5)
+
+    def embed(x: Image, seed: int) -> Tensor:
+        posterior = vae.encode(x).latent_dist
+        z, source = (
+            posterior.mean + posterior.std * normal(posterior.mean.shape, fork(seed, name)).double()
+            for name in ("latent", "source")
+        )
+        noise, t = normal(z.shape, fork(seed, "noise")).double(), integers(0, 1000, 2, fork(seed, "t"))
+        return torch.cat([editor.pipe.scheduler.add_noise(vae.config.scaling_factor * z, noise, t), source], 1)
+
+    def loss(x: Image, smooth: bool) -> Tensor:
+        value = 0.1 * squares(x - X0).mean(1) - squares(embed(x, fork(5, STEP)) - embed(X0, fork(5, "clean"))).mean(1)
+        blurred, clean = (torch.nn.functional.conv2d(y, kernel, padding=2, groups=3) for y in (x, X0))
+        return value + 0.1 * squares(blurred - clean.clamp(0, 1)).mean(1) if smooth else value
+
+    for transforms in ("none", "eot"):
+        options = {"transforms": transforms, "official_quirks": True, "seed": 5}
+        ours = editshield.build(editor, X0, editor.prepare(PROMPTS), **options)(X, STEP)
+        value, grad = gradient(lambda x, smooth=transforms == "eot": loss(x, smooth), X)
+        assert close(ours.grad, grad, rtol=1e-7) and torch.allclose(
+            ours.loss, value, rtol=1e-7
+        )  # the schedule is float32
+
+
+def edit_ip2p(editor: Editor, x: Image, seed: int, prompts: list[str], steps: int, scale: float) -> Tensor:
+    """The whole edit from noise, three branches; the decoder's output."""
     pipe = editor.pipe
-    c = torch.cat([pipe._encode_prompt(prompt, "cpu", 1, False) for prompt in [*PROMPTS, "", "", "", ""]]).detach()
+    none = [""] * (2 * len(x))
+    c = torch.cat([pipe._encode_prompt(prompt, "cpu", 1, False) for prompt in [*prompts, *none]]).detach()
+    source = mode(editor, x)
+    z = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for _ in x]).double()
+    pipe.scheduler.set_timesteps(steps)
+    for t in pipe.scheduler.timesteps:
+        seen = torch.cat([source, source, torch.zeros_like(source)])
+        e_text, e_image, e_none = pipe.unet(torch.cat([z.repeat(3, 1, 1, 1), seen], 1), t, c).sample.chunk(3)
+        e = e_none + scale * (e_text - e_image) + 1.5 * (e_image - e_none)
+        z = pipe.scheduler.step(e, t, z).prev_sample
+    return pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
+
+
+def edit_sd3(editor: Editor, x: Image, seed: int, prompts: list[str], steps: int, scale: float) -> Tensor:
+    """From the noised source: of ceil(steps / 0.6) steps that many run. Shifted flow, two branches."""
+    pipe, config = editor.pipe, editor.pipe.vae.config
+    rows = [pipe.encode_prompt(prompt, None, None) for prompt in prompts]
+    c, e, pooled, e_pooled = (torch.cat([row[k] for row in rows]).detach() for k in range(4))
+    posterior = pipe.vae.encode(2 * x - 1).latent_dist
+    draws = torch.Generator().manual_seed(seed)  # one for all: first the posterior's, then the noise
+    first, noise = (torch.randn(4, 8, 8, generator=draws, dtype=torch.float64).expand(2, -1, -1, -1) for _ in range(2))
+    raw = posterior.mean + posterior.std * first
+    n = int(steps / 0.6)
+    even = torch.linspace(1000, 3 / (1 + 2 / 1000), n, dtype=torch.float64) / 1000
+    sigmas = [*(3 * even / (1 + 2 * even)).tolist()[n - steps :], 0.0]
+    z = (1 - sigmas[0]) * latent(editor, x, raw) + sigmas[0] * noise
+    for now, then in itertools.pairwise(sigmas):
+        t = torch.full((2 * len(x),), 1000 * now, dtype=torch.float64)
+        v_none, v_text = pipe.transformer(torch.cat([z, z]), torch.cat([e, c]), torch.cat([e_pooled, pooled]), t)[
+            0
+        ].chunk(2)
+        z = z + (then - now) * (v_none + scale * (v_text - v_none))
+    return pipe.vae.decode(z / config.scaling_factor + config.shift_factor).sample
+
+
+@pytest.mark.parametrize("quirks", [False, True])
+def test_photoguard_diffusion_passes_every_step_of_the_edit(editor: Editor, quirks: bool) -> None:
+    """Gradients of several draws are averaged as they are, not normalised; the official code gives no prompt."""
+    edit = edit_sd3 if editor.family == "sd3" else edit_ip2p
+    prompts = ["", ""] if quirks else PROMPTS
 
     def loss(x: Image, seed: int) -> Tensor:
-        source = mode(editor, x)
-        z = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for _ in x]).double()
-        pipe.scheduler.set_timesteps(3)
-        for t in pipe.scheduler.timesteps:
-            seen = torch.cat([source, source, torch.zeros_like(source)])
-            e_text, e_image, e_none = pipe.unet(torch.cat([z.repeat(3, 1, 1, 1), seen], 1), t, c).sample.chunk(3)
-            e = e_none + 4.0 * (e_text - e_image) + 1.5 * (e_image - e_none)
-            z = pipe.scheduler.step(e, t, z).prev_sample
-        return pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample.flatten(1).norm(dim=1)
+        return edit(editor, x, seed, prompts, 3, 4.0).flatten(1).norm(dim=1)
 
-    options = {"edit_steps": 3, "repeats": 2, "edit_options": {"guidance_scale": 4.0}, "seed": 5}
-    ours = photoguard_diffusion.build(editor, X0, editor.prepare(PROMPTS), **options)(X, STEP)
+    options = {"edit_steps": 3, "repeats": 2, "edit_options": {"guidance_scale": 4.0}, "official_quirks": quirks}
+    ours = photoguard_diffusion.build(editor, X0, editor.prepare(PROMPTS), seed=5, **options)(X, STEP)
     each = [gradient(lambda x, k=k: loss(x, fork(5, STEP, k)), X) for k in range(2)]
-    assert close(ours.grad, (each[0][1] + each[1][1]) / 2)
-    assert torch.allclose(ours.loss, (each[0][0] + each[1][0]) / 2, rtol=1e-10)
+    rtol = 1e-5 if editor.family == "sd3" else 1e-10  # the flow's schedule is float32
+    assert close(ours.grad, (each[0][1] + each[1][1]) / 2, rtol)
+    assert torch.allclose(ours.loss, (each[0][0] + each[1][0]) / 2, rtol=rtol)
     assert not editor.net.is_gradient_checkpointing
 
 
@@ -212,6 +304,8 @@ def test_a_subject_replaces_the_instruction(editor: Editor) -> None:
     named = semantic_attack.build(editor, X0, editor.prepare(PROMPTS), subject="cat", timesteps=1)(X, 0)
     direct = semantic_attack.build(editor, X0, editor.prepare(["cat", "cat"]), timesteps=1)(X, 0)
     assert torch.equal(named.grad, direct.grad)
+    each = semantic_attack.build(editor, X0, editor.prepare(PROMPTS), subject=["cat", "hat"], timesteps=1)(X, 0)
+    assert torch.equal(each.grad[0], named.grad[0]) and not torch.equal(each.grad[1], named.grad[1])
     with pytest.raises(InputError, match="no word"):
         semantic_attack.build(editor, X0, editor.prepare(["", ""]), timesteps=1)
 
@@ -232,6 +326,7 @@ def test_the_pattern_is_bold_lettering_of_any_size() -> None:
         (ace, {"earliest": -0.1}, InputError),
         (photoguard_diffusion, {"edit_steps": 0}, InputError),
         (photoguard_diffusion, {"repeats": 1.5}, InputError),
+        (semantic_attack, {"subject": ["cat"]}, InputError),
         (semantic_attack, {"timesteps": 0}, InputError),
         (semantic_attack, {"threshold": 1.0}, InputError),
     ],

@@ -1,26 +1,15 @@
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+from transformers import CLIPModel
 
 from sifm_core.errors import ImageError, InputError
 from sifm_core.metrics.clip_score import clip_score
-from tests import fakes
+from tests import fakes, tiny_clip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip")
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config=fakes.clip_config().to_dict(),
-        vision_config=vision | {"image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPProcessor(CLIPImageProcessor(**sizes), fakes.clip_tokenizer()).save_pretrained(folder)
-    return str(folder)
+    return tiny_clip.save(tmp_path_factory.mktemp("clip"))
 
 
 def test_score_is_the_cosine_of_the_embeddings(folder):

@@ -49,7 +49,7 @@ def tensor(x):
 @pytest.fixture(scope="module")
 def values():
     reference, distorted = (torch.cat([tensor(pair[i]) for pair in PAIRS]) for i in (0, 1))
-    found = measure(reference, distorted, ["psnr", "ssim", "vifp", "fsim", "fsimc"])
+    found = measure(reference, distorted, list(ORACLES))
     return {name: [m.value for m in row] for name, row in found.items()}
 
 
@@ -138,6 +138,7 @@ def ssim_oracle(x, y):
 ORACLES = {
     "psnr": (lambda x, y: peak_signal_noise_ratio(x, y, data_range=1), 1e-4),
     "ssim": (ssim_oracle, 2e-5),
+    "ssim_uniform": (lambda x, y: structural_similarity(x, y, data_range=1, channel_axis=-1), 1e-5),
     "vifp": (vifp_oracle, 1e-4),
     "fsim": (lambda x, y: fsim_oracle(x, y, chroma=False), 1e-4),
     "fsimc": (lambda x, y: fsim_oracle(x, y, chroma=True), 1e-4),
@@ -168,14 +169,14 @@ def test_vifp_takes_the_reference_first():
     assert abs(forward - backward) > 0.03
 
 
-@pytest.mark.parametrize("name", ["psnr", "ssim", "fsim", "fsimc"])
+@pytest.mark.parametrize("name", ["psnr", "ssim", "ssim_uniform", "fsim", "fsimc"])
 def test_the_others_are_symmetric(name):
     x, y = tensor(PAIRS[1][0]), tensor(PAIRS[1][1])
     there, back = (measure(*pair, [name])[name][0].value for pair in ((x, y), (y, x)))
     assert there == pytest.approx(back, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["psnr", "ssim", "vifp", "fsim", "fsimc"])
+@pytest.mark.parametrize("name", ORACLES)
 def test_more_noise_is_worse_and_a_batch_equals_its_pictures(name):
     x = tensor(PAIRS[0][0])
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -188,10 +189,10 @@ def test_more_noise_is_worse_and_a_batch_equals_its_pictures(name):
 
 def test_equal_pictures():
     x = tensor(PAIRS[0][0])
-    got = {name: row[0] for name, row in measure(x, x, ["psnr", "ssim", "vifp", "fsim", "fsimc"]).items()}
+    got = {name: row[0] for name, row in measure(x, x, list(ORACLES)).items()}
     assert got["psnr"].value is None
     assert "infinite" in got["psnr"].reason
-    assert [got[name].value for name in ("ssim", "vifp", "fsim", "fsimc")] == pytest.approx([1] * 4, abs=1e-5)
+    assert [got[name].value for name in ORACLES if name != "psnr"] == pytest.approx([1] * 5, abs=1e-5)
     json.dumps({name: asdict(m) for name, m in got.items()}, allow_nan=False)
 
 

@@ -26,6 +26,15 @@ def comfy():
     args.cpu = True
 
 
+@pytest.fixture(autouse=True)
+def own_user_folder(request, tmp_path, monkeypatch):
+    """No test writes into the checkout, and none gets what another has computed."""
+    if "comfy" in request.fixturenames:
+        import folder_paths
+
+        monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
+
+
 @pytest.fixture(scope="session")
 def folder(ip2p_folder, tmp_path_factory):
     """A tiny random InstructPix2Pix that edits at 16 px in two steps."""
@@ -40,3 +49,11 @@ def editor(comfy, folder):
     from nodes.load import SifmLoadEditor
 
     return SifmLoadEditor.execute("miniature-ip2p", folder=str(folder))[0]
+
+
+@pytest.fixture(scope="session")
+def sd3_editor(comfy, sd3_folder):
+    """A tiny random Stable Diffusion 3 in a socket."""
+    from nodes.load import SifmLoadEditor
+
+    return SifmLoadEditor.execute("sd3-medium", folder=str(sd3_folder))[0]

@@ -38,9 +38,20 @@ def widgets(name: str) -> dict:
     return {widget.id: widget.default for widget in shown if hasattr(widget, "default")}
 
 
+def forget() -> None:
+    """What follows is computed, not remembered."""
+    import shutil
+
+    from nodes._store import home
+
+    shutil.rmtree(home(), ignore_errors=True)
+
+
 def immunize(editor, image, **changes):
+    """SIFM with untouched widgets, computed anew in every call."""
     from nodes.immunize import SifmImmunize
 
+    forget()
     return SifmImmunize.execute(image=image, editor=editor, **SETTINGS | widgets("sifm") | changes)
 
 
@@ -87,19 +98,26 @@ def test_the_hook_decides_what_is_disturbed(editor):
 
     hook, matches = SifmFeatureHook.execute(editor, {"layers": "mid"}, "200,400", "literal").args
     assert matches == "mid_block"
-    custom, _ = SifmFeatureHook.execute(
+    custom, matches = SifmFeatureHook.execute(
         editor, {"layers": "custom", "patterns": "mid_block,\n down_blocks.0.resnets.*"}, "5", "per_layer"
     ).args
-    assert custom["layers"] == ("down_blocks.0.resnets.0", "mid_block")
+    assert custom["layers"] == "mid_block,down_blocks.0.resnets.*"
+    assert matches.splitlines() == ["down_blocks.0.resnets.0", "mid_block"]
     a, b = (immunize(editor, picture(1), hook=h) for h in (hook, custom))
     assert a[2].settings["options"]["timesteps"] == "200,400"
     assert not torch.equal(a[0], b[0])
 
 
-def test_presets_are_those_of_the_editors(editor):
-    from nodes.hook import PRESETS
+def test_presets_are_those_of_the_editors(editor, sd3_editor):
+    from nodes.hook import PRESETS, SifmFeatureHook
+    from sifm_core.errors import InputError
 
-    assert set(PRESETS) == set(editor.editor.layer_presets)
+    families = [editor.editor.layer_presets, sd3_editor.editor.layer_presets]
+    assert set(PRESETS) == {name for presets in families for name in presets}
+    hook, matches = SifmFeatureHook.execute(sd3_editor, {"layers": "early"}, "10", "literal").args
+    assert hook["layers"] == "early" and matches == "transformer_blocks.0"
+    with pytest.raises(InputError, match="early"):
+        SifmFeatureHook.execute(editor, {"layers": "early"}, "10", "literal")
 
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name != "sifm"])
@@ -185,7 +203,10 @@ def test_the_attack_has_the_size_of_its_picture_and_repeats_itself(editor):
     from nodes.edit import SifmAttackerEdit
 
     image = picture(2)
-    edits = [SifmAttackerEdit.execute(image, editor, "abc", seed, steps=0, guidance_scale=0.0)[0] for seed in (0, 0, 1)]
+    edits = []
+    for seed in (0, 0, 1):
+        forget()
+        edits.append(SifmAttackerEdit.execute(image, editor, "abc", seed, steps=0, guidance_scale=0.0)[0])
     assert edits[0].shape == image.shape
     assert torch.equal(edits[0], edits[1]) and not torch.equal(edits[0], edits[2])
     more = SifmAttackerEdit.execute(image, editor, "abc", 0, steps=4, guidance_scale=3.0, image_guidance_scale=2.0)[0]
@@ -203,7 +224,7 @@ def test_saved_files_keep_the_budget_and_say_what_they_are(editor, tmp_path, mon
     node = SifmSaveProtected.PREPARE_CLASS_CLONE(None)
     saved = node.execute(out[2], "here/pic")
     assert torch.equal(saved[0], out[0])
-    files = sorted(tmp_path.rglob("*.png"))
+    files = sorted((tmp_path / "here").glob("*.png"))
     assert [file.parent.name for file in files] == ["here", "here"] and len(saved.ui.as_dict()["images"]) == 2
     about = json.loads(Image.open(files[1]).text["sifm"])
     assert about["eps"] == 0.03 and about["editor_fingerprint"] == editor.editor.fingerprint
@@ -353,11 +374,12 @@ def test_the_benchmark_comes_as_lists_of_one_length():
     from sifm_core.errors import InputError
     from sifm_core.miniature import benchmark
 
-    images, prompts, categories, ids = SifmLoadBenchmark.execute("landscape", 2, 3).args
+    images, prompts, categories, ids, unseen = SifmLoadBenchmark.execute("landscape", 2, 3).args
     assert len(images) == len(prompts) == 3 == len(set(ids))
     assert set(categories) == {"landscape"}
     item = benchmark.load(ids=[ids[0]])[0]
     assert torch.equal(images[0][0].movedim(-1, 0), item.image) and prompts[0] == item.instruction
+    assert unseen[0].splitlines() == list(item.unseen) and len(unseen) == 3
     with pytest.raises(InputError, match="start"):
         SifmLoadBenchmark.execute("artwork", 90, 1)
 

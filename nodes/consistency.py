@@ -1,0 +1,87 @@
+"""Do judges and people agree? The paper's Table I."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from comfy_api.latest import io
+
+from sifm_core.consistency import AXES, PAPER, Agreement, consistency
+from sifm_core.types import Verdict
+
+from . import sockets
+from ._attacks import Attack
+from ._text import percent, table
+
+Listed = dict[str, list[dict[str, list[Verdict]]]]
+"""A growing input of verdicts behind a plan: its name -> one dict of arms per item of the list."""
+
+
+class SifmConsistencyReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def raters(name: str) -> io.Autogrow.TemplatePrefix:
+            return io.Autogrow.TemplatePrefix(sockets.Verdicts.Input(name), prefix=f"{name}_", min=1, max=8)
+
+        return io.Schema(
+            node_id="SIFM_ConsistencyReport",
+            display_name="SIFM Consistency Report",
+            category="SIFM",
+            description="How often judges agree with each other and with people, and how much of it is more than "
+            "chance: Table I of the paper.",
+            search_aliases=["agreement", "kappa", "krippendorff", "human study", "inter-rater", "table 1"],
+            inputs=[
+                io.Autogrow.Input("models", template=raters("model"), tooltip="Verdicts of MLLM Judge nodes."),
+                io.Autogrow.Input(
+                    "people",
+                    template=raters("person"),
+                    tooltip="Verdicts of MLLM Judge nodes whose judge is human; or the miniature's renderer.",
+                ),
+                sockets.Attack.Input(
+                    "attack",
+                    optional=True,
+                    tooltip="From Attack Plan: edits of one picture depend on each other, which widens the intervals.",
+                ),
+            ],
+            outputs=[io.String.Output("table", tooltip="A Markdown table, with the paper's figures beside.")],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, models: Listed, people: Listed, attack: Sequence[Attack] = ()) -> io.NodeOutput:
+        raters = {name: _answers(listed) for name, listed in {**people, **models}.items()}
+        samples = len(next(iter(raters.values())))
+        pictures = [a.id for a in attack] or [str(i) for i in range(samples)]
+        text = report(consistency(raters, people, pictures))
+        return io.NodeOutput(text, ui={"text": [text]})
+
+
+def report(found: dict[str, dict[str, Agreement]]) -> str:
+    """Table I as Markdown: raw agreement with its interval, chance-corrected, and the paper's own figure."""
+    head = ["raters", "about", "agree", "95%", "kappa", "alpha", "share of yes", "answers", "paper"]
+    rows = [
+        [
+            kind,
+            AXES[axis],
+            percent(a.raw),
+            "-" if a.low is None or a.high is None else f"{a.low:.0%} to {a.high:.0%}",
+            _number(a.kappa),
+            _number(a.alpha),
+            percent(a.prevalence),
+            str(a.answers),
+            percent(PAPER[kind][axis]),
+        ]
+        for kind, axes in found.items()
+        for axis, a in axes.items()
+    ]
+    return table(head, rows)
+
+
+def _answers(listed: Sequence[dict[str, list[Verdict]]]) -> list[Verdict]:
+    """Every arm's verdicts in the graph's order."""
+    return [verdict for part in listed for arm in part.values() for verdict in arm]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

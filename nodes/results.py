@@ -1,0 +1,193 @@
+"""What came of all attacks: the table, the pictures side by side, the records as a file."""
+
+from __future__ import annotations
+
+import io as bytes_io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image as Pillow
+
+from sifm_core import report
+from sifm_core.bench import config
+from sifm_core.errors import InputError
+from sifm_core.isr import CLEAN
+from sifm_core.report.drawings import attacks
+from sifm_core.report.text import distances, rates, sheets
+from sifm_core.store import Store
+from sifm_core.types import Record, Verdict
+
+from . import sockets
+from ._attacks import Attack, Edit, Run, records
+from ._comfy import engine_room, reporter
+from ._store import home
+from ._text import table
+
+PAPER = ("table2", "table3", "table4", "table5", "table6", "table7")
+"""The engine's benchmarks that know what the paper printed."""
+
+
+class SifmResultsTable(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        judges = io.Autogrow.TemplatePrefix(sockets.Verdicts.Input("judge"), prefix="judge_", min=1, max=8)
+        return io.Schema(
+            node_id="SIFM_ResultsTable",
+            display_name="SIFM Results Table",
+            category="SIFM",
+            description="One row per protection: success rate with its interval, net of the unprotected pictures, and "
+            "how far the edits are apart. Keeps pictures and verdicts as a run, which the sidebar shows.",
+            search_aliases=["isr table", "summary", "leaderboard", "success rate", "records", "paper table"],
+            inputs=[
+                sockets.Attack.Input("attack", tooltip="From Attack Plan."),
+                sockets.Edit.Input("edit", tooltip="From Attacker Edit."),
+                io.Autogrow.Input(
+                    "judges", template=judges, tooltip="One MLLM Judge each; an edit counts as failed if all agree."
+                ),
+                io.Combo.Input(
+                    "paper",
+                    options=["none", *PAPER],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Show the figures of this table of the paper beside; rows of the same name are compared.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("table", tooltip="Markdown tables, one per attacker and kind of instruction."),
+                sockets.Records.Output("records", tooltip="For Comparison Grid and Records Export."),
+            ],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        attack: list[Attack],
+        edit: list[Edit],
+        judges: dict[str, list[dict[str, list[Verdict]]]],
+        paper: Sequence[str] = ("none",),
+    ) -> io.NodeOutput:
+        answers = [[verdict for part in listed for verdict in part["protected"]] for listed in judges.values()]
+        with engine_room():
+            run = records(attack, edit, answers, home(), reporter())
+        plan = None if paper[0] == "none" else config.load(paper[0])
+        text = "\n\n".join(_tables(report.make(run.records, {}, plan)))
+        return io.NodeOutput(text, run, ui={"text": [text], "sifm_run": [run.id]})
+
+
+class SifmComparisonGrid(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SIFM_ComparisonGrid",
+            display_name="SIFM Comparison Grid",
+            category="SIFM",
+            description="Pictures side by side with their labels, one row per picture and instruction: the source, its "
+            "edit, then every protected picture and its edit. Framed: all judges say that the edit failed.",
+            search_aliases=["contact sheet", "qualitative results", "figure", "image grid", "side by side"],
+            inputs=[
+                sockets.Records.Input("records", tooltip="From Results Table."),
+                io.Int.Input("rows", default=8, min=1, max=100, tooltip="How many pictures and instructions to show."),
+                io.Int.Input("side", default=192, min=64, max=1024, step=32, tooltip="Pixels per picture."),
+                io.Boolean.Input("protected", default=True, tooltip="Show the protected pictures too."),
+                io.String.Input(
+                    "only",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Rows of the table to show, separated by commas, such as PhotoGE, SIFM; empty: all.",
+                ),
+            ],
+            outputs=[io.Image.Output("image")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, records: Run, rows: int, side: int, protected: bool, only: str = "") -> io.NodeOutput:
+        shown = _columns(records.records, [name.strip() for name in only.split(",") if name.strip()], protected)
+        with Store(records.folder, create=False) as store:
+            png = report.grid([record for cell in attacks(shown)[:rows] for record in cell], store, side)
+        with Pillow.open(bytes_io.BytesIO(png)) as sheet:
+            image = torch.from_numpy(np.asarray(sheet.convert("RGB")).astype(np.float32) / 255)[None]
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+
+
+class SifmRecordsExport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SIFM_RecordsExport",
+            display_name="SIFM Records Export",
+            category="SIFM",
+            description="Write every attack with its settings, metrics and verdicts into a file of the output folder.",
+            search_aliases=["csv", "jsonl", "save results", "spreadsheet", "export"],
+            inputs=[
+                sockets.Records.Input("records", tooltip="From Results Table."),
+                io.Combo.Input(
+                    "format",
+                    options=["jsonl", "csv"],
+                    tooltip="jsonl: everything that is known; csv: a flat table for a spreadsheet.",
+                ),
+                io.String.Input(
+                    "filename_prefix", default="SIFM/records", tooltip="Folder and name in the output folder."
+                ),
+            ],
+            outputs=[io.String.Output("path", tooltip="Of the file, within the output folder.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, records: Run, format: str, filename_prefix: str) -> io.NodeOutput:
+        output = folder_paths.get_output_directory()
+        folder, name, _, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        taken = [path.stem.removeprefix(f"{name}_").strip("_") for path in Path(folder).glob(f"{name}_*.{format}")]
+        counter = max((int(number) for number in taken if number.isdigit()), default=0) + 1
+        path = Path(folder, f"{name}_{counter:05}_.{format}")
+        with tempfile.TemporaryDirectory() as place, Store(place) as store:
+            for record in records.records:
+                store.put_record(record)
+            (store.export_csv if format == "csv" else store.export_jsonl)(path)
+        shown = str(Path(subfolder, path.name))
+        return io.NodeOutput(shown, ui={"text": [f"{len(records.records)} records in {shown}"]})
+
+
+def _tables(found: report.Report) -> list[str]:
+    """Two tables for each block, under the engine's own title; with the paper's figures where there are any."""
+    parts = [found.headline]
+    for part in found.parts:
+        parts += [f"### {part.title}", *(_markdown(cells) for cells in (rates(part.lines), distances(part.lines)))]
+    if any(part.paper for part in found.parts):
+        parts += [f"### With the figures of the paper ({found.paper.source})"]
+        for sheet in sheets(found.parts, found.layout):
+            titles = [block for block, width in sheet.blocks for _ in range(width)]
+            head = ["", *(f"{name} ({title})" for name, title in zip(sheet.columns, titles, strict=True))]
+            cells = [[f"{c.text} ({c.paper})" if c.paper else c.text for c in row] for _, row in sheet.rows]
+            parts += [table(head, [[line.name, *row] for (line, _), row in zip(sheet.rows, cells, strict=True)])]
+    return [*parts, *found.reading]
+
+
+def _markdown(cells: dict[str, list[str]]) -> str:
+    return table(list(cells), list(zip(*cells.values(), strict=True)))
+
+
+def _columns(listed: Sequence[Record], only: Sequence[str], protected: bool) -> list[Record]:
+    """The records as the engine's grid shows them: an edit each; a protected picture goes before as if it were one."""
+    names = {record.method for record in listed}
+    if unknown := [name for name in only if name not in names]:
+        raise InputError(f"only: no row is called {unknown[0]!r}; there are {', '.join(sorted(names))}")
+    shown = []
+    for record in listed:
+        if record.method == CLEAN:
+            shown.append(replace(record, method="its edit"))
+        elif not only or record.method in only:
+            if protected:
+                shown.append(replace(record, edited=record.protected, verdicts=()))
+            shown.append(replace(record, method=f"{record.method}: edit" if protected else record.method))
+    return shown

@@ -1,0 +1,250 @@
+"""TOML -> grid. A benchmark is a TOML file: one of the package's (``presets/``), or one's own in the same words.
+
+``[grid]`` holds what all profiles share, ``[profiles.NAME]`` what another editor or another size changes; ``rows``
+names rows of ``rows.toml`` or spells its own; ``[layout]`` says how the report shows it, ``[paper]`` what the
+paper printed, figure by figure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data import load as load_data
+from ..errors import InputError, unknown
+from ..judges import load_judge
+from ..pipeline import ALPHA, EPS, STEPS
+from ..types import Judge
+from .grid import Grid, Row, Sample
+
+FOLDER = Path(__file__).with_name("presets")
+ROWS = Path(__file__).with_name("rows.toml")
+"""Rows that several presets share."""
+TABLE = ("psnr", "ssim", "vifp", "fsim", "lpips", "isr")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``[grid]`` and a profile may say; see :class:`sifm_core.bench.Grid`.
+
+    ``data``: "miniature" or a manifest (:mod:`sifm_core.data`); ``images`` its first so many (0: all), ``unseen`` so
+    many other prompts of each.
+    """
+
+    data: str = "miniature"
+    images: int = 0
+    unseen: int = 0
+    editors: tuple[str, ...] = ("miniature-ip2p",)
+    judges: tuple[str, ...] = ("miniature:conv", "miniature:patch", "miniature:renderer")
+    seeds: tuple[int, ...] = (0,)
+    purifiers: tuple[str, ...] = ("",)
+    eps: float = EPS
+    steps: int = STEPS
+    alpha: float = ALPHA
+    batch: int = 8
+    edit_options: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "auto"
+    download: bool = False
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """A row as TOML spells it; ``sweep`` makes one row per combination, its values in the name's braces.
+
+    A swept word that is one of the loop's settings (``eps``) goes there, any other is an option of the method.
+    """
+
+    name: str
+    method: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    loop: dict[str, Any] = field(default_factory=dict)
+    seed_shift: int = 0
+    sweep: dict[str, list[Any]] = field(default_factory=dict)
+
+    def rows(self) -> list[Row]:
+        """The rows that it stands for."""
+        made = []
+        for values in itertools.product(*self.sweep.values()):
+            swept = dict(zip(self.sweep, values, strict=True))
+            loop = {key: value for key, value in swept.items() if key in ("eps", "steps", "alpha", "eot", "preset")}
+            options = {key: value for key, value in swept.items() if key not in loop}
+            name = self.name.format(**swept)
+            made.append(
+                Row(name, self.method or None, self.options | options, self.loop | loop, self.seed_shift),
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a report shows the records.
+
+    ``columns``: metrics and "isr", in order. ``kind``: besides the table, what it is about: "agreement" of the judges
+    (Table I), "predictors" (what metrics say about verdicts, Fig. 2), "gallery". ``plot``: what stands on the
+    horizontal axis of the curve, "" for none: an option or setting of the rows ("lam", "eps"), "purifier", "prompts"
+    (distance between the attacker's prompt and that of the protection) or "rows".
+    """
+
+    columns: tuple[str, ...] = TABLE
+    kind: Literal["table", "agreement", "predictors", "gallery"] = "table"
+    plot: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a printed table: method -> its figures, in the order of :attr:`Paper.columns`; rates as 0 to 1."""
+
+    title: str
+    rows: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the paper printed; ``blocks`` in the order of the table's."""
+
+    source: str = ""
+    columns: tuple[str, ...] = TABLE
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark as it is run: preset or file, profile and changes made one. Plain data: it is kept in the run."""
+
+    name: str
+    title: str
+    about: str
+    profile: str
+    settings: Settings
+    rows: tuple[RowSpec, ...]
+    layout: Layout = Layout()
+    paper: Paper = Paper()
+
+    def grid(self, judges: Sequence[Judge | str] | None = None) -> Grid:
+        """The grid, its pictures found and checked; editors and local judges are loaded when they are needed."""
+        s = self.settings
+        return Grid(
+            samples=samples(s.data, s.images, s.unseen),
+            editors=s.editors,
+            judges=s.judges if judges is None else judges,
+            rows=self.all_rows(),
+            seeds=s.seeds,
+            purifiers=s.purifiers,
+            eps=s.eps,
+            steps=s.steps,
+            alpha=s.alpha,
+            batch=s.batch,
+            edit_options=s.edit_options,
+            load={"device": s.device, "dtype": s.dtype, "local_files_only": not s.download},
+        )
+
+    def all_rows(self) -> list[Row]:
+        """The rows, sweeps spelt out."""
+        return [row for spec in self.rows for row in spec.rows()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`from_dict` is the way back."""
+        return asdict(self)
+
+
+def names() -> dict[str, str]:
+    """The presets: name -> title."""
+    return {path.stem: read_toml(path)["title"] for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def load(source: str | os.PathLike[str], profile: str = "miniature", **changes: Any) -> Plan:
+    """The plan of a preset's name or of a TOML file, for a profile; ``changes`` go over its settings (None: as it is).
+
+    Raises InputError for unknown names, words and values, each with what was expected.
+    """
+    text = os.fspath(source)
+    path = FOLDER / f"{text}.toml" if text in names() else Path(text)
+    if not path.is_file():
+        raise unknown("benchmark (or TOML file)", text, names())
+    table = read_toml(path)
+    profiles = table.pop("profiles", {})
+    if profile not in profiles and (profiles or profile != "miniature"):
+        raise unknown(f"profile of {text}", profile, profiles)
+    settings = {**table.pop("grid", {}), **profiles.get(profile, {})}
+    settings |= {key: value for key, value in changes.items() if value is not None}
+    table = {"name": path.stem, "about": "", "title": path.stem, "profile": profile, **table}
+    table["rows"] = [_row(row) for row in table.get("rows", [])]
+    return from_dict({**table, "settings": settings}, os.fspath(path))
+
+
+def from_dict(table: Mapping[str, Any], where: str = "plan") -> Plan:
+    """A plan from plain data, checked word by word."""
+    from pydantic import TypeAdapter, ValidationError
+
+    for part, kind in (("", Plan), ("settings", Settings), ("layout", Layout), ("paper", Paper)):
+        given = table.get(part, {}) if part else table
+        for word in given:
+            if word not in (known := [f.name for f in fields(kind)]):
+                raise unknown(f"word in {where} {f'[{part}]' if part else ''}".strip(), word, known)
+    try:
+        return TypeAdapter(Plan).validate_python(dict(table))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {place}: {first['msg']}, got {first['input']!r}") from None
+
+
+def changed(plan: Plan, **changes: Any) -> Plan:
+    """The plan with other settings (None: as it is)."""
+    return replace(plan, settings=replace(plan.settings, **{k: v for k, v in changes.items() if v is not None}))
+
+
+def samples(data: str, images: int, unseen: int) -> list[Sample]:
+    """The attacks that a benchmark's data ask for: pictures x (original and the first `unseen` other prompts)."""
+    found = []
+    for item in load_data(data, images or None):
+        for n, prompt in enumerate([item.instruction, *item.unseen[:unseen]]):
+            kind = "unseen" if n else "original"
+            truth = item.truth(prompt)
+            found.append(Sample(item.id, item.pixels, item.instruction, prompt, item.category, kind, truth))
+    return found
+
+
+def open_judges(specs: Sequence[str], **options: Any) -> list[Judge | str]:
+    """Judges that are asked from here, set up now so that a missing key is found before the work; others by name.
+
+    ``options`` are those of vision-language models, such as ``cache`` and ``max_cost``.
+    """
+    from ..judges import VLM
+    from .run import HERE
+
+    found: list[Judge | str] = []
+    for spec in specs:
+        backend = spec.partition(":")[0]
+        found.append(load_judge(spec, **(options if backend in VLM else {})) if backend in HERE else spec)
+    return found
+
+
+def _row(row: Any) -> dict[str, Any]:
+    if isinstance(row, str):
+        shared = {entry["name"]: entry for entry in read_toml(ROWS)["rows"]}
+        if row not in shared:
+            raise unknown("row", row, shared)
+        return dict(shared[row])
+    if not isinstance(row, Mapping) or "name" not in row:
+        raise InputError(f"rows: expected a name or a table with a name, got {row!r}")
+    for word in row:
+        if word not in (known := [f.name for f in fields(RowSpec)]):
+            raise unknown(f"word in row {row['name']}", word, known)
+    return dict(row)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data; InputError when it is none."""
+    toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        return toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a benchmark in TOML: {error}") from None

@@ -1,0 +1,206 @@
+"""What is to be run: pictures and prompts x rows x editors x seeds x purifiers, and the judges that look at it all."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from .. import purify
+from ..errors import InputError, unknown
+from ..isr import CLEAN
+from ..methods import get_method, presets
+from ..pipeline import ALPHA, EPS, STEPS, check_method
+from ..types import Editor, Judge
+
+ARROW = "->"
+"""In an editor's name: protected on the left one, attacked with the right one (the paper's Table V)."""
+LOOP = ("preset", "eps", "steps", "alpha", "ball", "schedule", "eot", "random_start")
+"""Settings of the loop that a row may have for itself."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One attack on one picture.
+
+    ``image`` (3, H, W) in [0, 1], or a function that gives it; ``instruction`` is what the protection is made with,
+    ``prompt`` what the attacker asks (``kind`` "original" when they are the same, else "unseen"); ``truth`` is for
+    judges that use it.
+    """
+
+    id: str
+    image: Tensor | Callable[[], Tensor]
+    instruction: str
+    prompt: str
+    category: str = ""
+    kind: str = "original"
+    truth: Any = None
+
+    def pixels(self) -> Tensor:
+        """The picture, (3, H, W) in [0, 1]."""
+        return self.image if isinstance(self.image, Tensor) else self.image()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: how pictures are protected before the attack.
+
+    ``method`` None leaves them as they are; ``options`` are the method's own; ``loop`` what else
+    :func:`sifm_core.pipeline.immunize` takes (:data:`LOOP`), over the grid's eps, steps and alpha; ``seed_shift`` makes
+    the attacker use another seed than the other rows do.
+    """
+
+    name: str
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    loop: Mapping[str, Any] = field(default_factory=dict)
+    seed_shift: int = 0
+
+    def settings(self, grid: Grid) -> dict[str, Any]:
+        """The loop's settings for this row: the grid's, unless the row has its own or a preset."""
+        shared = {} if "preset" in self.loop else {"eps": grid.eps, "steps": grid.steps, "alpha": grid.alpha}
+        return shared | dict(self.loop)
+
+    def eps(self, grid: Grid) -> float:
+        """The budget; 0 where nothing is protected."""
+        if self.method is None:
+            return 0.0
+        settings = self.settings(grid)
+        return float(settings.get("eps") or presets(self.method)[settings["preset"]]["eps"])
+
+
+ROWS = (
+    Row(CLEAN),
+    Row("another seed", seed_shift=1000),
+    Row("pixel noise", "random_noise", {"pattern": "pixel"}),
+    Row("blocks 4 px", "random_noise", {"pattern": "block4"}),
+    Row("blocks 8 px", "random_noise", {"pattern": "block8"}),
+    Row("blocks 16 px", "random_noise", {"pattern": "block16"}),
+    Row("PhotoGE", "photoguard_encoder"),
+    Row("SIFM", "sifm"),
+)
+"""The demo's rows: two floors, four controls without gradient, one baseline, SIFM."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that a run's records depend on.
+
+    ``editors``: live ones, or what :func:`sifm_core.editors.load_editor` takes; "A -> B" protects on A and attacks with
+    B. ``judges``: live ones or "backend:model". What is named is loaded with ``load`` (device, dtype,
+    local_files_only), where and when it is needed. ``purifiers``: chains that the attacker applies first, "" for none.
+    ``batch`` pictures of one size go through a model together.
+    """
+
+    samples: Sequence[Sample]
+    editors: Sequence[Editor | str]
+    judges: Sequence[Judge | str]
+    rows: Sequence[Row] = ROWS
+    seeds: Sequence[int] = (0,)
+    purifiers: Sequence[str] = ("",)
+    eps: float = EPS
+    steps: int = STEPS
+    alpha: float = ALPHA
+    batch: int = 8
+    edit_options: Mapping[str, Any] = field(default_factory=dict)
+    load: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [row.name for row in self.rows]
+        if CLEAN not in names or len(set(names)) != len(names):
+            raise InputError(f"rows: expected distinct names with {CLEAN!r} among them, got {', '.join(names)}")
+        for row in self.rows:
+            if row.method is not None:
+                check_method(row.method, row.options)
+                for name in row.loop:
+                    if name not in LOOP:
+                        raise unknown(f"setting of row {row.name}", name, LOOP)
+        for chain in self.purifiers:
+            purify.parse(chain)
+        for what in ("samples", "editors", "seeds", "purifiers"):
+            if not getattr(self, what):
+                raise InputError(f"{what}: expected at least one")
+        judges = [judge if isinstance(judge, str) else judge.name for judge in self.judges]
+        if len(set(judges)) != len(judges):
+            raise InputError("expected different judges: one that is asked twice does not agree with anybody")
+
+    def attacked(self) -> list[str]:
+        """The editors' names as given, "A -> B" for a transfer."""
+        return [editor if isinstance(editor, str) else editor.name for editor in self.editors]
+
+    def counts(self) -> dict[str, int]:
+        """How many pictures each phase computes and how many verdicts are asked for, when nothing is known yet."""
+        pairs = [names(editor) for editor in self.attacked()]
+        cells = [(row, protect, attack, seed) for row in self.rows for protect, attack in pairs for seed in self.seeds]
+        pictures = len({sample.id for sample in self.samples})
+
+        def made(row: Row, protect: str, seed: int) -> tuple[Any, ...]:
+            return protected_by(row, self, protect, seed)
+
+        protections = {made(row, protect, seed) for row, protect, _, seed in cells if row.method}
+        purified = {
+            (made(row, protect, seed), chain, attack, seed + row.seed_shift)
+            for row, protect, attack, seed in cells
+            for chain in self.purifiers
+            if chain
+        }
+        edits = {
+            (made(row, protect, seed), chain, attack, seed + row.seed_shift)
+            for row, protect, attack, seed in cells
+            for chain in self.purifiers
+        }
+        floors = {((), chain, attack, seed) for _, attack in pairs for seed in self.seeds for chain in self.purifiers}
+        n = len(self.samples)
+        return {
+            "immunize": pictures * len(protections),
+            "purify": pictures * len(purified),
+            "edit": n * len(edits),
+            "measure": n * (len(edits) - len(floors)) + pictures * len(protections),
+            "judge": n * len(edits) * len(self.judges),
+            "records": n * len(cells) * len(self.purifiers),
+        }
+
+
+def protected_by(row: Row, grid: Grid, protect: str, seed: int) -> tuple[Any, ...]:
+    """What tells one protection of a picture from another; () for none. Noise does not depend on the editor."""
+    if row.method is None:
+        return ()
+    settings = (row.settings(grid), protect) if takes_gradient(row) else (row.eps(grid), "")
+    return (row.method, repr(sorted(row.options.items())), repr(settings), seed)
+
+
+def takes_gradient(row: Row) -> bool:
+    """Does the row's method need the editor (noise does not)?"""
+    return row.method is not None and hasattr(get_method(row.method), "build")
+
+
+@cache
+def needs_editor(chain: str) -> bool:
+    """Does a purifier of the chain work with the attacker's own editor?"""
+    modules = (importlib.import_module(f"{purify.__name__}.{stage.name}") for stage in purify.parse(chain))
+    return any("editor" in inspect.signature(module.purify).parameters for module in modules)
+
+
+@cache
+def names(editor: str) -> tuple[str, str]:
+    """("A", "B") of "A -> B"; the same twice for a plain name."""
+    protect, arrow, attack = (part.strip() for part in editor.partition(ARROW))
+    if not protect or (arrow and not attack):
+        raise InputError(f"editor: expected a name or 'A -> B', got {editor!r}")
+    return protect, attack or protect
+
+
+def benchmark(items: Iterable[Any], unseen: int = 0) -> list[Sample]:
+    """The miniature's items as samples: the original instruction, then the first `unseen` unseen ones of each."""
+    samples = []
+    for item in items:
+        for n, prompt in enumerate([item.instruction, *item.unseen[:unseen]]):
+            kind = "unseen" if n else "original"
+            truth = item.truth(prompt)
+            samples.append(Sample(item.id, item.image, item.instruction, prompt, item.category, kind, truth))
+    return samples

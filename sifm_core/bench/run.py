@@ -1,0 +1,617 @@
+"""The grid, phase by phase: immunize all, purify all, edit all, measure all, judge all, write the records.
+
+Every artefact (protected picture, edit, metrics, verdict) is looked up in the store, under the hash of all it depends
+on, before it is computed; and pictures go in fixed batches that are computed whole. So a run that was killed resumes
+and ends with the records of an uninterrupted one, on any executor. A batch that fails costs its own records, never the
+run: the reason is kept, stands in their ``info["failed"]``, and is tried again with ``retry``.
+
+Only this process writes to the store. Pictures are taken :data:`SHARD` at a time through all phases, so what a run
+holds in memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .. import purify
+from ..errors import SifmError, StoreError
+from ..images import from_uint8, to_uint8
+from ..isr import CLEAN
+from ..store import Store, fingerprint
+from ..types import Editor, Metric, OnStep, Record, Step, Verdict
+from .executors import Executor, Failure, Inline, said
+from .grid import Grid, Row, Sample, names, needs_editor, takes_gradient
+from .provenance import commit, versions
+from .work import Model, Task, perform
+
+VERSION = 2
+"""Part of every artefact's key: raise it when what the phases compute changes."""
+SHARD = 512
+"""Pictures that go through all phases together; a multiple of usual batches."""
+
+FIDELITY = ("psnr", "ssim", "lpips")
+"""Metrics that say how visible the protection is (protected against source)."""
+UNANSWERED = ("unreachable", "missing_key", "error")
+"""States of a verdict that a later run asks for again."""
+HERE = ("gemini", "openai", "human")
+"""Judges that compute elsewhere: asked from this process, which keeps their rate limits and keys."""
+
+
+def run(grid: Grid, store: Store, on_step: OnStep | None = None, **how: Any) -> list[Record]:
+    """:func:`fill` the store and return the grid's records; for runs that fit in memory."""
+    fill(grid, store, on_step, **how)
+    return list(store.records())
+
+
+def fill(
+    grid: Grid,
+    store: Store,
+    on_step: OnStep | None = None,
+    *,
+    executor: Executor | None = None,
+    retry: bool = False,
+    verify: bool = False,
+) -> None:
+    """Compute what the store lacks and write the grid's records (rows within editors within samples within seeds).
+
+    ``on_step`` hears of "immunize", "purify", "edit", "measure", "judge" and (of judges elsewhere) "ask": ``i`` of
+    ``n`` hundredths of a picture, counting what was still to do (noise, which takes no gradient, as a fiftieth). What
+    it raises stops the run; the next run goes on from there. ``retry`` tries again what failed before; ``verify`` looks
+    at every pixel of the pictures that are there already, instead of only at the ends of their files.
+    """
+    start = time.time()
+    with executor or Inline() as workers:
+        while True:
+            try:
+                _Run(grid, store, on_step, workers, retry, verify).fill()
+                break
+            except _OtherWeights:  # known by name and changed since: once more, with what they are now
+                continue
+    before = (store.get("run", "seconds") or {}).get("seconds", 0.0)
+    store.put("run", "seconds", {"seconds": before + time.time() - start})
+
+
+Key: TypeAlias = str
+Build: TypeAlias = Callable[[list[Any]], Task]
+
+
+@dataclass
+class _Attack:
+    """A cell of the grid while it is filled: which picture is attacked how, and the store's ids of what was made."""
+
+    sample: Sample
+    row: Row
+    seed: int
+    editor: str
+    chain: str
+    source: str
+    protected_key: Key = ""
+    protected: str = ""
+    attacked_key: Key = ""
+    attacked: str = ""
+    edit_key: Key = ""
+    edited: str = ""
+
+    @property
+    def edit_seed(self) -> int:
+        return self.seed + self.row.seed_shift
+
+
+class _Pair(NamedTuple):
+    reference: str
+    distorted: str
+    names: tuple[str, ...] | None = None
+
+
+class _OtherWeights(Exception):
+    pass
+
+
+class _Run:
+    def __init__(
+        self, grid: Grid, store: Store, on_step: OnStep | None, executor: Executor, retry: bool, verify: bool
+    ) -> None:
+        self.grid, self.store, self.on_step, self.executor, self.retry = grid, store, on_step, executor, retry
+        self.whole = store.has_image if verify else store.seems_whole
+        self.found: dict[tuple[str, Key], dict[str, Any]] = {}
+        self.failed: dict[Key, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.editors = {name: self._editor(name, live) for live in grid.editors for name in _sides(live)}
+        self.judges = [_model("judge", judge, {}) for judge in grid.judges]
+        self.known = {model: self._identity(model) for model in (*self.editors.values(), *self.judges)}
+        self.confirmed = {model for model in self.known if model.live is not None}
+        self.shard = ""
+
+    def _editor(self, name: str, live: Editor | str) -> Model:
+        return _model("editor", name if isinstance(live, str) else live, self.grid.load)
+
+    def _identity(self, model: Model) -> dict[str, Any]:
+        """Name, fingerprint, ... of a model; of one that is only named, as it was when it was last loaded."""
+        known = None if model.live is not None or model.kind == "judge" else self.store.get("model", _spelled(model))
+        return known or self._ask(model)
+
+    def _ask(self, model: Model) -> dict[str, Any]:
+        task = Task("identify", model, {})
+        if model.live is not None or _is_here(model):
+            found = perform(task)[0]
+        else:
+            _, outcome = next(iter(self.executor.run([(None, task)])))
+            if isinstance(outcome, Failure):
+                raise outcome.error or SifmError(f"{model.name}: {outcome.reason}")
+            found = outcome[0]
+        self.store.put("model", _spelled(model), found)
+        return found
+
+    def _confirm(self, model: Model | None) -> None:
+        """Before a model computes anything: is it still the one that the keys were made with?"""
+        if model is None or model.kind == "judge" or model in self.confirmed:
+            return
+        if self._ask(model)["fingerprint"] != self.known[model]["fingerprint"]:
+            raise _OtherWeights
+        self.confirmed.add(model)
+
+    def fill(self) -> None:
+        plan = self._plan()
+        if self.store.get("run", "plan") != plan:
+            with self.store.together():  # records are made anew from what is known; nothing that was computed goes
+                self.store.remove_records()
+                self.store.put("run", "plan", plan)
+        self.store.put("run", "provenance", self._provenance())
+        pictures = [list(group) for _, group in groupby(self.grid.samples, key=lambda sample: sample.id)]
+        shards = [pictures[i : i + SHARD] for i in range(0, len(pictures), SHARD)]
+        for i, shard in enumerate(shards):
+            self.shard = f" {i + 1}/{len(shards)}" if len(shards) > 1 else ""
+            self.found.clear()
+            self.failed.clear()
+            self._fill([sample for samples in shard for sample in samples])
+
+    def _fill(self, samples: Sequence[Sample]) -> None:
+        grid = self.grid
+        sources = {}
+        for sample in samples:
+            if sample.id not in sources:
+                pixels = sample.pixels()
+                sources[sample.id] = self.store.put_image(pixels[None])
+                self.shapes[sources[sample.id]] = tuple(pixels.shape)
+        attacks = [
+            _Attack(sample, row, seed, editor, chain, sources[sample.id])
+            for seed in grid.seeds
+            for sample in samples
+            for editor in grid.attacked()
+            for chain in grid.purifiers
+            for row in grid.rows
+        ]
+        self._immunize_all(attacks)
+        self._purify_all(attacks)
+        self._edit_all(attacks)
+        clean = {_cell(a): a.edited for a in attacks if a.row.name == CLEAN}
+        pairs = [self._pairs(a, clean[_cell(a)]) for a in attacks]
+        self._measure_all(attacks, pairs)
+        self._judge_all(attacks)
+        with self.store.together():
+            for a, some in zip(attacks, pairs, strict=True):
+                self.store.put_record(self._record(a, some))
+
+    # ---- the phases
+
+    def _immunize_all(self, attacks: list[_Attack]) -> None:
+        grid = self.grid
+        for a in attacks:
+            a.protected_key = self._protected_key(a) if a.row.method else ""
+
+        def build(batch: list[_Attack]) -> Task:
+            row = batch[0].row
+            settings = {
+                "pixels": [to_uint8(a.sample.pixels()) for a in batch],
+                "prompt": [a.sample.instruction for a in batch],
+                "method": row.method,
+                "seed": [a.seed for a in batch],
+                "options": dict(row.options) | row.settings(grid),
+            }
+            return Task("immunize", self._protector(batch[0]) if takes_gradient(row) else None, settings)
+
+        cells = {a.protected_key: a for a in attacks if a.row.method}
+        chunks = self._chunks(cells, lambda a: (self._protector(a).name, *self._alike(a)))
+        self._phase("immunize", chunks, build, work=lambda a: 1.0 if takes_gradient(a.row) else 0.02)
+        for a in attacks:
+            a.protected = self._have("immunize", a.protected_key).get("image", "") if a.row.method else a.source
+
+    def _purify_all(self, attacks: list[_Attack]) -> None:
+        for a in attacks:
+            a.attacked_key = self._attacked_key(a) if a.chain and a.protected else ""
+
+        def build(batch: list[_Attack]) -> Task:
+            settings = {
+                "pixels": [self._pixels(a.protected) for a in batch],
+                "chain": batch[0].chain,
+                "seed": [a.edit_seed for a in batch],
+            }
+            return Task("purify", self._attacker(batch[0]) if needs_editor(batch[0].chain) else None, settings)
+
+        cells = {a.attacked_key: a for a in attacks if a.attacked_key}
+        chunks = self._chunks(cells, lambda a: (self._attacker(a).name, a.chain, *self._alike(a)))
+        self._phase("purify", chunks, build)
+        for a in attacks:
+            a.attacked = self._have("purify", a.attacked_key).get("image", "") if a.chain else a.protected
+
+    def _edit_all(self, attacks: list[_Attack]) -> None:
+        options = dict(self.grid.edit_options)
+        for a in attacks:
+            a.edit_key = self._edit_key(a) if a.attacked else ""
+
+        def build(batch: list[_Attack]) -> Task:
+            settings = {
+                "pixels": [self._pixels(a.attacked) for a in batch],
+                "prompt": [a.sample.prompt for a in batch],
+                "seed": [a.edit_seed for a in batch],
+                "options": options,
+            }
+            return Task("edit", self._attacker(batch[0]), settings)
+
+        cells = {a.edit_key: a for a in attacks if a.edit_key}
+        # The editor that protected last is still loaded: it attacks first.
+        order = {model.name: i for i, model in enumerate(reversed(self.editors.values()))}
+        chunks = self._chunks(cells, lambda a: (self._attacker(a).name, a.chain, *self._alike(a)))
+        chunks.sort(key=lambda chunk: order[self._attacker(chunk[0][1]).name])
+        self._phase("edit", chunks, build)
+        for a in attacks:
+            a.edited = self._have("edit", a.edit_key).get("image", "") if a.edit_key else ""
+
+    def _measure_all(self, attacks: list[_Attack], pairs: list[list[_Pair]]) -> None:
+        def build(batch: list[_Pair]) -> Task:
+            settings = {
+                "reference": [self._pixels(pair.reference) for pair in batch],
+                "distorted": [self._pixels(pair.distorted) for pair in batch],
+                "names": batch[0].names,
+            }
+            return Task("measure", None, settings)
+
+        shapes = {
+            self._measure_key(pair): (pair, self._alike(a))
+            for a, some in zip(attacks, pairs, strict=True)
+            for pair in some
+        }
+        chunks = self._chunks(shapes, lambda cell: (cell[1], cell[0].names))
+        self._phase("measure", [[(key, pair) for key, (pair, _) in chunk] for chunk in chunks], build)
+
+    def _judge_all(self, attacks: list[_Attack]) -> None:
+        def build(batch: list[tuple[Model, _Attack]]) -> Task:
+            settings = {
+                "source": [self._pixels(a.source) for _, a in batch],
+                "edited": [self._pixels(a.edited) for _, a in batch],
+                "prompts": [a.sample.prompt for _, a in batch],
+                "truths": [a.sample.truth for _, a in batch],
+            }
+            return Task("judge", batch[0][0], settings)
+
+        # A judge may cost money: only what is missing is asked, never a whole batch again.
+        for phase, here in (("judge", False), ("ask", True)):
+            cells = {
+                self._verdict_key(judge, a): (judge, a)
+                for judge in self.judges
+                for a in attacks
+                if a.edited and _is_here(judge) == here
+            }
+            missing = {
+                key: cell
+                for key, cell in cells.items()
+                if self._have("verdict", key).get("state", UNANSWERED[0]) in UNANSWERED
+            }
+            chunks = self._chunks(missing, lambda cell: cell[0].name)
+            self._phase(phase, chunks, build, kind="verdict", again=True, executor=Inline() if here else None)
+
+    # ---- keys and what is known under them
+
+    def _protector(self, a: _Attack) -> Model:
+        return self.editors[names(a.editor)[0]]
+
+    def _attacker(self, a: _Attack) -> Model:
+        return self.editors[names(a.editor)[1]]
+
+    def _id(self, model: Model) -> str:
+        known = self.known[model]
+        return fingerprint(weights=known["fingerprint"], settings=known["settings"], dtype=known["dtype"])
+
+    def _protected_key(self, a: _Attack) -> Key:
+        grid, row = self.grid, a.row
+        uses: dict[str, Any] = {"eps": row.eps(grid), "seed": a.seed, "options": dict(row.options)}
+        if takes_gradient(row):
+            uses |= {"editor": self._id(self._protector(a)), "prompt": a.sample.instruction, "loop": row.settings(grid)}
+        return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
+
+    def _attacked_key(self, a: _Attack) -> Key:
+        editor = self._id(self._attacker(a)) if needs_editor(a.chain) else ""
+        stages = [list(stage) for stage in purify.parse(a.chain)]
+        return fingerprint(version=VERSION, image=a.protected, chain=stages, seed=a.edit_seed, editor=editor)
+
+    def _edit_key(self, a: _Attack) -> Key:
+        return fingerprint(
+            version=VERSION,
+            image=a.attacked,
+            editor=self._id(self._attacker(a)),
+            prompt=a.sample.prompt,
+            seed=a.edit_seed,
+            options=dict(self.grid.edit_options),
+        )
+
+    def _measure_key(self, pair: _Pair) -> Key:
+        return fingerprint(version=VERSION, **pair._asdict())
+
+    def _verdict_key(self, judge: Model, a: _Attack) -> Key:
+        known = self.known[judge]
+        marks = {"judge": known["name"], "weights": known["served"]}
+        return fingerprint(version=VERSION, source=a.source, edited=a.edited, prompt=a.sample.prompt, **marks)
+
+    def _pairs(self, a: _Attack, clean: str) -> list[_Pair]:
+        """The edit against the clean edit of the same seed, the protected picture against its source."""
+        pairs = []
+        if clean and a.edited and a.row.name != CLEAN:
+            pairs.append(_Pair(clean, a.edited))
+        if a.row.method and a.protected:
+            pairs.append(_Pair(a.source, a.protected, FIDELITY))
+        return pairs
+
+    def _have(self, kind: str, key: Key) -> dict[str, Any]:
+        if (kind, key) not in self.found:
+            value = self.store.get(kind, key) if key else None
+            if value is None or ("image" in value and not self.whole(value["image"])):
+                return {}
+            self.found[kind, key] = value
+        return self.found[kind, key]
+
+    def _pixels(self, image: str) -> np.ndarray:
+        return to_uint8(self.store.get_image(image))
+
+    def _alike(self, a: _Attack) -> tuple[Any, ...]:
+        """Attacks that may share a batch. By rows, so that another row in the grid leaves these batches alone."""
+        return a.row.name, self.shapes[a.source]
+
+    # ---- running a phase
+
+    def _chunks(self, cells: Mapping[Key, Any], like: Callable[[Any], Any]) -> list[list[tuple[Key, Any]]]:
+        """Cells that may share a batch (`like` equal), in the grid's order, cut into batches."""
+        groups: dict[Any, list[tuple[Key, Any]]] = {}
+        for key, cell in cells.items():
+            groups.setdefault(like(cell), []).append((key, cell))
+        n = self.grid.batch
+        return [group[i : i + n] for group in groups.values() for i in range(0, len(group), n)]
+
+    def _phase(
+        self,
+        name: str,
+        chunks: list[list[tuple[Key, Any]]],
+        build: Build,
+        *,
+        kind: str | None = None,
+        again: bool = False,
+        executor: Executor | None = None,
+        work: Callable[[Any], float] = lambda cell: 1.0,
+    ) -> None:
+        kind = kind or name
+        todo = [chunk for chunk in chunks if again or not all(self._have(kind, key) for key, _ in chunk)]
+        if not self.retry:
+            todo = [chunk for chunk in todo if not self._failed_before(chunk)]
+        if not todo:
+            return
+        sizes = [sum(work(cell) for _, cell in chunk) for chunk in todo]
+        progress = _Progress(self.on_step, name + self.shard, sum(sizes))
+
+        def tasks() -> Iterator[tuple[int, Task]]:
+            for i, chunk in enumerate(todo):
+                try:
+                    task = build([cell for _, cell in chunk])
+                except StoreError as error:  # a damaged picture
+                    self._fail(name, chunk, f"{said(error)}; --verify finds and makes anew what is damaged")
+                    progress.end(sizes[i])
+                else:
+                    progress.begin(sizes[i])
+                    yield i, task
+
+        for model in {id(m): m for m in map(self._model_of(name), todo) if m}.values():
+            self._confirm(model)
+        progress.begin(0.0)
+        executor = executor or self.executor
+        start = time.perf_counter()
+        for i, outcome in executor.run(tasks(), progress):
+            if isinstance(outcome, Failure):
+                self._fail(name, todo[i], outcome.reason)
+            else:
+                self._keep(name, kind, todo[i], outcome)
+            progress.end(sizes[i])
+        self._note_rate(name, todo, sum(sizes), (time.perf_counter() - start) * executor.workers)
+
+    def _model_of(self, phase: str) -> Callable[[list[tuple[Key, Any]]], Model | None]:
+        def of(chunk: list[tuple[Key, Any]]) -> Model | None:
+            a = chunk[0][1]
+            if phase == "immunize":
+                return self._protector(a) if takes_gradient(a.row) else None
+            return self._attacker(a) if phase == "edit" else None
+
+        return of
+
+    def _keep(self, phase: str, kind: str, chunk: list[tuple[Key, Any]], outcome: list[dict[str, Any]]) -> None:
+        values = []
+        for value in outcome:
+            if "pixels" in value:
+                value = {"image": self.store.put_image(from_uint8(value["pixels"])), **value}
+                del value["pixels"]
+            values.append(value)
+        with self.store.together():
+            for (key, _), value in zip(chunk, values, strict=True):
+                self.store.put(kind, key, value)
+                self.store.remove("failed", key)
+                self.found[kind, key] = value
+
+    def _fail(self, phase: str, chunk: list[tuple[Key, Any]], reason: str) -> None:
+        with self.store.together():
+            for key, _ in chunk:
+                self.failed[key] = f"{phase}: {reason}"
+                self.store.put("failed", key, {"phase": phase, "reason": reason})
+
+    def _failed_before(self, chunk: list[tuple[Key, Any]]) -> bool:
+        known = {key: self.store.get("failed", key) for key, _ in chunk}
+        self.failed |= {key: f"{value['phase']}: {value['reason']}" for key, value in known.items() if value}
+        return any(known.values())
+
+    def _note_rate(self, phase: str, todo: list[list[tuple[Key, Any]]], units: float, seconds: float) -> None:
+        """How long a picture takes, for estimates: the latest measurement of each phase."""
+        if units:
+            self.store.put("rate", phase, {"units": units, "seconds": seconds})
+
+    # ---- records
+
+    def _record(self, a: _Attack, pairs: list[_Pair]) -> Record:
+        row = a.row
+        protection = self._have("immunize", a.protected_key) if row.method else {}
+        edited = self._have("edit", a.edit_key)
+        keys = [key for key in (a.protected_key, a.attacked_key, a.edit_key) if key]
+        compared: dict[str, dict[str, Any]] = {"edit": {}, "fidelity": {}}
+        for pair in pairs:
+            keys.append(self._measure_key(pair))
+            compared["fidelity" if pair.names else "edit"] = self._have("measure", keys[-1])
+        verdicts = []
+        for judge in self.judges if a.edited else ():
+            keys.append(self._verdict_key(judge, a))
+            if value := self._have("verdict", keys[-1]):
+                verdicts.append(Verdict(**value))
+        reasons = list(dict.fromkeys(self.failed[key] for key in keys if key in self.failed))
+        protect, attack = names(a.editor)
+        info: dict[str, Any] = {
+            "options": dict(row.options),
+            "protection": row.method or "",
+            "protected_on": protect,
+            "purifier": a.chain,
+            "edit_seed": a.edit_seed,
+            "instruction": a.sample.instruction,
+        }
+        if row.method:
+            info |= {"linf": protection.get("linf"), "protection_key": a.protected_key}
+            info |= {"fidelity": compared["fidelity"]}
+        if reasons:
+            info["failed"] = "; ".join(reasons)
+        return Record(
+            key=fingerprint(
+                row=row.name,
+                protected=a.protected_key or a.source,
+                protected_on=protect,
+                purifier=a.chain,
+                editor=self._id(self._attacker(a)),
+                prompt=a.sample.prompt,
+                seed=a.edit_seed,
+            ),
+            image=a.sample.id,
+            category=a.sample.category,
+            prompt=a.sample.prompt,
+            prompt_kind=a.sample.kind,
+            editor=attack,
+            method=row.name,
+            seed=a.seed,
+            eps=row.eps(self.grid),
+            source=a.source,
+            protected=a.protected,
+            edited=a.edited,
+            metrics={name: Metric(**value) for name, value in compared["edit"].items()},
+            verdicts=tuple(verdicts),
+            seconds={"immunize": protection.get("seconds", 0.0), "edit": edited.get("seconds", 0.0)},
+            info=info,
+        )
+
+    def _plan(self) -> dict[str, Any]:
+        """What the records depend on, as plain data: another plan makes other records."""
+        grid = self.grid
+        samples = [[s.id, s.category, s.kind, s.instruction, s.prompt] for s in grid.samples]
+        return {
+            "samples": fingerprint(samples=samples),
+            "pictures": len({sample.id for sample in grid.samples}),
+            "rows": [[row.name, row.method, dict(row.options), dict(row.loop), row.seed_shift] for row in grid.rows],
+            "editors": grid.attacked(),
+            "models": {model.name: known.get("fingerprint", known["name"]) for model, known in self.known.items()},
+            "judges": [self.known[judge]["name"] for judge in self.judges],
+            "seeds": list(grid.seeds),
+            "purifiers": list(grid.purifiers),
+            "eps": grid.eps,
+            "steps": grid.steps,
+            "alpha": grid.alpha,
+            "batch": grid.batch,
+            "edit_options": dict(grid.edit_options),
+            "counts": grid.counts(),
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        return provenance(self.grid, {model.name: self.known[model] for model in self.editors.values()})
+
+
+def provenance(grid: Grid, editors: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """Versions, hardware and settings, as the report prints them; ``editors``: what is known of the named ones."""
+    known = dict(editors or {})
+    for editor in grid.editors:
+        if not isinstance(editor, str):
+            known[editor.name] = perform(Task("identify", Model("editor", editor.name, live=editor), {}))[0]
+    keep = ("name", "family", "fingerprint", "dtype")
+    return {
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": ", ".join(dict.fromkeys(str(found["hardware"]) for found in known.values())) or None,
+        "editors": [{key: found.get(key) for key in keep} for found in known.values()],
+        "judges": [judge if isinstance(judge, str) else judge.name for judge in grid.judges],
+        "settings": {
+            "eps": grid.eps,
+            "steps": grid.steps,
+            "alpha": grid.alpha,
+            "seeds": list(grid.seeds),
+            "batch": grid.batch,
+            **({"edit": dict(grid.edit_options)} if grid.edit_options else {}),
+        },
+    }
+
+
+def _model(kind: str, model: Any, load: Mapping[str, Any]) -> Model:
+    if isinstance(model, str):
+        return Model(kind, model, load)
+    return Model(kind, model.name, live=model)
+
+
+def _sides(editor: Editor | str) -> tuple[str, ...]:
+    return names(editor) if isinstance(editor, str) else (editor.name,)
+
+
+def _is_here(judge: Model) -> bool:
+    return judge.kind == "judge" and judge.name.partition(":")[0] in HERE
+
+
+def _spelled(model: Model) -> Key:
+    return fingerprint(kind=model.kind, name=model.name, load={key: str(value) for key, value in model.load.items()})
+
+
+def _cell(a: _Attack) -> tuple[Any, ...]:
+    return a.sample.id, a.sample.prompt, a.seed, a.editor, a.chain
+
+
+class _Progress:
+    """Turns a batch's steps into hundredths of a picture of the phase."""
+
+    def __init__(self, on_step: OnStep | None, phase: str, total: float) -> None:
+        self.on_step, self.phase, self.total = on_step, phase, total
+        self.done = self.batch = 0.0
+
+    def begin(self, size: float) -> None:
+        self.batch = size
+        self._say(self.done)
+
+    def __call__(self, step: Step) -> None:
+        self._say(self.done + self.batch * step.i / max(step.n, 1), step)
+
+    def end(self, size: float) -> None:
+        self.done += size
+        self._say(self.done)
+
+    def _say(self, done: float, step: Step | None = None) -> None:
+        if self.on_step is not None:
+            i, n = round(100 * done), round(100 * self.total)
+            self.on_step(Step(self.phase, i, n, *((step.loss, step.log, step.preview) if step else ())))

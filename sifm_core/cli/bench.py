@@ -1,0 +1,296 @@
+"""Benchmarks: run, resume, look, report, export, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError, SifmError
+from .app import app
+from .judging import Concurrency, MaxCost, Offline, Preset, Prices, ResendLost
+from .output import dump, forecast
+from .shared import Device, Dtype, Json, distinct
+
+if TYPE_CHECKING:
+    from ..bench.config import Plan
+    from ..bench.executors import Executor
+    from ..store import Store
+
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench", help="Run grids of pictures, methods and judges; resume, report, compare.")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
+Workers = Annotated[int, typer.Option("--workers", metavar="N", help="So many processes; 0: in this one.")]
+RayAddress = Annotated[str, typer.Option("--ray", metavar="auto|ADDRESS", help="On the workers of a Ray cluster.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Look at every pixel of what is there already.")]
+NONE = "none"
+
+
+@bench.command()
+def run(
+    what: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml|DIR", help="See `sifm bench presets`.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: runs/NAME-PROFILE.")] = None,
+    profile: Annotated[str, typer.Option("--profile", help="miniature or paper.")] = "miniature",
+    images: Annotated[int | None, typer.Option("--images", metavar="N", help="Only the first N.")] = None,
+    unseen: Annotated[int | None, typer.Option("--unseen", metavar="N", help="So many unseen prompts.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Iterations.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", metavar="N", help="Attacks of each kind.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="MANIFEST", help="Other pictures.")] = None,
+    editor: Annotated[
+        list[str] | None, typer.Option("--editor", metavar="NAME", help="Other editors; 'A -> B' for transfer.")
+    ] = None,
+    judges: Annotated[
+        list[str] | None, typer.Option("--judge", metavar="BACKEND:MODEL", help="Other judges; none: judge later.")
+    ] = None,
+    preset: Preset = None,
+    max_cost: MaxCost = None,
+    prices: Prices = None,
+    concurrency: Concurrency = None,
+    offline: Offline = False,
+    resend_lost: ResendLost = False,
+    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Pictures at a time.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    download: Annotated[bool, typer.Option("--download", help="Allow fetching hub editors.")] = False,
+    workers: Workers = 0,
+    ray: RayAddress = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how much work it is.")] = False,
+    tflops: Annotated[
+        float | None, typer.Option("--tflops", help="For --dry-run: sustained speed of a device, in TFLOP/s.")
+    ] = None,
+    verify: Verify = False,
+    as_json: Json = False,
+) -> None:
+    """Run a benchmark, or go on with it.
+
+    The same command again goes on where it was stopped; so does the run's folder in place of a name. With other judges
+    nothing is edited again. What paid judges answer and cost stands in the run's answers.sqlite.
+    """
+    from ..bench import config
+    from ..bench.estimate import estimate
+
+    changes: dict[str, Any] = {
+        "images": images,
+        "unseen": unseen,
+        "steps": steps,
+        "seeds": None if seeds is None else list(range(seeds)),
+        "data": data,
+        "editors": editor,
+        "judges": [] if judges == [NONE] else distinct(judges) if judges else None,
+        "batch": batch,
+        "device": None if device == "auto" else device,
+        "dtype": None if dtype == "auto" else dtype,
+        "download": download or None,
+    }
+    folder = Path(what)
+    if (folder / "run.sqlite").is_file():
+        plan = config.changed(_opened(folder)[1], **changes)
+        out = folder
+    else:
+        plan = config.load(what, profile, **changes)
+        out = out or Path("runs") / f"{plan.name}-{profile}"
+    if dry_run:
+        from ..store import Store
+
+        known = Store(out, create=False) if (out / "run.sqlite").is_file() else None
+        lines = estimate(plan, known, tflops)
+        if as_json:
+            return dump({"plan": plan.as_dict(), "phases": [asdict(line) for line in lines]})
+        print(f"{plan.title} ({plan.profile}), would go to {out}")
+        for line in lines:
+            print(f"  {line.phase:9} {line.jobs:>9} {_hours(line.seconds):>9} {_money(line.dollars):>9}  {line.basis}")
+        return None
+    asking = {
+        "preset": preset,
+        "max_cost": max_cost,
+        "prices": prices,
+        "concurrency": concurrency,
+        "offline": offline or None,
+        "resend_lost": resend_lost or None,
+    }
+    _fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking)
+
+
+@bench.command()
+def retry(
+    folder: Folder,
+    workers: Workers = 0,
+    ray: RayAddress = "",
+    verify: Verify = False,
+    preset: Preset = None,
+    max_cost: MaxCost = None,
+    prices: Prices = None,
+    concurrency: Concurrency = None,
+    resend_lost: ResendLost = False,
+    as_json: Json = False,
+) -> None:
+    """Try again what failed, and do what is missing."""
+    _, plan = _opened(folder)
+    asking = {
+        "preset": preset,
+        "max_cost": max_cost,
+        "prices": prices,
+        "concurrency": concurrency,
+        "resend_lost": resend_lost or None,
+    }
+    _fill(plan, folder, workers, ray, retry=True, verify=verify, as_json=as_json, asking=asking)
+
+
+@bench.command()
+def status(folder: Folder, as_json: Json = False) -> None:
+    """How far a run is, and what failed for which reasons."""
+    store, plan = _opened(folder)
+    found = _status(store, plan)
+    if as_json:
+        return dump(found)
+    print(f"{found['title']} ({found['profile']}): {found['records']} of {found['total']['records']} records")
+    for phase, n in found["done"].items():
+        print(f"  {phase:9} {n:>9} of {found['total'].get(phase, 0)}")
+    for reason, n in found["failed"].items():
+        print(f"  failed {n:>4}: {reason}")
+
+
+@bench.command("report")
+def report_(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: the run's own folder.")] = None,
+    pictures: Annotated[int, typer.Option("--pictures", metavar="N", help="Attacks shown in the gallery.")] = 12,
+    as_json: Json = False,
+) -> None:
+    """Write report.html, .md, .tex and .csv from the records as they are now."""
+    store, plan = _opened(folder)
+    written, headline = _report(store, plan, out or folder, pictures)
+    if as_json:
+        return dump({"folder": str(out or folder), "files": written, "headline": headline})
+    print(headline)
+    print(f"Report: {(out or folder) / 'report.html'}")
+
+
+@bench.command()
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT.csv|OUT.jsonl", help="Where to.", show_default=False)],
+) -> None:
+    """Write all records as CSV or JSON lines."""
+    store, _ = _opened(folder)
+    ways = {".csv": store.export_csv, ".jsonl": store.export_jsonl}
+    if out.suffix not in ways:
+        raise InputError(f"{out}: expected a name that ends in .csv or .jsonl")
+    ways[out.suffix](out)
+    print(f"{out}: {store.counts()['records']} records")
+
+
+@bench.command()
+def diff(one: Folder, two: Folder, as_json: Json = False) -> None:
+    """Compare two runs: settings, and row by row how the rates differ on the attacks that both have."""
+    from ..report import compare
+
+    runs = [_opened(folder) for folder in (one, two)]
+    found = compare.runs(*((store, plan.layout) for store, plan in runs))
+    if as_json:
+        return dump(asdict(found))
+    print(compare.text(found))
+
+
+@bench.command()
+def presets(as_json: Json = False) -> None:
+    """The paper's tables and figures, and what else can be run by name."""
+    from ..bench import config
+
+    if as_json:
+        return dump(config.names())
+    for name, title in config.names().items():
+        print(f"  {name:12} {title}")
+
+
+def _opened(folder: Path) -> tuple[Store, Plan]:
+    from ..bench import config
+    from ..store import Store
+
+    store = Store(folder, create=False)
+    kept = store.get("run", "config")
+    if kept is None:
+        raise InputError(f"{folder}: expected a run of `sifm bench run`, but it does not say of what")
+    return store, config.from_dict(kept, str(folder))
+
+
+def _fill(
+    plan: Plan,
+    out: Path,
+    workers: int,
+    ray: str,
+    *,
+    retry: bool,
+    verify: bool,
+    as_json: bool,
+    asking: Mapping[str, Any],
+) -> None:
+    from ..bench import config, fill
+    from ..store import Store
+
+    store = Store(out)
+    kept = store.get("run", "config")
+    if kept and (kept["name"], kept["profile"]) != (plan.name, plan.profile):
+        raise InputError(f"{out} holds {kept['name']} ({kept['profile']}): choose another --out for {plan.name}")
+    given = {name: value for name, value in asking.items() if value is not None}
+    grid = plan.grid(config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **given))
+    store.put("run", "config", plan.as_dict())
+    with forecast(grid.counts(), store) as on_step:
+        fill(grid, store, on_step, executor=_executor(workers, ray), retry=retry, verify=verify)
+    written, headline = _report(store, plan, out, 12)
+    found = _status(store, plan)
+    if as_json:
+        dump({"folder": str(out), "files": written, "headline": headline, **found})
+    else:
+        print(f"{headline}\n\n{found['records']} records. Report: {out / 'report.html'}")
+    if found["failed"]:
+        first, n = next(iter(found["failed"].items()))
+        raise SifmError(f"{sum(found['failed'].values())} jobs failed, {n} of them: {first}; `sifm bench retry {out}`")
+
+
+def _executor(workers: int, ray: str) -> Executor | None:
+    from ..bench import Pool, Ray
+
+    if ray:
+        return Ray(ray, workers or None)
+    return Pool(workers) if workers else None
+
+
+def _status(store: Store, plan: Plan) -> dict[str, Any]:
+    counts, total = store.counts(), (store.get("run", "plan") or {}).get("counts", {})
+    reasons: dict[str, int] = {}
+    for _, failure in store.documents("failed"):
+        reason = f"{failure['phase']}: {failure['reason']}"
+        reasons[reason] = reasons.get(reason, 0) + 1
+    kinds = {"immunize": "immunize", "purify": "purify", "edit": "edit", "measure": "measure", "judge": "verdict"}
+    return {
+        "title": plan.title,
+        "profile": plan.profile,
+        "records": counts["records"],
+        "done": {phase: counts.get(kind, 0) for phase, kind in kinds.items() if total.get(phase)},
+        "total": total,
+        "failed": dict(sorted(reasons.items(), key=lambda item: -item[1])),
+    }
+
+
+def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[list[str], str]:
+    from .. import report
+
+    found = report.build(store, plan)
+    return report.write(found, store, out, pictures), found.headline
+
+
+def _hours(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 7200:
+        return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _money(dollars: float | None) -> str:
+    return "$ ?" if dollars is None else f"$ {dollars:.2f}" if dollars else ""

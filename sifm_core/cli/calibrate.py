@@ -1,0 +1,96 @@
+"""How far judges can be trusted: their answers to gold controls."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import app
+from .judging import (
+    Batch,
+    CacheFile,
+    Concurrency,
+    MaxCost,
+    Offline,
+    Patience,
+    Preset,
+    Prices,
+    ResendLost,
+    load_judges,
+    run_store,
+)
+from .output import dump, progress
+from .shared import EDITOR, JUDGES, Device, Download, Dtype, EditorName, Json, Judges, Seed, load_editor
+
+
+@app.command()
+def calibrate(
+    judges: Judges = None,
+    editor: EditorName = EDITOR,
+    images: Annotated[
+        int, typer.Option("--images", metavar="N", help="Pictures of the benchmark; four cases each.")
+    ] = 24,
+    data: Annotated[
+        str, typer.Option("--data", metavar="miniature|MANIFEST", help="Whose pictures; see `sifm data`.")
+    ] = "miniature",
+    seed: Seed = 0,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Keep the result in this run, for its report.")
+    ] = None,
+    preset: Preset = None,
+    cache: CacheFile = None,
+    offline: Offline = False,
+    max_cost: MaxCost = None,
+    prices: Prices = None,
+    concurrency: Concurrency = None,
+    batch: Batch = False,
+    patience: Patience = None,
+    resend_lost: ResendLost = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Test judges on cases whose answer is known.
+
+    Clean edits, unedited pictures, pure noise, and edits made with another instruction: what share of failed edits does
+    each judge find, what share of sound ones does it clear?
+    """
+    from .. import controls, pipeline
+    from ..bench.config import samples as samples_of
+    from ..judges.calibration import calibrate as ask
+
+    pipeline.check_count(images, "images")
+    pipeline.check_seed(seed, 1)
+    store = run_store(run) if run else None
+    samples = samples_of(data, images, 1)
+    loaded = load_judges(
+        judges or JUDGES,
+        preset=preset,
+        cache=cache,
+        offline=offline,
+        max_cost=max_cost,
+        prices=prices,
+        concurrency=concurrency,
+        batch=batch,
+        patience=patience,
+        resend_lost=resend_lost,
+    )
+    found = []
+    with progress() as on_step:
+        golds = controls.controls(samples, load_editor(editor, device, dtype, download), seed=seed, on_step=on_step(""))
+        for judge in loaded:
+            found.append(ask(judge, golds, on_step=on_step(judge.name)))
+            if store:
+                controls.keep(store, found[-1])
+    if as_json:
+        return dump([asdict(one) for one in found])
+    for one in found:
+        print(one.sentence())
+        for axis in one.sensitivity:
+            print(f"  {axis:24} sensitivity {one.sensitivity[axis]}, specificity {one.specificity[axis]}")
+        for kind, rate in one.by_kind.items():
+            print(f"  says failed of {kind:18} {rate}")

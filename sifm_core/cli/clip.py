@@ -1,0 +1,71 @@
+"""The paper's Fig. 3 on one's own pictures: what CLIP prefers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError, SifmError
+from .app import app
+from .judging import run_store
+from .output import dump
+from .shared import Json, matched
+
+
+@app.command()
+def clip(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="UNEDITED", help="A picture or a folder.", show_default=False)
+    ] = None,
+    edited: Annotated[
+        Path | None, typer.Argument(metavar="EDITED", help="Its edit, or a folder by file name.", show_default=False)
+    ] = None,
+    text: Annotated[
+        str, typer.Option("--text", metavar="TEXT", help="What the edit should show: 'a woman wearing a crown'.")
+    ] = "",
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="Instead: the clean edits of a run that judges say work."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="FOLDER|HUB_ID", help="A CLIP on this machine; nothing is downloaded.")
+    ] = "openai/clip-vit-large-patch14",
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="OUT.png", help="The pairs as a figure.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which picture CLIP prefers.
+
+    The unedited picture often fits a text as well as the edit that carries it out (the paper's Fig. 3), which is why
+    CLIP is no judge of immunization.
+    """
+    from .. import fig3
+    from ..images import load_image, write_atomically
+
+    if run is not None:
+        with run_store(run) as store:
+            pairs = fig3.edits_that_work(store.records(), store)
+        if not pairs:
+            raise InputError(f"{run}: expected clean edits that every judge says work, but there are none")
+    elif source is None or edited is None or not text.strip():
+        raise InputError("expected UNEDITED EDITED --text TEXT, or --run DIR")
+    else:
+        files = matched(source, edited)
+        pairs = [(load_image(one)[0], load_image(two)[0], text.strip()) for one, two in files]
+    found = fig3.preferences(pairs, model=model)
+    known = [one.prefers_unedited for one in found if one.prefers_unedited is not None]
+    if out and known:
+        write_atomically(out, fig3.figure(pairs, found))
+    if as_json:
+        rows = [asdict(one) | {"prefers_unedited": one.prefers_unedited} for one in found]
+        dump({"model": model, "prefers_unedited": sum(known), "of": len(known), "pairs": rows})
+    elif known:
+        for one in found:
+            if one.unedited.value is not None and one.edited.value is not None:
+                mark = "<- CLIP prefers the unedited" if one.prefers_unedited else ""
+                print(f"unedited {one.unedited.value:.4f}  edited {one.edited.value:.4f}  {one.text!r} {mark}".rstrip())
+        print(f"CLIP prefers the unedited picture in {sum(known)} of {len(known)} pairs ({model})")
+    if not known:
+        raise SifmError(found[0].unedited.reason or found[0].edited.reason)

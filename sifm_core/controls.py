@@ -1,0 +1,97 @@
+"""Gold controls made with an editor, and what judges said of them, kept beside a run for its report.
+
+How the four controls are made and counted: :mod:`sifm_core.judges.calibration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bench import Sample
+from .errors import InputError
+from .judges.calibration import Calibration, Gold, Rate, gold_controls
+from .pipeline import edit
+from .store import Store
+from .types import Case, Editor, OnStep
+
+
+def controls(
+    samples: Sequence[Sample],
+    editor: Editor,
+    *,
+    seed: int = 0,
+    batch: int = 8,
+    options: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
+) -> list[Gold]:
+    """Four gold controls for each picture: its clean edit, itself, noise, and an edit with another instruction.
+
+    The first sample of each picture gives the instruction; the other instruction is that of its second sample, or else
+    the first one of another picture that differs. ``options`` are the editor's own. InputError where there is no other
+    instruction at all.
+    """
+    first: dict[str, Sample] = {}
+    other: dict[str, str] = {}
+    for sample in samples:
+        if sample.id not in first:
+            first[sample.id] = sample
+        elif sample.prompt != first[sample.id].prompt:
+            other.setdefault(sample.id, sample.prompt)
+    cases = list(first.values())
+    for i, sample in enumerate(cases):
+        rest = (*cases[i + 1 :], *cases[:i])
+        different = next((o.prompt for o in rest if o.prompt != sample.prompt), None)
+        if other.setdefault(sample.id, different or "") == "":
+            raise InputError(f"{sample.id}: expected a second instruction for the wrong edit; give more pictures")
+    sources = [sample.pixels() for sample in cases]
+    prompts = [sample.prompt for sample in cases] + [other[sample.id] for sample in cases]
+    made = _edits(sources * 2, prompts, editor, seed, batch, dict(options or {}), on_step)
+    shown = [Case(x, y, s.prompt, s.truth) for x, y, s in zip(sources, made, cases, strict=False)]
+    return gold_controls(shown, made[len(cases) :], seed=seed)
+
+
+def _edits(
+    sources: Sequence[Tensor],
+    prompts: Sequence[str],
+    editor: Editor,
+    seed: int,
+    batch: int,
+    options: Mapping[str, Any],
+    on_step: OnStep | None,
+) -> list[Tensor]:
+    """Clean edits in order; pictures of one size go together."""
+    sizes: dict[torch.Size, list[int]] = {}
+    for i, source in enumerate(sources):
+        sizes.setdefault(source.shape, []).append(i)
+    made: dict[int, Tensor] = {}
+    for same in sizes.values():
+        for start in range(0, len(same), batch):
+            chunk = same[start : start + batch]
+            pictures = torch.stack([sources[i] for i in chunk])
+            edited = edit(pictures, editor, prompt=[prompts[i] for i in chunk], seed=seed, on_step=on_step, **options)
+            made |= dict(zip(chunk, edited, strict=True))
+    return [made[i] for i in range(len(sources))]
+
+
+# ---- beside a run
+
+
+def keep(store: Store, calibration: Calibration) -> None:
+    """Keep a judge's calibration in a run's store, in place of an earlier one."""
+    store.put("calibration", calibration.judge, asdict(calibration))
+
+
+def kept(store: Store, judges: Iterable[str]) -> dict[str, Calibration]:
+    """The calibrations that a run's store holds of these judges."""
+    found = {name: store.get("calibration", name) for name in judges}
+    return {name: _calibration(value) for name, value in found.items() if value is not None}
+
+
+def _calibration(value: dict[str, Any]) -> Calibration:
+    groups = ("sensitivity", "specificity", "by_kind")
+    return Calibration(**value | {g: {name: Rate(**rate) for name, rate in value[g].items()} for g in groups})

@@ -1,0 +1,239 @@
+"""Manifests from what there is: a folder with a CSV, a copy of instructpix2pix-clip-filtered, the miniature."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as Pil
+
+from ..errors import InputError, SifmError
+from ..images import save_png, write_atomically
+from .manifest import UNSEEN, Item, check, file_hash, write
+from .prompts import from_templates
+
+COUNTS = {"portrait": 35, "landscape": 35, "artwork": 30}
+"""The paper's benchmark (section VII-A)."""
+DATASET = "timbrooks/instructpix2pix-clip-filtered"
+KEYWORDS: dict[str, str] = {
+    "artwork": r"painting|painted|drawing|drawn|illustration|artwork|watercolou?r|oil on|sculpture|mosaic|fresco"
+    r"|etching|engraving|sketch|print|poster|canvas|mural|woodcut|tapestry|abstract|still life",
+    "portrait": r"portrait|face|headshot|selfie|man|woman|girl|boy|lady|actor|actress|model|bride|king|queen|princess",
+    "landscape": r"landscape|mountains?|lake|beach|sea|ocean|forest|valley|river|sunset|sunrise|field|hills?|coast"
+    r"|island|waterfall|desert|sky|meadow|garden|village|skyline",
+}
+"""Category -> words of the caption; the first category that matches is the picture's."""
+Unseen = Callable[[str, str, str], tuple[str, ...]]
+"""(instruction, category, caption) -> unseen instructions."""
+
+
+def templates(instruction: str, category: str, caption: str) -> tuple[str, ...]:
+    """Unseen instructions from the package's templates."""
+    return from_templates(instruction, category, UNSEEN)
+
+
+def from_csv(table: str | os.PathLike[str], out: str | os.PathLike[str], unseen: Unseen = templates) -> list[Item]:
+    """A manifest of one's own pictures: a CSV with ``image`` and ``instruction``, and what else of a manifest is known.
+
+    ``image`` is relative to the CSV; ``unseen`` there holds instructions separated by "|" (none: from ``unseen``).
+    Pictures stay where they are: the manifest at ``out`` (a .jsonl file) refers to them. Raises InputError as
+    :func:`sifm_core.data.check` does.
+    """
+    file, target = Path(table), Path(out)
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or not {"image", "instruction"} <= rows[0].keys():
+        raise InputError(f"{file}: expected a CSV with the columns image and instruction")
+    items = []
+    for row in rows:
+        path = file.parent / row["image"]
+        if not path.is_file():
+            raise InputError(f"{file}: expected the picture {path}, but there is none")
+        category, caption = row.get("category") or "", row.get("caption") or ""
+        given = tuple(text.strip() for text in (row.get("unseen") or "").split("|") if text.strip())
+        item = Item(
+            id=row.get("id") or path.stem,
+            category=category,
+            image=os.path.relpath(path, target.parent),
+            instruction=row["instruction"].strip(),
+            unseen=given or unseen(row["instruction"].strip(), category, caption),
+            licence=row.get("licence") or "",
+            sha256=file_hash(path),
+            source=row.get("source") or "",
+            caption=caption,
+            prompts_from="the table" if given else _who(unseen),
+            folder=target.parent,
+        )
+        items.append(item)
+    write(check(items), target)
+    return items
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the data set; ``place`` finds its picture again."""
+
+    place: tuple[Path, int]
+    caption: str
+    instruction: str
+
+
+def from_instructpix2pix(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    counts: Mapping[str, int] = COUNTS,
+    unseen: Unseen = templates,
+    reject: Iterable[str] = (),
+) -> list[Item]:
+    """Choose pictures from a local copy of the data set, by seed and caption keywords, into the folder ``out``.
+
+    ``source``: a folder of its parquet files, or a folder of pictures with ``metadata.jsonl`` (``file_name``,
+    ``original_prompt``, ``edit_prompt``). Same copy, seed and ``reject`` (ids that a review turned down), same
+    manifest: each rejected one is replaced by the next in line. ``out`` gets ``images/`` and ``manifest.jsonl``.
+    """
+    folder, target = Path(source), Path(out)
+    lines: dict[str, list[_Row]] = {category: [] for category in counts}
+    for row in _rows(folder):
+        category = category_of(row.caption)
+        if category in lines:
+            lines[category].append(row)
+    refused = set(reject)
+    items: dict[str, list[Item]] = {category: [] for category in counts}
+    for category, candidates in lines.items():
+        random.Random(f"{seed}/{category}").shuffle(candidates)
+        for row in candidates:
+            if len(items[category]) == counts[category]:
+                break
+            item = _chosen(row, category, folder, target, unseen)
+            if item and item.id not in refused and item.id not in {other.id for other in items[category]}:
+                items[category].append(item)
+        if len(items[category]) < counts[category]:
+            raise InputError(
+                f"{folder}: expected {counts[category]} pictures of category {category}, found {len(items[category])}"
+            )
+    mixed = [item for some in itertools.zip_longest(*items.values()) for item in some if item]  # first n: all kinds
+    write(check(mixed), target / "manifest.jsonl")
+    return mixed
+
+
+def category_of(caption: str) -> str:
+    """The category that a caption's words tell, or ""."""
+    found = (name for name, pattern in KEYWORDS.items() if re.search(rf"\b({pattern})\b", caption, re.IGNORECASE))
+    return next(found, "")
+
+
+def miniature(out: str | os.PathLike[str], n: int | None = None) -> list[Item]:
+    """The embedded benchmark as files: the same shape as any other, but without its ground truth."""
+    from ..miniature import benchmark
+
+    target = Path(out)
+    items = []
+    for x in benchmark.load(n):
+        path = target / "images" / f"{x.id}.png"
+        save_png(x.image[None], path)
+        items.append(
+            Item(
+                x.id,
+                x.category,
+                f"images/{x.id}.png",
+                x.instruction,
+                x.unseen,
+                licence="Apache-2.0",
+                sha256=file_hash(path),
+                source="drawn by sifm_core.miniature",
+                prompts_from="the miniature's grammar",
+                folder=target,
+            )
+        )
+    write(items, target / "manifest.jsonl")
+    return items
+
+
+def review(items: Iterable[Item], out: str | os.PathLike[str]) -> None:
+    """One HTML page with every picture and its instructions, to tick what is to be swapped; it gives the command."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    environment = Environment(loader=PackageLoader("sifm_core"), autoescape=select_autoescape(), trim_blocks=True)
+    target = Path(out)
+    cards = [{"item": item, "src": os.path.relpath(item.path, target.parent)} for item in items]
+    write_atomically(target, environment.get_template("review.html").render(cards=cards).encode())
+
+
+def _chosen(row: _Row, category: str, folder: Path, target: Path, unseen: Unseen) -> Item | None:
+    """The item with its picture saved, or None when its picture or its instructions are of no use."""
+    try:
+        others = unseen(row.instruction, category, row.caption)
+        picture = Pil.open(io.BytesIO(_bytes(row))).convert("RGB")
+    except (InputError, OSError):
+        return None
+    file, number = row.place
+    name = f"{category}-{file.stem}-{number}"
+    path = target / "images" / f"{name}.png"
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_atomically(path, content.getvalue())
+    return Item(
+        id=name,
+        category=category,
+        image=f"images/{name}.png",
+        instruction=row.instruction,
+        unseen=others,
+        licence="see the data set's card",
+        sha256=file_hash(path),
+        source=f"{DATASET}: {file.relative_to(folder)}, row {number}",
+        caption=row.caption,
+        prompts_from=_who(unseen),
+        folder=target,
+    )
+
+
+def _rows(folder: Path) -> Iterator[_Row]:
+    """All rows without their pictures, in the order of the files."""
+    files = sorted(folder.rglob("*.parquet"))
+    for file in files:
+        table = _parquet(file).read(columns=["original_prompt", "edit_prompt"]).to_pydict()
+        for i, (caption, instruction) in enumerate(zip(*table.values(), strict=True)):
+            yield _Row((file, i), caption, instruction.strip())
+    metadata = folder / "metadata.jsonl"
+    if not files and not metadata.is_file():
+        raise InputError(f"{folder}: expected parquet files of {DATASET}, or pictures with metadata.jsonl")
+    if not files:
+        for i, line in enumerate(metadata.read_text(encoding="utf-8").splitlines()):
+            row = json.loads(line)
+            yield _Row((folder / row["file_name"], i), row["original_prompt"], row["edit_prompt"].strip())
+
+
+def _bytes(row: _Row) -> bytes:
+    file, number = row.place
+    if file.suffix != ".parquet":
+        return file.read_bytes()
+    parquet = _parquet(file)
+    for group in range(parquet.num_row_groups):
+        n = parquet.metadata.row_group(group).num_rows
+        if number < n:
+            return parquet.read_row_group(group, columns=["original_image"]).column(0)[number].as_py()["bytes"]
+        number -= n
+    raise InputError(f"{file}: expected a row {row.place[1]}")
+
+
+def _parquet(file: Path) -> Any:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise SifmError(f"parquet files need pyarrow: pip install pyarrow ({error})") from None
+    return ParquetFile(file)
+
+
+def _who(unseen: Unseen) -> str:
+    return "templates" if unseen is templates else getattr(unseen, "__name__", type(unseen).__name__)

@@ -1,0 +1,124 @@
+"""The manifest: one JSON object a line, one picture each; what a benchmark consists of and what must never change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError, unknown
+from ..images import load_image, write_atomically
+from .prompts import clash
+
+SAME = 1e-9
+"""A frozen manifest may hold instructions that differ in one word; what is built here keeps a greater distance."""
+UNSEEN = 5
+"""Unseen instructions of each picture (paper, section VII-A)."""
+_FIELDS = ("id", "category", "image", "instruction", "unseen", "licence", "sha256", "source", "caption", "prompts_from")
+_REQUIRED = _FIELDS[:5]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a benchmark.
+
+    ``image``: its file, relative to the manifest; ``sha256`` of that file, "" when it was never frozen; ``source``
+    where the picture comes from; ``caption`` what it shows; ``prompts_from`` who wrote ``unseen``. ``drawn`` and
+    ``tell`` are for embedded data, which have no file and know the truth.
+    """
+
+    id: str
+    category: str
+    image: str
+    instruction: str
+    unseen: tuple[str, ...]
+    licence: str = ""
+    sha256: str = ""
+    source: str = ""
+    caption: str = ""
+    prompts_from: str = ""
+    folder: Path = field(default=Path(), compare=False)
+    drawn: Tensor | None = field(default=None, compare=False)
+    tell: Callable[[str], Any] | None = field(default=None, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """The picture's file."""
+        return Path(os.path.normpath(self.folder / self.image))
+
+    def pixels(self) -> Tensor:
+        """The picture, (3, H, W) float32 in [0, 1]."""
+        return load_image(self.path)[0] if self.drawn is None else self.drawn
+
+    def truth(self, instruction: str) -> Any:
+        """Ground truth of an instruction on this picture, where there is one."""
+        return self.tell(instruction) if self.tell else None
+
+
+def read(path: str | os.PathLike[str]) -> list[Item]:
+    """The items of a manifest, as they stand; :func:`check` says whether they are sound."""
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{file}: expected a manifest; `sifm data --help` says how to make one")
+    items = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            items.append(_item(line, f"{file}:{number}", file.parent))
+    return items
+
+
+def write(items: Iterable[Item], path: str | os.PathLike[str]) -> None:
+    """Write a manifest; what is in it is frozen by the checksums of its pictures."""
+    lines = []
+    for item in items:
+        plain = {key: value for key, value in asdict(replace(item, drawn=None, tell=None)).items() if key in _FIELDS}
+        lines.append(json.dumps({key: value for key, value in plain.items() if value}, ensure_ascii=False))
+    write_atomically(Path(path), ("\n".join(lines) + "\n").encode())
+
+
+def check(items: Sequence[Item]) -> list[Item]:
+    """The items, when ids are unique, pictures are there as they were frozen and instructions are distinct.
+
+    Raises InputError for the first that is not.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise InputError(f"{item.id}: expected ids to be unique, but this one stands there twice")
+        seen.add(item.id)
+        if not item.path.is_file():
+            raise InputError(f"{item.id}: expected its picture at {item.path}, but there is none")
+        if item.sha256 and item.sha256 != file_hash(item.path):
+            raise InputError(f"{item.id}: {item.path} is not the picture that was frozen (its sha256 is another)")
+        if pair := clash([item.instruction, *item.unseen], least=SAME):
+            raise InputError(f"{item.id}: expected distinct instructions, but {pair[0]!r} and {pair[1]!r} are not")
+    if not items:
+        raise InputError("expected at least one picture, but the manifest is empty")
+    return list(items)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _item(line: str, where: str, folder: Path) -> Item:
+    try:
+        plain = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: expected one JSON object a line: {error}") from None
+    if not isinstance(plain, dict) or not set(_REQUIRED) <= plain.keys():
+        raise InputError(f"{where}: expected an object with {', '.join(_REQUIRED)}")
+    for key in plain:
+        if key not in _FIELDS:
+            raise unknown(f"field in {where}", key, _FIELDS)
+    texts = [plain[key] for key in plain if key != "unseen"] + list(plain["unseen"])
+    if not isinstance(plain["unseen"], list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: expected texts, and a list of texts as unseen")
+    return Item(**{**plain, "unseen": tuple(plain["unseen"])}, folder=folder)

@@ -1,0 +1,173 @@
+"""Editors made from configuration alone: for counting what work costs before anything is fetched or loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import EditorError
+from . import BUILTIN, family, local_folder
+from .folder import read_json, settings
+from .latent import LatentEditor
+
+_CLIP_L: dict[str, Any] = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+_CLIP_L |= {"num_attention_heads": 12, "max_position_embeddings": 77, "projection_dim": 768}
+_CLIP_G: dict[str, Any] = {"vocab_size": 49408, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+_CLIP_G |= {"num_attention_heads": 20, "max_position_embeddings": 77, "projection_dim": 1280}
+_T5: dict[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+}
+_T5 |= {"feed_forward_proj": "gated-gelu"}
+_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "scaling_factor": 0.18215,
+}
+_SD15: dict[str, Any] = {
+    "_class_name": "StableDiffusionInstructPix2PixPipeline",
+    "unet": (
+        "UNet2DConditionModel",
+        {
+            "sample_size": 64,
+            "in_channels": 8,
+            "block_out_channels": (320, 640, 1280, 1280),
+            "attention_head_dim": 8,  # the number of heads
+            "cross_attention_dim": 768,
+        },
+    ),
+    "vae": ("AutoencoderKL", _VAE),
+    "text_encoder": ("CLIPTextModel", _CLIP_L),
+}
+_SD3: dict[str, Any] = {
+    "_class_name": "StableDiffusion3Img2ImgPipeline",
+    "transformer": (
+        "SD3Transformer2DModel",
+        {
+            "sample_size": 128,
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "attention_head_dim": 64,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048,
+            "pos_embed_max_size": 192,
+        },
+    ),
+    "vae": (
+        "AutoencoderKL",
+        _VAE
+        | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+        | {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+    ),
+    "text_encoder": ("CLIPTextModelWithProjection", _CLIP_L),
+    "text_encoder_2": ("CLIPTextModelWithProjection", _CLIP_G),
+    "text_encoder_3": ("T5EncoderModel", _T5),
+}
+_ULTRAEDIT: dict[str, Any] = _SD3 | {"_class_name": "StableDiffusion3InstructPix2PixPipeline"}
+_ULTRAEDIT |= {"transformer": (_SD3["transformer"][0], _SD3["transformer"][1] | {"in_channels": 32})}
+KNOWN: Mapping[str, Mapping[str, Any]] = {
+    "timbrooks/instruct-pix2pix": _SD15,
+    "MudeHui/HQ-Edit": _SD15,
+    "UCSC-VLAA/HQ-Edit": _SD15,
+    "stabilityai/stable-diffusion-3-medium-diffusers": _SD3,
+    "BleachNick/SD3_UltraEdit_freeform": _ULTRAEDIT,
+}
+"""Hub id -> the class and configuration of each network, as far as it is not the class's default."""
+
+
+def skeleton(
+    source: str,
+    *,
+    device: str | torch.device = "meta",
+    dtype: torch.dtype = torch.float32,
+    text: bool = True,
+    narrow: int = 1,
+    **options: Any,
+) -> LatentEditor:
+    """The editor of a built-in name, folder or hub id with random weights, or on "meta" with none at all.
+
+    A folder, also of the hub's cache, gives its own configuration; the hub ids of :data:`KNOWN` need none. There are no
+    tokenizers: ``prepare`` gives conditions of zeros. ``text`` False leaves the text encoders out; ``narrow`` divides
+    the channels of a U-Net and its autoencoder. Raises EditorError when the architecture is neither here nor known.
+    """
+    known = KNOWN.get(BUILTIN.get(source, source))
+    folder: Path | None = None
+    try:
+        folder = local_folder(source)
+        index = _read(folder)
+    except EditorError:
+        if known is None:
+            raise
+        index = dict(known)
+    module = family(index, source)
+    with torch.inference_mode(False):
+        parts = {
+            name: _network(entry[0], _narrowed(entry[1], narrow), torch.device(device), dtype)
+            for name, entry in index.items()
+            if name in ("unet", "transformer", "vae") or (text and name.startswith("text_encoder"))
+        }
+        chosen = settings(folder, module.DEFAULTS | getattr(module, "NAMED_DEFAULTS", {}).get(source, {}), options)
+        editor: LatentEditor = module.assemble(source, folder or Path(), _pipeline(parts), chosen)
+    editor.device, editor.dtype = torch.device(device), dtype
+    editor.fingerprint = f"skeleton of {source}"
+    editor.prepare = lambda prompts: editor.blank(len(prompts))  # type: ignore[method-assign]
+    return editor
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    index = read_json(folder / "model_index.json")
+    networks = {
+        name: (entry[1], read_json(folder / name / "config.json"))
+        for name, entry in index.items()
+        if isinstance(entry, list) and entry[0] and (folder / name / "config.json").exists()
+    }
+    return {"_class_name": index.get("_class_name"), **networks}
+
+
+def _narrowed(config: Mapping[str, Any], narrow: int) -> dict[str, Any]:
+    if narrow == 1 or "block_out_channels" not in config:
+        return dict(config)
+    channels = [channel // narrow for channel in config["block_out_channels"]]
+    return dict(config) | {"block_out_channels": channels, "norm_num_groups": 32 // narrow}
+
+
+def _network(kind: str, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    import diffusers
+    import transformers
+
+    own = {key: value for key, value in config.items() if not key.startswith("_")}
+    with device, torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        if hasattr(diffusers, kind):
+            network = getattr(diffusers, kind).from_config(own)
+        else:
+            network = getattr(transformers, kind)(getattr(transformers, kind).config_class(**own))
+    torch.nn.Module.to(network, dtype)  # diffusers' own warns about parts that it would keep wide: none here
+    return network.requires_grad_(False).eval()
+
+
+def _pipeline(parts: Mapping[str, torch.nn.Module]) -> Any:
+    import diffusers
+
+    if "unet" in parts:
+        absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+        scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        return diffusers.StableDiffusionInstructPix2PixPipeline(
+            **absent | dict(parts), scheduler=scheduler, requires_safety_checker=False
+        )
+    absent = dict.fromkeys(f"{part}{k}" for part in ("text_encoder", "tokenizer") for k in ("", "_2", "_3"))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return diffusers.StableDiffusion3Img2ImgPipeline(**absent | dict(parts), scheduler=scheduler)

@@ -1,0 +1,68 @@
+"""How much memory a piece of work took at its peak, and what is said when there was not enough."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .errors import EditorError
+from .types import Metric
+
+_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def peak(device: torch.device) -> Iterator[list[Metric]]:
+    """Measure the block; the list holds one :class:`Metric`, bytes, once it is done.
+
+    CUDA: the most that was allocated on the device, weights and all. CPU (Linux): by how much resident memory rose
+    above what the process held before. Elsewhere the value is None, with the reason.
+    """
+    found: list[Metric] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found.append(Metric(float(torch.cuda.max_memory_allocated(device)), f"bytes allocated on {device} at the peak"))
+        return
+    definition = "bytes of resident memory at the peak, less those held before"
+    try:
+        if device.type != "cpu":
+            raise OSError(f"not measured on {device.type}")
+        _FORGET.write_text("5")  # the highest so far; not getrusage's, which begins with the parent's
+        held = _resident("VmRSS")
+    except OSError as error:
+        yield found
+        found.append(Metric(None, definition, f"{error.strerror or error}: only measured on CUDA and on Linux"))
+        return
+    yield found
+    found.append(Metric(float(max(0, _resident("VmHWM") - held)), definition))
+
+
+@contextmanager
+def enough(what: str, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory inside the block into an EditorError that says what to lower; let all else through."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError | torch.OutOfMemoryError) and not _is_memory(error):
+            raise
+        raise EditorError(
+            f"not enough memory on {device} for {what}: lower the batch or the size, load the editor with "
+            "dtype='bfloat16', offload='text' or checkpointing=True, or use device='cpu'; `sifm plan` says what fits"
+        ) from error
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def _resident(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{_STATUS} has no {field}")
+    return 1024 * int(found[1])

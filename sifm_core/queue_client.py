@@ -1,0 +1,394 @@
+"""Many prompts on one or several ComfyUI servers, through their HTTP API: resumable, and each result exactly once.
+
+A prompt's id is made from its content. So whatever was lost (an answer, the connection, this process, the server), the
+server can be asked whether it knows the prompt before it is sent again. What is done stands in a store
+(:mod:`sifm_core.store`), with the records and pictures of the runs that the prompts made.
+"""
+
+from __future__ import annotations
+
+import copy
+import http.client
+import io
+import itertools
+import json
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image as Pillow
+
+from .errors import InputError, SifmError
+from .images import from_uint8
+from .store import Store, fingerprint
+from .types import Image, Metric, OnStep, Record, Step, Verdict
+
+Prompt: TypeAlias = dict[str, dict[str, Any]]
+"""A graph in API format: node id -> class_type, inputs, _meta."""
+TRIES = 3
+"""How often a prompt is sent that the server forgot or failed to finish."""
+
+
+class Unreachable(SifmError):
+    """A server did not answer for longer than the caller's patience."""
+
+
+class Refused(SifmError):
+    """A server refused a prompt, or a prompt failed on it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt; ``label`` says what was set in it; ``pictures``: file name on the server -> local file to upload."""
+
+    prompt: Prompt
+    label: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that the result depends on."""
+        content = {name: fingerprint(content=path.read_bytes().hex()) for name, path in self.pictures.items()}
+        return fingerprint(prompt=self.prompt, pictures=content)
+
+
+def load_workflow(path: Path) -> Prompt:
+    """A graph in API format; for one in the editor's format, the API format in ``api/`` beside it.
+
+    Raises InputError for what is neither.
+    """
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a workflow as JSON ({error})") from None
+    if isinstance(graph, dict) and "nodes" in graph and (beside := path.parent / "api" / path.name).is_file():
+        return load_workflow(beside)
+    nodes = graph.values() if isinstance(graph, dict) else []
+    if not nodes or not all(isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes):
+        raise InputError(f"{path}: expected API format; export it in ComfyUI with File > Export (API)")
+    return graph
+
+
+def vary(prompt: Prompt, fixed: Mapping[str, Any], swept: Mapping[str, Sequence[Any]]) -> list[Job]:
+    """A job for every combination of the swept values. An input is named NODE.INPUT, NODE an id, a title or a class.
+
+    A title or class that several nodes have means all of them. Raises InputError for unknown names.
+    """
+    jobs = []
+    for values in itertools.product(*swept.values()):
+        label, made = dict(zip(swept, values, strict=True)), copy.deepcopy(prompt)
+        for name, value in {**fixed, **label}.items():
+            for inputs, key in _places(made, name):
+                inputs[key] = value
+        jobs.append(Job(made, label))
+    return jobs
+
+
+def _places(prompt: Prompt, name: str) -> list[tuple[dict[str, Any], str]]:
+    """(inputs, key) of each node that ``name`` means."""
+    known = {}
+    for id, node in prompt.items():
+        for node_name in (id, node["class_type"], node.get("_meta", {}).get("title", "")):
+            known.setdefault(node_name, []).append(node["inputs"])
+    for node_name in sorted(known, key=len, reverse=True):
+        key = name.removeprefix(f"{node_name}.")
+        if node_name and key != name:
+            if found := [(inputs, key) for inputs in known[node_name] if key in inputs]:
+                return found
+            inputs = ", ".join(dict.fromkeys(key for inputs in known[node_name] for key in inputs))
+            raise InputError(f"{name}: {node_name} has no input {key!r}; it has {inputs}")
+    nodes = ", ".join(sorted({node["class_type"] for node in prompt.values()}))
+    raise InputError(f"{name}: expected NODE.INPUT with a node's id, title or class; the classes are {nodes}")
+
+
+def for_pictures(jobs: Sequence[Job], pictures: Sequence[Path]) -> list[Job]:
+    """Every job with every picture in its LoadImage nodes. Raises InputError when there is no such node."""
+    made = []
+    for job, path in itertools.product(jobs, pictures):
+        name = f"{fingerprint(content=path.read_bytes().hex())[:12]}-{path.name}"
+        prompt = copy.deepcopy(job.prompt)
+        for inputs, key in _places(prompt, "LoadImage.image"):
+            inputs[key] = f"sifm/{name}"
+        made.append(Job(prompt, {"picture": path.name, **job.label}, {name: path}))
+    return made
+
+
+def for_benchmark(jobs: Sequence[Job], start: int, count: int) -> list[Job]:
+    """Every job with each of ``count`` pictures of its Load Benchmark node, one at a time."""
+    made = []
+    for job, i in itertools.product(jobs, range(start, start + count)):
+        prompt = copy.deepcopy(job.prompt)
+        for name, value in (("start", i), ("count", 1)):
+            for inputs, key in _places(prompt, f"SIFM_LoadBenchmark.{name}"):
+                inputs[key] = value
+        made.append(Job(prompt, {"picture": i, **job.label}, job.pictures))
+    return made
+
+
+class Server:
+    """One ComfyUI. A lost connection is tried again, with growing pauses, for ``patience`` seconds."""
+
+    def __init__(self, url: str, *, patience: float = 600.0, poll: float = 1.0, timeout: float = 60.0) -> None:
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise InputError(f"server: expected an address such as http://127.0.0.1:8188, got {url!r}")
+        self.url, self.patience, self.poll, self.timeout = url.rstrip("/"), patience, poll, timeout
+
+    def get(self, path: str) -> bytes:
+        return self._ask(lambda: urllib.request.Request(self.url + path))
+
+    def post(self, path: str, body: bytes, kind: str = "application/json") -> bytes:
+        return self._ask(lambda: urllib.request.Request(self.url + path, body, {"Content-Type": kind}))
+
+    def _ask(self, request: Any) -> bytes:
+        until, pause = time.monotonic() + self.patience, min(self.poll, 1.0)
+        while True:
+            try:
+                with urllib.request.urlopen(request(), timeout=self.timeout) as answer:
+                    return answer.read()
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    raise Refused(f"{self.url}: {_reason(error)}") from None
+                problem: Exception = error
+            except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut off in the middle
+                problem = error
+            if time.monotonic() + pause > until:
+                raise Unreachable(f"{self.url} did not answer for {self.patience:.0f} s ({problem})")
+            time.sleep(pause)
+            pause = min(2 * pause, 30.0)
+
+    def run(self, job: Job, name: str, known: bool) -> dict[str, Any]:
+        """Send the prompt, unless the server has it (``known``: it may), and wait; its entry in the history.
+
+        ``name`` tells this sending from all others. Raises Refused when the prompt is invalid or fails, Unreachable
+        when the server is away for too long.
+        """
+        for attempt in range(TRIES):
+            ticket = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {attempt}"))
+            problem = "the server forgot it"
+            if not known or not self._knows(ticket):
+                for file, path in job.pictures.items():
+                    self._upload(file, path)
+                problem = self._send(job, ticket) or problem
+            if entry := self._wait(ticket):
+                if entry["status"].get("status_str") == "success":
+                    return entry
+                if not _transient(entry):
+                    raise Refused(f"{self.url}: {_failure(entry)}")
+                problem = _failure(entry)
+        raise Refused(f"{self.url}: sent {TRIES} times, and at last {problem}")
+
+    def _send(self, job: Job, ticket: str) -> str:
+        """What went wrong, or nothing. It may have arrived all the same: whoever waits asks the server."""
+        body = json.dumps({"prompt": job.prompt, "prompt_id": ticket, "client_id": uuid.uuid4().hex}).encode()
+        request = urllib.request.Request(f"{self.url}/prompt", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                answer.read()
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise Refused(f"{self.url}: {_reason(error)}") from None
+            return f"it answered {error.code}"
+        except (OSError, http.client.HTTPException) as error:
+            return f"the connection was lost ({error})"
+        return ""
+
+    def _knows(self, ticket: str) -> bool:
+        if json.loads(self.get(f"/history/{ticket}")):
+            return True
+        queue = json.loads(self.get("/queue"))
+        return any(item[1] == ticket for part in ("queue_running", "queue_pending") for item in queue[part])
+
+    def _wait(self, ticket: str) -> dict[str, Any] | None:
+        """The history's entry, or None if the server does not know the prompt (any more)."""
+        while True:
+            if entry := json.loads(self.get(f"/history/{ticket}")).get(ticket):
+                return entry
+            if not self._knows(ticket):
+                return json.loads(self.get(f"/history/{ticket}")).get(ticket)  # it may just have ended
+            time.sleep(self.poll)
+
+    def _upload(self, name: str, path: Path) -> None:
+        edge = uuid.uuid4().hex
+        fields = {"overwrite": "true", "subfolder": "sifm", "type": "input"}
+        parts = [f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
+        head = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        body = "".join([*parts, head, "Content-Type: application/octet-stream\r\n\r\n"]).encode()
+        body += path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+        self.post("/upload/image", body, f"multipart/form-data; boundary={edge}")
+
+
+def run(jobs: Sequence[Job], servers: Sequence[Server], store: Store, on_step: OnStep | None = None) -> list[str]:
+    """Finish every job that the store does not hold as done; the reasons of what failed, by label.
+
+    Each server works on one job at a time. A job is given to another server when its own is away for too long; a server
+    that is away is left out. Raises Unreachable when none is left.
+    """
+    work = _Work(jobs, servers, store, on_step)
+    threads = [threading.Thread(target=work.serve, args=(server,), daemon=True) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            threads[0].join(0.2)
+            time.sleep(0.05)
+            if work.broken:
+                raise work.broken
+    finally:
+        work.stop.set()
+    if work.left:
+        raise Unreachable(f"{len(work.left)} of {len(jobs)} prompts are left: {'; '.join(work.away.values())}")
+    return work.failures
+
+
+class _Work:
+    """What the threads of all servers share."""
+
+    def __init__(self, jobs: Sequence[Job], servers: Sequence[Server], store: Store, on_step: OnStep | None) -> None:
+        keyed = {job.key: job for job in jobs}
+        self.left = deque((key, job) for key, job in keyed.items() if store.get("done", key) is None)
+        self.ledger = (store.get("queue", "ledger") or {"id": uuid.uuid4().hex})["id"]
+        store.put("queue", "ledger", {"id": self.ledger})
+        self.store, self.on_step, self.total, self.done = store, on_step, len(keyed), len(keyed) - len(self.left)
+        self.urls = [server.url for server in servers]
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.busy = 0
+        self.away: dict[str, str] = {}
+        self.failures: list[str] = []
+        self.broken: BaseException | None = None
+
+    def serve(self, server: Server) -> None:
+        """Work on jobs until none is left."""
+        try:
+            while not self.stop.is_set():
+                taken = self._take(server)
+                if taken is None:
+                    if not self.busy:
+                        return
+                    self.stop.wait(0.1)  # another server may give its job back
+                    continue
+                try:
+                    self._work(server, *taken)
+                finally:
+                    with self.lock:
+                        self.busy -= 1
+                if server.url in self.away:
+                    return
+        except BaseException as error:
+            self.broken = error
+
+    def _take(self, server: Server) -> tuple[str, Job] | None:
+        """A job that this server may already have, else one that no other living server may have."""
+        with self.lock:
+            where = {key: (self.store.get("sent", key) or {}).get("server") for key, _ in self.left}
+            mine = [item for item in self.left if where[item[0]] == server.url]
+            others = [url for url in self.urls if url != server.url and url not in self.away]
+            free = [item for item in self.left if where[item[0]] not in others]
+            chosen = next(iter(mine or free), None)
+            if chosen:
+                self.left.remove(chosen)
+                self.busy += 1
+            return chosen
+
+    def _work(self, server: Server, key: str, job: Job) -> None:
+        try:
+            with self.lock:
+                before = self.store.get("sent", key) or {"round": 0}
+                self.store.put("sent", key, {"server": server.url, "round": before["round"]})
+            name = f"{self.ledger} {key} {before['round']}"
+            found = _collect(server, server.run(job, name, before.get("server") == server.url))
+        except Unreachable as error:
+            with self.lock:
+                self.left.appendleft((key, job))
+                self.away[server.url] = str(error)
+            return
+        except Refused as error:
+            with self.lock:
+                self.store.put("sent", key, {"round": before["round"] + 1})
+                self.failures.append(f"{_label(job)}: {error}")
+        else:
+            with self.lock:
+                for record, pictures in found["records"]:
+                    for picture in pictures:
+                        self.store.put_image(picture)
+                    self.store.put_record(record)
+                about = {"label": dict(job.label), "server": server.url, "outputs": found["outputs"]}
+                self.store.put("done", key, about | {"records": [record.key for record, _ in found["records"]]})
+        with self.lock:
+            self.done += 1
+            if self.on_step:
+                self.on_step(Step("queue", self.done, self.total))
+
+
+def _collect(server: Server, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt's outputs, and the records of its runs with their pictures."""
+    outputs = entry.get("outputs", {})
+    runs = dict.fromkeys(run for node in outputs.values() for run in node.get("sifm_run", ()))
+    records = []
+    for run_id in runs:
+        for row in json.loads(server.get(f"/sifm/runs/{run_id}"))["records"]:
+            record = Record(
+                **row
+                | {
+                    "metrics": {name: Metric(**metric) for name, metric in row["metrics"].items()},
+                    "verdicts": tuple(Verdict(**verdict) for verdict in row["verdicts"]),
+                }
+            )
+            names = dict.fromkeys((record.source, record.protected, record.edited))
+            records.append((record, [_picture(server.get(f"/sifm/runs/{run_id}/pictures/{n}")) for n in names if n]))
+    return {"outputs": outputs, "records": records}
+
+
+def _picture(png: bytes) -> Image:
+    with Pillow.open(io.BytesIO(png), formats=("PNG",)) as file:
+        return from_uint8(np.asarray(file.convert("RGB")))
+
+
+def _label(job: Job) -> str:
+    return ", ".join(f"{name}={value}" for name, value in job.label.items()) or "the prompt"
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """What a refusal says, with the nodes' own words."""
+    try:
+        said = json.loads(error.read())
+        nodes = [f"{n['class_type']}: {e['details']}" for n in said["node_errors"].values() for e in n["errors"]]
+        return "; ".join([said["error"]["message"], *nodes])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"HTTP {error.code} {error.reason}"
+
+
+def _failure(entry: Mapping[str, Any]) -> str:
+    messages = dict(entry["status"].get("messages", []))
+    if error := messages.get("execution_error"):
+        return f"{error.get('node_type')}: {str(error.get('exception_message')).strip()}"
+    return "the prompt was interrupted" if "execution_interrupted" in messages else "the prompt failed"
+
+
+def _transient(entry: Mapping[str, Any]) -> bool:
+    """Is it worth another try: interrupted from outside, or out of memory?"""
+    messages = dict(entry["status"].get("messages", []))
+    kind = str(messages.get("execution_error", {}).get("exception_type", ""))
+    return "execution_interrupted" in messages or "OutOfMemory" in kind
+
+
+def summary(jobs: Sequence[Job], store: Store) -> list[dict[str, Any]]:
+    """Of each job what was set in it, whether it is done, where, and the keys of its records."""
+    done = [(job, store.get("done", job.key) or {}) for job in jobs]
+    return [
+        {
+            "label": dict(job.label),
+            "done": bool(about),
+            "server": about.get("server", ""),
+            "records": about.get("records", []),
+        }
+        for job, about in done
+    ]

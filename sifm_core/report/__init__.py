@@ -1,0 +1,141 @@
+"""Records -> what people read: the paper's tables with its own figures beside, one HTML page, LaTeX, Markdown, CSV.
+
+``frame.py`` reads the records once, ``table.py`` computes every figure, ``text.py``, ``page.py`` and ``drawings.py``
+only show them; ``compare.py`` sets two runs side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import miniature
+from ..bench.config import Layout, Paper, Plan
+from ..images import write_atomically
+from ..isr import Isr
+from ..store import Store
+from ..types import Record
+from .drawings import grid as grid
+from .frame import TRUTH as TRUTH
+from .frame import Frame, frame
+from .frame import answer as answer
+from .page import chosen, page
+from .table import Agreement, Part, Predictor, agreements, curves, headline, number, parts, predictors
+from .text import as_csv, latex, markdown
+from .text import terminal as terminal
+
+__all__ = ["TRUTH", "Report", "answer", "build", "grid", "make", "number", "page", "terminal", "write"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every figure of a report, computed; the renderers add none."""
+
+    title: str
+    about: str
+    headline: str
+    frame: Frame
+    parts: list[Part]
+    layout: Layout
+    paper: Paper
+    agreements: list[Agreement]
+    predictors: list[Predictor]
+    curves: dict[str, list[tuple[str, Isr]]]
+    reading: list[str]
+    facts: list[tuple[str, str]]
+
+    @property
+    def plot_title(self) -> str:
+        """What the plot shows."""
+        return {
+            "purifier": "ISR after the attacker's preprocessing",
+            "prompts": "ISR by the share of words that the two prompts, attack and protection, do not have in common",
+            "rows": "ISR by row",
+        }.get(self.layout.plot, f"ISR by {self.layout.plot}")
+
+
+def build(store: Store, plan: Plan | None = None, title: str = "Did the immunization work?") -> Report:
+    """The report of a run; reads its records once, one at a time."""
+    run = store.get("run", "provenance") or {}
+    run |= store.get("run", "seconds") or {}
+    return _make(store.rows(), run, plan, title)
+
+
+def make(
+    records: Iterable[Record],
+    run: Mapping[str, Any],
+    plan: Plan | None = None,
+    title: str = "Did the immunization work?",
+) -> Report:
+    """The report of records; ``run``: where they come from (:func:`sifm_core.bench.provenance`)."""
+    return _make(map(asdict, records), run, plan, title)
+
+
+def _make(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], plan: Plan | None, title: str) -> Report:
+    layout, paper = (plan.layout, plan.paper) if plan else (Layout(), Paper())
+    f = frame(rows)
+    table = parts(f, layout, paper)
+    return Report(
+        title=plan.title if plan else title,
+        about=plan.about if plan else "",
+        headline=headline(table),
+        frame=f,
+        parts=table,
+        layout=layout,
+        paper=paper,
+        agreements=agreements(f) if len(f.answers) > 1 else [],
+        predictors=predictors(f) if layout.kind == "predictors" else [],
+        curves=curves(f, layout, table),
+        reading=reading(f),
+        facts=facts(f, run, plan),
+    )
+
+
+def write(report: Report, store: Store, out: Path, pictures: int = 12) -> list[str]:
+    """Write report.html, .md, .tex, .csv and grid.png into a folder; returns their names."""
+    shown = chosen(report.frame.kept, pictures)
+    written = {
+        "report.html": page(report, store, pictures).encode(),
+        "report.md": markdown(report).encode(),
+        "report.tex": latex(report).encode(),
+        "report.csv": as_csv(report).encode(),
+        "grid.png": grid(shown, store),
+    }
+    for name, content in written.items():
+        write_atomically(out / name, content)
+    return sorted(written)
+
+
+def reading(f: Frame) -> list[str]:
+    """Sentences that must stand beside the table: what it is evidence for, what is missing and why."""
+    names = [*f.answers, *(block.editor for block in f.blocks)]
+    said = [miniature.EVIDENCE] if any("miniature" in name for name in names) else []
+    return said + [text if n == 1 else f"{text} ({n} times)" for text, n in f.missing.most_common(20)]
+
+
+def facts(f: Frame, run: Mapping[str, Any], plan: Plan | None) -> list[tuple[str, str]]:
+    """What a reader needs to do it again: settings, seeds, fingerprints, versions, hardware; unknown is "null"."""
+    editors = run.get("editors", ())
+    found = {
+        "benchmark": f"{plan.name} ({plan.profile}), data {plan.settings.data}" if plan else "",
+        "pictures": str(len(f.images)),
+        "records": str(len(f)),
+        "prompts": ", ".join(sorted({block.prompts for block in f.blocks})),
+        **{name: str(value) for name, value in dict(run.get("settings", {})).items()},
+        "editors": ", ".join(f"{e.get('name')} ({e.get('family')}, {e.get('dtype')})" for e in editors),
+        "editor fingerprints": ", ".join(str(e.get("fingerprint")) for e in editors),
+        "judges": ", ".join(f.served.get(name, name) for name in run.get("judges", ())),
+        "judges cost": f"$ {f.cost:.2f}" if f.cost else "",
+        "metrics": ", ".join(sorted(f.definitions)),
+        "versions": ", ".join(f"{name} {value}" for name, value in run.get("versions", {}).items()),
+    }
+    known = [(name, value) for name, value in found.items() if value]
+    own = ("commit", "hardware", "gigabytes", "seconds")
+    titles = {"gigabytes": "GB at the peak", "seconds": "seconds of this run"}
+    return known + [(titles.get(name, name), _or_null(run.get(name))) for name in own]
+
+
+def _or_null(value: Any) -> str:
+    return "null" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,181 @@
+"""Records -> columns, in one pass: a hundred thousand records are a few megabytes, and no record is kept but some."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..data.prompts import distance
+from ..judges import consensus
+from ..store import record_of
+from ..types import Record, Verdict
+
+TRUTH = "miniature:renderer"
+"""The renderer's ground truth: shown beside the judges, never part of their consensus."""
+SHOWN, KEPT = 24, 1000
+"""So many pictures, and at most so many records of them, are kept whole to be looked at."""
+AXES = ("semantic_mismatch", "perceptual_degradation", "success")
+
+
+class Block(NamedTuple):
+    """What records share that stand in one block of a table."""
+
+    editor: str
+    purifier: str
+    prompts: str
+
+
+@dataclass
+class Frame:
+    """Columns, one value per record. ``cell`` numbers the attacks: rows of one cell differ in the method alone."""
+
+    blocks: dict[Block, int] = field(default_factory=dict)
+    methods: dict[str, int] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    block: array[int] = field(default_factory=lambda: array("l"))
+    method: array[int] = field(default_factory=lambda: array("l"))
+    image: array[int] = field(default_factory=lambda: array("l"))
+    cell: array[int] = field(default_factory=lambda: array("q"))
+    failed_edit: list[bool | None] = field(default_factory=list)
+    answers: dict[str, dict[str, list[bool | None]]] = field(default_factory=dict)
+    metrics: dict[str, array[float]] = field(default_factory=dict)
+    fidelity: dict[str, array[float]] = field(default_factory=dict)
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+    distance: array[float] = field(default_factory=lambda: array("d"))
+    reasons: dict[str, Counter[str]] = field(default_factory=dict)
+    missing: Counter[str] = field(default_factory=Counter)
+    definitions: set[str] = field(default_factory=set)
+    served: dict[str, str] = field(default_factory=dict)
+    cost: float = 0.0
+    kept: list[Record] = field(default_factory=list)
+    settings: dict[str, Record] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    @property
+    def judges(self) -> list[str]:
+        """Those that make the consensus."""
+        return [judge for judge in self.answers if judge != TRUTH]
+
+    def label(self, block: Block) -> str:
+        """What tells this block from the others, in words."""
+        parts = []
+        if len({b.editor for b in self.blocks}) > 1:
+            parts.append(block.editor)
+        if len({b.purifier for b in self.blocks}) > 1:
+            parts.append(block.purifier or "no preprocessing")
+        if len({b.prompts for b in self.blocks}) > 1 or not parts:
+            parts.append({"original": "Original prompt", "unseen": "Unseen prompts"}.get(block.prompts, block.prompts))
+        return ", ".join(parts)
+
+
+def judging(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """All but the ground truth's."""
+    return [verdict for verdict in verdicts if verdict.judge != TRUTH]
+
+
+def answer(record: Record, judge: str | None = None) -> bool | None:
+    """Did the edit fail, in the eyes of one judge, or (None) of all together but the ground truth? None: unclear."""
+    if judge is None:
+        return consensus(judging(record.verdicts))
+    verdict = next((v for v in record.verdicts if v.judge == judge), None)
+    return None if verdict is None else success(verdict)
+
+
+def success(verdict: Verdict) -> bool | None:
+    """The verdict's own; of a judge that says nothing on degradation, whether it sees a mismatch."""
+    if verdict.state != "ok":
+        return None
+    return verdict.semantic_mismatch if verdict.perceptual_degradation is None else verdict.success
+
+
+def kind(info: Mapping[str, Any]) -> str:
+    """ "floor" (nothing done to the picture), "control" (noise) or "method", from a record's info."""
+    protection = info.get("protection", "")
+    return "floor" if not protection else "control" if protection == "random_noise" else "method"
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
+    """The columns of records as plain data (:meth:`sifm_core.store.Store.rows`), which may come one at a time."""
+    f = Frame()
+    cells: dict[tuple[Any, ...], int] = {}
+    shown: dict[int, set[str]] = {}
+    apart: dict[tuple[str, str], float] = {}
+    for n, row in enumerate(rows):
+        info, name = row["info"], row["method"]
+        protect = info.get("protected_on", row["editor"])
+        editor = row["editor"] if protect == row["editor"] else f"{protect} -> {row['editor']}"
+        b = f.blocks.setdefault(Block(editor, info.get("purifier", ""), row["prompt_kind"]), len(f.blocks))
+        i = f.images.setdefault(row["image"], len(f.images))
+        f.block.append(b)
+        f.method.append(f.methods.setdefault(name, len(f.methods)))
+        f.image.append(i)
+        f.cell.append(cells.setdefault((b, i, row["prompt"], row["seed"]), len(cells)))
+        if name not in f.kinds:
+            f.kinds[name], f.settings[name] = kind(info), record_of(row)
+        _verdicts(f, row["verdicts"], n)
+        _values(f.metrics, {key: metric["value"] for key, metric in row["metrics"].items()}, n)
+        _values(f.fidelity, {key: metric["value"] for key, metric in info.get("fidelity", {}).items()}, n)
+        for key, metric in row["metrics"].items():
+            f.definitions.add(metric["definition"])
+            if metric["value"] is None:
+                f.missing[f"{key.upper()}: {metric['reason']}."] += 1
+        f.seconds.append(row["seconds"].get("immunize", 0.0))
+        prompts = (row["prompt"], info.get("instruction", row["prompt"]))
+        if prompts not in apart:
+            apart[prompts] = distance(*prompts)
+        f.distance.append(apart[prompts])
+        if reason := info.get("failed"):
+            f.reasons.setdefault(name, Counter())[reason] += 1
+        some = shown.setdefault(b, set())
+        if row["image"] in some or (len(some) < SHOWN and b < 2):
+            some.add(row["image"])
+            if len(f.kept) < KEPT:
+                f.kept.append(record_of(row))
+    return f
+
+
+def _verdicts(f: Frame, verdicts: Sequence[Mapping[str, Any]], n: int) -> None:
+    """The judges' answers as columns, and what all but the ground truth agree on."""
+    agreed: bool | None = None
+    for verdict in verdicts:
+        judge = verdict["judge"]
+        if judge not in f.answers:
+            f.answers[judge] = {axis: [None] * n for axis in AXES}
+        columns = f.answers[judge]
+        ok = verdict["state"] == "ok"
+        mismatch, degraded = (verdict[axis] if ok else None for axis in AXES[:2])
+        if judge == TRUTH:
+            failed = mismatch if degraded is None else mismatch or degraded
+        else:
+            failed = None if mismatch is None or degraded is None else mismatch or degraded
+        for axis, value in zip(AXES, (mismatch, degraded, failed), strict=True):
+            columns[axis].append(value)
+        f.cost += verdict["cost"] or 0.0
+        if verdict["model_served"]:
+            f.served[judge] = verdict["model_served"]
+        if not ok:
+            f.missing[f"{judge} gave no answer ({verdict['state']}): {verdict['reasons']}"] += 1
+    said = [f.answers[v["judge"]]["success"][-1] for v in verdicts if v["judge"] != TRUTH]
+    if said and None not in said:
+        agreed = all(said)
+    f.failed_edit.append(agreed)
+    for columns in f.answers.values():
+        if len(columns["success"]) <= n:
+            for column in columns.values():
+                column.append(None)
+
+
+def _values(columns: dict[str, array[float]], values: dict[str, float | None], n: int) -> None:
+    for name, value in values.items():
+        column = columns.setdefault(name, array("d", [math.nan]) * n)
+        column.append(math.nan if value is None else value)
+    for column in columns.values():
+        if len(column) <= n:
+            column.append(math.nan)

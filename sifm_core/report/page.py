@@ -1,0 +1,169 @@
+"""One HTML page that needs nothing else: tables, plots, pictures with verdicts, curves, provenance."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .. import miniature
+from ..images import perturbation_view, png_bytes, resize
+from ..isr import CLEAN
+from ..metrics import DEFAULT
+from ..store import Store
+from ..types import Record, Verdict
+from .drawings import attacks, bar, curve, plot
+from .frame import answer
+from .table import Line, net, number, percent, span, title
+from .text import agreement_table, predictor_table, sheets
+
+if TYPE_CHECKING:
+    from . import Report
+
+MAX_SIDE = 320
+"""Pixels; larger pictures are shown smaller on the page."""
+GONE = "data:,"
+"""In place of a picture that the store has lost; what is known of it still stands there."""
+PIXEL_ART = 128
+"""Pixels; smaller pictures are enlarged without smoothing."""
+
+
+def page(report: Report, store: Store, pictures: int = 12) -> str:
+    """The report as HTML with the first so many attacks as pictures."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    shown = chosen(report.frame.kept, pictures)
+    images = _Pictures(store, eps=max((r.eps for r in shown), default=0.0))
+    environment = Environment(
+        loader=PackageLoader("sifm_core"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    lines = [line for part in report.parts for line in part.lines]
+    return environment.get_template("report.html").render(
+        report=report,
+        evidence=[note for note in report.reading if note == miniature.EVIDENCE],
+        notes=[note for note in report.reading if note != miniature.EVIDENCE],
+        failures=list(dict.fromkeys(reason for line in lines for reason in line.failed)),
+        sheets=sheets(report.parts, report.layout),
+        metrics=[name for name in DEFAULT if any(name in line.metrics for line in lines)],
+        fidelity=list(dict.fromkeys(name for line in lines for name in line.fidelity)),
+        bar=lambda part, line: bar(line.isr, _floor(part.lines)),
+        plots=[plot(report.plot_title, report.curves)] if report.curves else [],
+        agreements=agreement_table(report.agreements) if report.agreements else {},
+        predictors=predictor_table(report.predictors) if report.predictors else {},
+        cells=[_cell(cell, images) for cell in attacks(shown)],
+        gain=f"{images.gain:.0f}",
+        curves=_curves(shown, store),
+        percent=percent,
+        number=number,
+        metric_title=title,
+        range=span,
+        range_=range,
+        net=net,
+    )
+
+
+def chosen(records: Sequence[Record], pictures: int) -> list[Record]:
+    """The records of the first so many attacks, the original prompts first."""
+    cells = sorted(attacks(records), key=lambda cell: cell[0].prompt_kind != "original")
+    return [record for cell in cells[:pictures] for record in cell]
+
+
+def _floor(lines: Sequence[Line]) -> float | None:
+    return next((line.isr.rate for line in lines if line.name == CLEAN), None)
+
+
+class _Pictures:
+    """Pictures of the store as data URIs; equal ones are encoded once."""
+
+    def __init__(self, store: Store, eps: float) -> None:
+        self.store = store
+        self.gain = 0.5 / eps if eps else 1.0
+        self.uri = cache(self._uri)
+
+    def _uri(self, image: str, against: str = "") -> str:
+        if not (self.store.seems_whole(image) and (not against or self.store.seems_whole(against))):
+            return GONE
+        x = self.store.get_image(image)
+        if against:
+            x = perturbation_view(x, self.store.get_image(against), self.gain)
+        return "data:image/png;base64," + base64.b64encode(png_bytes(_small(x))).decode()
+
+    def pixelated(self, image: str) -> bool:
+        return self.store.seems_whole(image) and max(self.store.get_image(image).shape[-2:]) <= PIXEL_ART
+
+
+def _small(x: Tensor) -> Tensor:
+    scale = MAX_SIDE / max(x.shape[-2:])
+    return x if scale >= 1 else resize(x, (round(x.shape[-2] * scale), round(x.shape[-1] * scale)))
+
+
+def _cell(records: Sequence[Record], pictures: _Pictures) -> dict[str, Any]:
+    first = records[0]
+    unseen = "" if first.prompt_kind == "original" else f"{first.prompt_kind} prompt"
+    about = [first.category, first.image, f"seed {first.seed}", unseen]
+    return {
+        "prompt": first.prompt,
+        "about": " · ".join(filter(None, about)),
+        "source": pictures.uri(first.source),
+        "pixelated": pictures.pixelated(first.source),
+        "cards": [_card(record, pictures) for record in records],
+    }
+
+
+VERDICTS = {
+    True: ("failed", "✗", "edit failed"),
+    False: ("works", "✓", "edit works"),
+    None: ("unclear", "?", "unclear"),
+}
+"""Consensus -> style, mark, words."""
+
+
+def _card(record: Record, pictures: _Pictures) -> dict[str, Any]:
+    state, mark, words = VERDICTS[answer(record)]
+    changed = bool(record.protected) and record.protected != record.source
+    return {
+        "name": record.method,
+        "state": state if record.edited else "missing",
+        "mark": mark,
+        "verdict": words,
+        "failed": record.info.get("failed", ""),
+        "edit": pictures.uri(record.edited) if record.edited else "",
+        "attacked": pictures.uri(record.protected) if changed else "",
+        "delta": pictures.uri(record.protected, record.source) if changed else "",
+        "details": [(v.judge, _said(v), v.reasons) for v in record.verdicts],
+        "metrics": " · ".join(f"{title(name)[:-2]} {number(m.value)}" for name, m in record.metrics.items()),
+    }
+
+
+def _said(verdict: Verdict) -> str:
+    if verdict.state != "ok":
+        return verdict.state
+    mismatch = ["mismatch"] if verdict.semantic_mismatch else []
+    degraded = ["degraded"] if verdict.perceptual_degradation else []
+    return " and ".join(mismatch + degraded) or "fine"
+
+
+def _curves(records: Sequence[Record], store: Store) -> dict[str, list[str]]:
+    """Method -> one drawing per logged value, one line per batch (the pictures of a batch share their history)."""
+    histories: dict[str, list[list[Mapping[str, float]]]] = {}
+    for record in records:
+        protection = store.get("immunize", str(record.info.get("protection_key", "")))
+        history = protection and protection.get("history")
+        if history and history not in histories.setdefault(record.method, []):
+            histories[record.method].append(history)
+    return {
+        method: [
+            curve(name, [[step[name] for step in history] for history in some])
+            for name in some[0][0]
+            if all(step.get(name) is not None for history in some for step in history)
+        ]
+        for method, some in histories.items()
+        if some
+    }

@@ -1,0 +1,285 @@
+"""The table as text: for a terminal, Markdown, LaTeX and CSV, all from the same cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..bench.config import Layout
+from ..metrics import DEFAULT
+from .frame import AXES
+from .table import SIGNIFICANT, Agreement, Line, Part, Predictor, figure, net, number, percent, span, title
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from . import Report
+
+BESIDE = 2
+"""Blocks that stand side by side, as in the paper."""
+STAR = "†"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``mark``: "best" or "second" of the methods, or ""; ``paper``: what the paper printed; ``star``: differs."""
+
+    text: str
+    mark: str = ""
+    paper: str = ""
+    star: bool = False
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows under two lines of titles: ``blocks`` (title, columns) over ``columns``."""
+
+    blocks: tuple[tuple[str, int], ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Line, tuple[Cell, ...]], ...]
+
+
+def sheets(parts: Sequence[Part], layout: Layout) -> list[Sheet]:
+    """The blocks of a table, :data:`BESIDE` at a time."""
+    columns = [title(column) for column in layout.columns]
+    if "isr" in layout.columns:
+        columns[layout.columns.index("isr") + 1 :] = ["95%", "net ISR", *columns[layout.columns.index("isr") + 1 :]]
+    found = []
+    for i in range(0, len(parts), BESIDE):
+        some = parts[i : i + BESIDE]
+        names = dict.fromkeys(line.name for part in some for line in part.lines)
+        rows = []
+        for name in names:
+            lines = [part.line(name) for part in some]
+            cells = [_cells(part, line, layout, len(columns)) for part, line in zip(some, lines, strict=True)]
+            rows.append((next(line for line in lines if line), tuple(itertools.chain(*cells))))
+        blocks = tuple((part.title, len(columns)) for part in some)
+        found.append(Sheet(blocks, tuple(columns) * len(some), tuple(rows)))
+    return found
+
+
+def _cells(part: Part, line: Line | None, layout: Layout, width: int) -> list[Cell]:
+    if line is None:
+        return [Cell("–")] * width
+    cells = []
+    for column in layout.columns:
+        mark = part.marks.get(column, {}).get(line.name, "")
+        printed = part.paper.get(line.name, {}).get(column)
+        paper = "" if printed is None else figure(column, printed)
+        star = column == "isr" and line.p is not None and line.p < SIGNIFICANT
+        cells.append(Cell(figure(column, line.value(column)), mark, paper, star))
+        if column == "isr":
+            cells += [Cell(span(line.isr.low, line.isr.high)), Cell(net(line))]
+    return cells
+
+
+# ---- columns of single tables: title -> one cell per line
+
+
+def rates(table: Sequence[Line]) -> dict[str, list[str]]:
+    """Did the edits fail?"""
+    found = {
+        "attacked picture": [line.name for line in table],
+        "ISR": [f"{percent(line.isr.rate)} ({line.isr.successes}/{line.isr.n})" for line in table],
+        "95%": [span(line.isr.low, line.isr.high) for line in table],
+        "unclear": [str(line.isr.unclear) for line in table],
+        "net ISR": [net(line) for line in table],
+    }
+    for judge in table[0].judges if table else ():
+        found[judge] = [percent(line.judges[judge].rate) for line in table]
+    if any(line.truth for line in table):
+        found["ground truth"] = [percent(line.truth.rate) if line.truth else "–" for line in table]
+    return found
+
+
+def distances(table: Sequence[Line]) -> dict[str, list[str]]:
+    """How far from the clean edit, how visible, how long?"""
+    found = {"attacked picture": [line.name for line in table]}
+    for name in DEFAULT:
+        if any(name in line.metrics for line in table):
+            found[title(name)] = [number(line.metrics.get(name)) for line in table]
+    found["visible PSNR"] = [number(line.fidelity.get("psnr"), 1) for line in table]
+    found["s/picture"] = ["–" if line.kind == "floor" else number(line.seconds, 1) for line in table]
+    return found
+
+
+def agreement_table(some: Sequence[Agreement]) -> dict[str, list[str]]:
+    """Pairs of judges: how often alike, beyond chance, how often each says yes."""
+    return {
+        "question": [a.axis.replace("_", " ") for a in some],
+        "judges": [f"{a.one} / {a.two}" for a in some],
+        "alike": [percent(a.alike) for a in some],
+        "kappa": [number(a.kappa, 2) for a in some],
+        "yes": [f"{percent(a.yes[0])} / {percent(a.yes[1])}" for a in some],
+        "n": [str(a.n) for a in some],
+    }
+
+
+def predictor_table(some: Sequence[Predictor]) -> dict[str, list[str]]:
+    """Metrics as predictors of the verdict."""
+    return {
+        "metric": [title(p.metric) for p in some],
+        "AUC": [number(p.auc, 3) for p in some],
+        "n": [str(p.n) for p in some],
+    }
+
+
+# ---- a terminal
+
+
+def terminal(table: Sequence[Line]) -> list[Table]:
+    """Both tables of one block for a terminal of 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    shown = []
+    for cells in (rates(table), distances(table)):
+        part = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for i, name in enumerate(cells):
+            short = name if name[-1] in "↓↑" else name.split(":")[-1].replace(" ", "\n")
+            part.add_column(short, justify="right" if i else "left", no_wrap=True)
+        for line, row in zip(table, zip(*cells.values(), strict=True), strict=True):
+            part.add_row(*row, style="bold" if line.kind == "method" else "")
+        shown.append(part)
+    return shown
+
+
+# ---- Markdown
+
+
+def markdown(report: Report) -> str:
+    """The headline, the tables, how to read them, and where they come from."""
+    parts = [f"# {report.title}", *([report.about] if report.about else []), report.headline]
+    parts += [_markdown_sheet(sheet) for sheet in sheets(report.parts, report.layout)]
+    parts += [LEGEND.format(source=f" In parentheses: {report.paper.source}." if report.paper.source else "")]
+    for part in report.parts[:BESIDE]:
+        if len(report.parts) > 1:
+            parts.append(f"## {part.title}")
+        parts += [_markdown_table(rates(part.lines)), _markdown_table(distances(part.lines))]
+    if report.agreements:
+        parts += ["## Do the judges agree?", _markdown_table(agreement_table(report.agreements))]
+        for block in report.paper.blocks if report.layout.kind == "agreement" else ():
+            said = "; ".join(f"{who}: {' / '.join(map(percent, v))}" for who, v in block.rows.items())
+            parts.append(f"{report.paper.source} ({', '.join(axis.replace('_', ' ') for axis in AXES)}): {said}.")
+    if report.predictors:
+        parts += ["## What the metrics say about the verdict", _markdown_table(predictor_table(report.predictors))]
+        parts += ["AUC: how often a failed edit scores as further off than a working one. 0.5 is chance."]
+    parts += report.reading
+    parts += ["\n".join(f"- {name}: {value}" for name, value in report.facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+LEGEND = (
+    "**Best** and <u>second</u> of the methods; the clean row, another seed and noise are controls. ISR: edits that "
+    "all judges, each for itself, call failed; 95% by picture; net: works on the clean picture and fails here. "
+    f"{STAR}: differs from SIFM (exact, by picture, Holm, p < 0.05)."
+    "{source}"
+)
+
+
+def _markdown_sheet(sheet: Sheet) -> str:
+    head = [""] + [f"{name}" for name in sheet.columns]
+    over = [""] + [block if not i else "" for block, width in sheet.blocks for i in range(width)]
+    rows = [over, ["---"] + ["---:"] * len(sheet.columns), [f"**{text}**" if text else "" for text in head]]
+    for line, cells in sheet.rows:
+        rows.append([line.name, *map(_markdown_cell, cells)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = {"best": f"**{cell.text}**", "second": f"<u>{cell.text}</u>"}.get(cell.mark, cell.text)
+    return text + (STAR if cell.star else "") + (f" ({cell.paper})" if cell.paper else "")
+
+
+def _markdown_table(cells: Mapping[str, Sequence[str]]) -> str:
+    rows = [list(cells), ["---" if i == 0 else "---:" for i in range(len(cells))], *zip(*cells.values(), strict=True)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+# ---- LaTeX
+
+
+def latex(report: Report) -> str:
+    """The tables as LaTeX (booktabs), the paper's figures small beside ours."""
+    parts = [f"% {report.title}: {report.headline}", "% needs \\usepackage{booktabs,graphicx}"]
+    for sheet in sheets(report.parts, report.layout):
+        over = " & ".join(f"\\multicolumn{{{width}}}{{c}}{{{tex(block)}}}" for block, width in sheet.blocks)
+        rules, at = [], 2
+        for _, width in sheet.blocks:
+            rules.append(f"\\cmidrule(lr){{{at}-{at + width - 1}}}")
+            at += width
+        body = [" & ".join([tex(line.name), *map(_tex_cell, cells)]) + r" \\" for line, cells in sheet.rows]
+        parts += [
+            r"\begin{table*}\centering\resizebox{\linewidth}{!}{%",
+            f"\\begin{{tabular}}{{l{'r' * len(sheet.columns)}}}",
+            r"\toprule",
+            f"& {over} \\\\ {' '.join(rules)}",
+            "Method & " + " & ".join(map(tex, sheet.columns)) + r" \\ \midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            f"\\caption{{{tex(report.title)}. {tex(report.headline)}}}",
+            r"\end{table*}",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+_TEX = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", STAR: r"$^\dagger$", "–": "--", "->": r"$\to$"}
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX prints it."""
+    text = re.sub(r"([\\{}])", lambda m: {"\\": r"\textbackslash ", "{": r"\{", "}": r"\}"}[m[1]], text)
+    text = re.sub(r"([%&#_$])", r"\\\1", text).replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")
+    for mark, command in _TEX.items():
+        text = text.replace(mark, command)
+    return text
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = tex(cell.text)
+    text = {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}"}.get(cell.mark, text)
+    paper = f" {{\\tiny ({tex(cell.paper)})}}" if cell.paper else ""
+    return text + (r"$^\dagger$" if cell.star else "") + paper
+
+
+# ---- CSV
+
+CSV = [
+    "block",
+    "method",
+    "kind",
+    "column",
+    "value",
+    "low",
+    "high",
+    "n",
+    "unclear",
+    "net",
+    "net_low",
+    "net_high",
+    "p",
+    "paper",
+]
+
+
+def as_csv(report: Report) -> str:
+    """One row per block, method and column: value, interval, counts, net, p, and the paper's figure."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(CSV)
+    for part in report.parts:
+        for line in part.lines:
+            for column in report.layout.columns:
+                spread = line.spread.get(column)
+                low, high = (line.isr.low, line.isr.high) if column == "isr" else spread or (None, None)
+                rate = (line.isr.n, line.isr.unclear, line.isr.net, line.isr.net_low, line.isr.net_high, line.p)
+                rest = rate if column == "isr" else (None,) * 6
+                paper = part.paper.get(line.name, {}).get(column)
+                writer.writerow([part.title, line.name, line.kind, column, line.value(column), low, high, *rest, paper])
+    return out.getvalue()

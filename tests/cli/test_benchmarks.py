@@ -1,0 +1,171 @@
+"""`sifm bench` and `sifm data`: from a TOML file to the report, resumed, retried, judged again, compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+
+from sifm_core import cli
+from sifm_core.bench import config
+from sifm_core.bench.estimate import estimate
+from sifm_core.errors import InputError
+from tests.toy import ToyEditor, ToyJudge
+
+GRID = """
+title = "A small one"
+rows = ["clean", "blocks 8 px", "PhotoGE",
+    { name = "grey {eps}", method = "photoguard_encoder", sweep = { eps = [0.01] } },
+    { name = "other", method = "photoguard_encoder", loop = { steps = 3 } }]
+
+[grid]
+editors = ["toy"]
+judges = ["toy:a", "toy:b"]
+images = 2
+unseen = 1
+steps = 2
+"""
+
+
+@pytest.fixture
+def sifm(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(GRID)
+    monkeypatch.setattr("sifm_core.bench.work.load_editor", lambda name, **options: ToyEditor())
+    monkeypatch.setattr(
+        "sifm_core.bench.work.load_judge", lambda spec: ToyJudge(spec, 0.5 if spec[-1] == "a" else 0.55)
+    )
+    monkeypatch.setattr("sifm_core.bench.work._loaded", OrderedDict())
+
+    def run(*words: object, code: int = 0) -> object:
+        assert cli.main([str(word) for word in words]) == code, capsys.readouterr().err
+        out, err = capsys.readouterr()
+        return json.loads(out) if "--json" in words else out + err
+
+    return run
+
+
+def test_from_a_file_to_the_report_and_on(sifm):
+    said = sifm("bench", "run", "small.toml", "--out", "run", "--dry-run")
+    assert "immunize         8" in said and "edit            20" in said and not Path("run").exists()
+    done = sifm("bench", "run", "small.toml", "--out", "run", "--judge", "none", "--json")
+    assert done["records"] == done["total"]["records"] == 20 and done["failed"] == {}
+    assert set(done["files"]) <= {p.name for p in Path("run").iterdir()}
+    judged = sifm("bench", "run", "run", "--judge", "toy:a", "--judge", "toy:b", "--json")
+    assert judged["done"] == {"immunize": 8, "edit": 20, "measure": 24, "judge": 40}
+    assert sifm("bench", "status", "run", "--json") == {
+        k: v for k, v in judged.items() if k in ("title", "profile", "records", "done", "total", "failed")
+    }
+    assert "20 of 20 records" in sifm("bench", "status", "run")
+    sifm("bench", "export", "run", "all.csv")
+    assert len(list(csv.DictReader(Path("all.csv").read_text().splitlines()))) == 20
+    sifm("bench", "report", "run", "--out", "again")
+    assert Path("again/report.csv").read_text() == Path("run/report.csv").read_text()
+    known = sifm("bench", "run", "run", "--dry-run", "--json")["phases"]
+    assert [line["basis"] for line in known if line["jobs"]] == ["measured in this run"] * 4
+    sifm("bench", "run", "small.toml", "--out", "other", "--steps", 3, "--judge", "toy:a")
+    compared = sifm("bench", "diff", "run", "other", "--json")
+    assert compared["settings"]["settings.steps"] == [2, 3] and compared["changes"][0]["pairs"] == 4
+    assert "grey 0.01" in sifm("bench", "diff", "run", "other")
+    assert "another --out" in sifm("bench", "run", "table3", "--out", "run", code=2)
+
+
+def test_failures_are_said_kept_and_retried(sifm, monkeypatch):
+    right = ToyEditor.encode
+
+    def broken(self, x):
+        raise RuntimeError("lamp broken")
+
+    monkeypatch.setattr(ToyEditor, "encode", broken)
+    assert "lamp broken" in sifm("bench", "run", "small.toml", "--out", "run", code=1)
+    assert sum(sifm("bench", "status", "run", "--json")["failed"].values()) == 6
+    monkeypatch.setattr(ToyEditor, "encode", right)
+    assert "sifm bench retry run" in sifm("bench", "run", "small.toml", "--out", "run", code=1)  # not by itself
+    done = sifm("bench", "retry", "run", "--json")
+    assert done["failed"] == {} and done["done"]["immunize"] == 8
+    assert "lamp" not in Path("run/report.html").read_text()
+
+
+def test_data_commands(sifm):
+    sifm("data", "miniature", "--out", "files", "--images", 2)
+    assert "2 pictures (1 landscape, 1 portrait), sound" in sifm("data", "check", "files/manifest.jsonl")
+    done = sifm("bench", "run", "small.toml", "--out", "run", "--data", "files/manifest.jsonl", "--json")
+    assert done["records"] == 20
+    Path("files/manifest.jsonl").write_text("{}")
+    assert "expected an object with id" in sifm("data", "check", "files/manifest.jsonl", code=2)
+
+
+# ---- presets
+
+
+def test_every_preset_is_sound_in_both_profiles():
+    for name in config.names():
+        for profile in ("miniature", "paper"):
+            plan = config.load(name, profile)
+            assert config.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
+            rows = {row.name for row in plan.all_rows()}
+            for block in plan.paper.blocks if plan.layout.kind == "table" else ():
+                assert block.rows.keys() <= rows and {len(v) for v in block.rows.values()} == {len(plan.paper.columns)}
+    assert {"table1", "table7", "fig1", "fig2", "fig4", "robustness", "layers", "timesteps", "prompts"} <= set(
+        config.names()
+    )
+
+
+def test_the_miniature_grid_of_a_preset():
+    grid = config.load("table3", images=2).grid()
+    assert len(grid.rows) == 12 and len(grid.samples) == 12
+    assert grid.counts() == {
+        "immunize": 2 * 10,
+        "purify": 0,
+        "edit": 12 * 12,
+        "measure": 12 * 11 + 20,
+        "judge": 3 * 144,
+        "records": 144,
+    }
+
+
+def test_the_table7_sweep_is_in_the_options():
+    rows = {row.name: row.options for row in config.load("table7").all_rows() if row.method == "sifm"}
+    assert rows["0.001"] == {"lam": 0.001} and rows["1000.0"] == {"lam": 1000.0} and len(rows) == 7
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[grid]\nimage = 3", "did you mean images"),
+        ("[grid]\nimages = 'three'", "settings.images"),
+        ("titel = 'x'", "did you mean title"),
+        ('rows = ["clen"]', "did you mean clean"),
+        ('rows = [{ nam = "x" }]', "a table with a name"),
+        ('rows = [{ name = "x", optoins = {} }]', "did you mean options"),
+        ("[layout]\nkind = 'tabel'", "layout.kind"),
+        ("= 3", "expected a benchmark in TOML"),
+        ("[profiles.big]", "did you mean|known: big"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_word(tmp_path, text, said):
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        config.load(tmp_path / "x.toml")
+
+
+def test_an_unknown_preset_names_near_ones():
+    with pytest.raises(InputError, match="did you mean table"):
+        config.load("tabel3")
+
+
+def test_the_estimate_counts_operations_and_money(tmp_path, monkeypatch):
+    from sifm_core.data import build
+
+    build.miniature(tmp_path, 2)
+    plan = config.load("table3", "paper", data=str(tmp_path / "manifest.jsonl"), unseen=0)
+    unknown, known = (estimate(plan, tflops=speed) for speed in (None, 100.0))
+    assert [line.seconds for line in unknown if line.jobs] == [None] * 4
+    lines = {line.phase: line for line in known}
+    assert lines["edit"].seconds == pytest.approx(2 * 12 * 100 * 3 * 0.80 / 100)
+    assert lines["judge"].jobs == 2 * 12 * 2 and lines["judge"].dollars > 0
+    twice = {line.phase: line for line in estimate(plan, tflops=200.0)}
+    assert twice["immunize"].seconds == pytest.approx(lines["immunize"].seconds / 2) > 0

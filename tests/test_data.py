@@ -1,0 +1,191 @@
+"""Benchmark data: frozen manifests, distinct instructions, reproducible choices."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pil
+
+from sifm_core import data
+from sifm_core.data import build, prompts
+from sifm_core.errors import InputError
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pil.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 24, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A manifest of three pictures of one's own."""
+    with (tmp_path / "own.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "instruction", "category", "unseen"])
+        for i, kind in enumerate(("portrait", "landscape", "artwork")):
+            picture(tmp_path / "pictures" / f"{i}.png", i)
+            writer.writerow(
+                [
+                    f"pictures/{i}.png",
+                    "make him a zombie",
+                    kind,
+                    "add a hat|set it at night|blue hair|old car|rain" if i else "",
+                ]
+            )
+    build.from_csv(tmp_path / "own.csv", tmp_path / "out" / "manifest.jsonl")
+    return tmp_path / "out" / "manifest.jsonl"
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_table_becomes_a_manifest_that_loads(own):
+    items = data.load(own)
+    assert [item.id for item in items] == ["0", "1", "2"] and len(data.load(own, 2)) == 2
+    assert items[0].pixels().shape == (3, 24, 24)
+    assert items[1].unseen == ("add a hat", "set it at night", "blue hair", "old car", "rain")
+    assert items[1].prompts_from == "the table" and items[0].prompts_from == "templates"
+    assert len(items[0].unseen) == 5 and set(items[0].unseen) <= set(prompts.TEMPLATES["portrait"])
+    assert all(len(row["sha256"]) == 64 for row in lines(own))
+    with pytest.raises(InputError, match="expected 1 to 3"):
+        data.load(own, 4)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"id": "1"}, "twice"),
+        ({"sha256": "0" * 64}, "not the picture that was frozen"),
+        ({"image": "gone.png"}, "there is none"),
+        ({"unseen": ["make him a zombie!"]}, "distinct"),
+        ({"unseen": "none"}, "list of texts"),
+        ({"unsen": []}, "did you mean unseen"),
+        ({"id": None}, "expected texts"),
+    ],
+)
+def test_an_unsound_manifest_is_refused(own, change, said):
+    first, *rest = lines(own)
+    own.write_text("\n".join(map(json.dumps, [first | change, *rest])))
+    with pytest.raises(InputError, match=said):
+        data.load(own)
+
+
+def test_a_changed_picture_is_noticed(own):
+    picture(own.parent.parent / "pictures" / "2.png", 99)
+    with pytest.raises(InputError, match="frozen"):
+        data.load(own)
+
+
+def test_distinct_is_by_content_words():
+    assert prompts.clash(["make it night", "Make it night."]) == ("make it night", "Make it night.")
+    assert prompts.clash(["turn the house red", "turn the house into red brick"])
+    assert prompts.clash(["turn the house red", "turn the sky green"]) is None
+    assert prompts.distance("make it snow", "add a dog") == 1.0
+    assert prompts.distance("add red roses", "put a red rose there") == 0.0
+
+
+def test_templates_are_distinct_and_reproducible():
+    for category in prompts.TEMPLATES:
+        for seed in range(5):
+            chosen = prompts.from_templates("add a golden crown", category, seed=seed)
+            assert len(chosen) == 5 and prompts.clash(["add a golden crown", *chosen]) is None
+            assert chosen == prompts.from_templates("add a golden crown", category, seed=seed)
+
+
+def test_a_models_instructions_are_checked():
+    asked: list[str] = []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return 'Sure: ["make it night", "make it  night", "add a dog", "red car", "snow everywhere", "old photo"]'
+
+    chosen = prompts.from_model("make it blue", "a street", ask)
+    assert chosen == ("make it night", "add a dog", "red car", "snow everywhere", "old photo")
+    assert "a street" in asked[0] and "make it blue" in asked[0]
+    with pytest.raises(InputError, match="found 1"):
+        prompts.from_model("make it blue", "", lambda question: '["add a dog"]')
+    with pytest.raises(InputError, match="JSON list"):
+        prompts.from_model("make it blue", "", lambda question: "I cannot")
+
+
+# ---- a copy of instructpix2pix-clip-filtered
+
+CAPTIONS = {
+    "portrait": "a portrait of a young woman",
+    "landscape": "mountains by a lake",
+    "artwork": "an oil painting of a king",
+    "": "two apples",
+}
+COUNTS = {"portrait": 3, "landscape": 2, "artwork": 2}
+
+
+def rows() -> list[dict]:
+    return [
+        {"original_prompt": caption, "edit_prompt": f"give it {word} wings"}
+        for word in ("golden", "paper", "steel", "glass", "wooden")
+        for caption in CAPTIONS.values()
+    ]
+
+
+def as_folder(folder: Path) -> None:
+    for i, row in enumerate(rows()):
+        picture(folder / f"{i}.png", i)
+        row["file_name"] = f"{i}.png"
+        with (folder / "metadata.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def as_parquet(folder: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: reading parquet is NOT tested")
+    from pyarrow import parquet
+
+    folder.mkdir()
+    table = []
+    for i, row in enumerate(rows()):
+        content = io.BytesIO()
+        Pil.fromarray(np.random.default_rng(i).integers(0, 256, (24, 24, 3), np.uint8)).save(content, "PNG")
+        table.append(row | {"original_image": {"bytes": content.getvalue(), "path": None}})
+    parquet.write_table(arrow.Table.from_pylist(table), folder / "train-00000.parquet", row_group_size=6)
+
+
+@pytest.mark.parametrize("copy", [as_folder, as_parquet])
+def test_the_choice_is_reproducible_and_rejects_are_replaced(tmp_path, copy):
+    copy(tmp_path / "copy")
+    first = build.from_instructpix2pix(tmp_path / "copy", tmp_path / "a", counts=COUNTS)
+    again = build.from_instructpix2pix(tmp_path / "copy", tmp_path / "b", counts=COUNTS)
+    assert (tmp_path / "a" / "manifest.jsonl").read_bytes() == (tmp_path / "b" / "manifest.jsonl").read_bytes()
+    assert [item.category for item in first][:3] == list(COUNTS) and len(first) == sum(COUNTS.values())
+    assert {item.caption for item in first} == set(CAPTIONS.values()) - {"two apples"}
+    number = int(first[0].id.rsplit("-", 1)[1])
+    expected = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
+    assert np.array_equal((again[0].pixels().permute(1, 2, 0) * 255).round().numpy(), expected)
+    other = build.from_instructpix2pix(tmp_path / "copy", tmp_path / "c", counts=COUNTS, reject=[first[0].id])
+    kept = {item.id for item in first} & {item.id for item in other}
+    assert len(kept) == len(first) - 1 and first[0].id not in kept
+    assert len(data.load(tmp_path / "a" / "manifest.jsonl")) == 7
+    build.review(first, tmp_path / "a" / "review.html")
+    page = (tmp_path / "a" / "review.html").read_text()
+    assert page.count('type="checkbox"') == 7 and f'src="images/{first[0].id}.png"' in page
+    with pytest.raises(InputError, match="expected 9 pictures of category portrait, found 5"):
+        build.from_instructpix2pix(tmp_path / "copy", tmp_path / "d", counts={"portrait": 9})
+
+
+def test_captions_tell_the_category():
+    assert {build.category_of(caption): caption for caption in CAPTIONS.values()} == CAPTIONS
+    assert build.category_of("Portrait of a man, oil on canvas") == "artwork"
+    assert build.category_of("a manor house") == ""
+
+
+def test_the_miniature_loads_like_any_other_and_can_be_written(tmp_path):
+    items = data.load("miniature", 2)
+    assert items[0].truth(items[0].instruction) is not None
+    build.miniature(tmp_path, 2)
+    written = data.load(tmp_path / "manifest.jsonl")
+    assert [(x.id, x.instruction, x.unseen) for x in written] == [(x.id, x.instruction, x.unseen) for x in items]
+    assert (written[0].pixels() == items[0].pixels()).all() and written[0].truth("") is None

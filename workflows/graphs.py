@@ -1,0 +1,457 @@
+"""The shipped workflows, described. The paper's name its editors and settings and run on the miniature as well."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent))
+from layout import Graph, Node, Out
+
+HERE = Path(__file__).parent
+FULL = ("photoguard_encoder", "photoguard_diffusion", "editshield", "ace", "sds", "mist", "semantic_attack")
+ON_SD3 = ("photoguard_encoder", "photoguard_diffusion", "editshield", "semantic_attack")
+TRANSFERRED = ("photoguard_encoder", "photoguard_diffusion", "semantic_attack")
+TITLES = dict(zip(FULL, ("PhotoGE", "PhotoGD", "ED", "ACE", "SDS", "MIST", "SA"), strict=True))
+LAMBDAS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+
+START = (
+    "**{title}**\n\n{text}\n\n"
+    "To try it, choose **miniature-ip2p** as the editor: everything then runs on a CPU in minutes. The judges are the "
+    "paper's and need a key (`GEMINI_API_KEY`); without one every edit stays unclear. For the miniature choose the "
+    "judges *miniature conv* and *patch*, which know its pictures.\n\n"
+    "The pictures are ten of the embedded miniature benchmark's 100; raise **count** for more. Figures on the "
+    "miniature say nothing about real editors."
+)
+PROTECT = (
+    "One budget, one number of steps and one seed for all methods. Random noise is the control: a method that does no "
+    "better than noise of the same budget does nothing."
+)
+ATTACK = (
+    "**Attack Plan** lists every picture, unprotected and protected, with its original instruction{unseen}. The "
+    "attacker uses one seed: only the picture differs."
+)
+JUDGE = (
+    "Two judges look at every edit alone: does it miss the instruction, is it degraded? An edit counts as failed only "
+    "if both say so."
+)
+AGREE = "Raw agreement, and agreement beyond chance, for mismatch, degradation and the final verdict."
+RESULT = (
+    "**ISR**: share of failed edits. **net ISR**: it worked unprotected and failed protected. Mind the interval. The "
+    "run is kept and shown in the sidebar; **Records Export** writes it to a file."
+)
+GEMINI = ("gemini-2.5-pro", "gemini-2.5-flash")
+
+
+class Study(Graph):
+    """Parts that the paper's workflows share."""
+
+    def start(self, title: str, text: str, *editors: str, count: int = 10) -> list[Node]:
+        self.group("1  Pictures, editor, settings", START.format(title=title, text=text), width=400)
+        self.bench = self.add("SIFM_LoadBenchmark", count=count)
+        self.picture, self.prompt = self.bench.image, self.bench.prompt
+        loaded = [self.add("SIFM_LoadEditor", editor=editor) for editor in editors]
+        self.eps = self.add("PrimitiveFloat", "Budget (eps)", value=0.03).FLOAT
+        self.steps = self.add("PrimitiveInt", "Iterations", value=100).INT
+        self.seed = self.add("PrimitiveInt", "Seed", value=0).INT
+        return loaded
+
+    def sifm(self, editor: Node, title: str = "SIFM", **options: Any) -> Out:
+        return self.add("SIFM_Immunize", title, **self._budget(editor), **options).protection
+
+    def baseline(self, editor: Node, method: str) -> Out:
+        made = {"method": method} | ({"method__pattern": "block8"} if method == "random_noise" else {})
+        title = "Noise control" if method == "random_noise" else TITLES[method]
+        return self.add("SIFM_BaselineImmunize", title, **self._budget(editor), **made).protection
+
+    def methods(
+        self, editor: Node, baselines: Sequence[str], title: str = "2  Protect", note: str = PROTECT
+    ) -> list[Out]:
+        """The baselines in columns of three, then SIFM."""
+        self.group(title, note)
+        arms: list[Out] = []
+        for i, method in enumerate([*baselines, "random_noise"]):
+            if i and i % 3 == 0:
+                self.column()
+            arms.append(self.baseline(editor, method))
+        self.column()
+        return [*arms, self.sifm(editor)]
+
+    def attack(self, editor: Node, arms: list[Out], title: str = "3  Attack", unseen: bool = True, **plan: Any) -> Node:
+        said = " and five unseen ones" if unseen else ""
+        self.group(title, ATTACK.format(unseen=said))
+        bench = self.bench
+        given = {"image": bench.image, "prompt": bench.prompt, "category": bench.category, "id": bench.id}
+        given |= {"unseen": bench.unseen} if unseen else {}
+        self.plan = self.add("SIFM_AttackPlan", protections=arms, **given, **plan)
+        self.edit = self.attacker(editor)
+        return self.edit
+
+    def attacker(self, editor: Node) -> Node:
+        attack = {"image": self.plan.image, "prompt": self.plan.prompt, "purifier": self.plan.purifier}
+        return self.add("SIFM_AttackerEdit", editor=editor.editor, seed=self.seed, **attack)
+
+    def judges(self, title: str = "4  Judge", note: str = JUDGE) -> list[Out]:
+        self.group(title, note)
+        return [self.judge(f"Judge {i}", judge="gemini", judge__model=m) for i, m in enumerate(GEMINI, 1)]
+
+    def judge(self, title: str, **chosen: Any) -> Out:
+        case = {"source": self.plan.source, "prompt": self.plan.prompt, "edited": self.edit.edited}
+        return self.add("SIFM_MLLMJudge", title, **case, **chosen).verdicts
+
+    def results(self, judges: list[Out], title: str = "5  Result", *, grid: bool = True, export: bool = True) -> Node:
+        self.group(title, RESULT, width=900)
+        table = self.add("SIFM_ResultsTable", attack=self.plan.attack, edit=self.edit.edit, judges=judges)
+        self.add("PreviewAny", "Table", source=table.table, height=560)
+        if grid:
+            self.add("SIFM_ComparisonGrid", records=table.records, rows=6, side=160)
+        if export:
+            self.add("SIFM_RecordsExport", records=table.records, format="csv")
+        return table
+
+    def _budget(self, editor: Node) -> dict[str, Any]:
+        wires = {"image": self.picture, "editor": editor.editor, "prompt": self.prompt}
+        return wires | {"eps": self.eps, "steps": self.steps, "seed": self.seed}
+
+
+def protect_my_image(g: Graph) -> None:
+    g.group(
+        "1  What to protect, against what",
+        "**Protect my image.** Choose your picture and the editor you fear, then run. The protected PNG lies in "
+        "ComfyUI's `output/SIFM` folder.\n\n*miniature-ip2p* comes with the pack and runs on any CPU, but it is a toy: "
+        "put a real InstructPix2Pix folder into `models/diffusers` and choose it here.",
+    )
+    image = g.add("LoadImage", "Your picture", image="example.png")
+    editor = g.add("SIFM_LoadEditor", "Editor to protect against")
+    g.group(
+        "2  Immunize",
+        "**prompt**: an instruction that an attacker might give. **eps**: how much any pixel may change. Queue again "
+        "with another seed or more steps if you like; **Feature Hook** decides which inner layers are disturbed.",
+        width=400,
+    )
+    hook = g.add("SIFM_FeatureHook", editor=editor.editor)
+    made = {"image": image.IMAGE, "editor": editor.editor, "hook": hook.hook}
+    immunized = g.add("SIFM_Immunize", prompt="make it night", **made)
+    g.group(
+        "3  Save and look",
+        "The file is what protects: it is written without loss, read back and checked. Converting it to JPEG or "
+        "resizing it weakens or removes the protection. Whether it works against your editor shows in *protect and "
+        "test*.",
+        width=420,
+    )
+    g.add("SIFM_SaveProtected", protection=immunized.protection)
+    g.add("PreviewImage", "Perturbation, amplified", images=immunized.perturbation)
+    g.add("PreviewAny", "Layers that are hooked", source=hook.matches, height=200)
+
+
+def protect_and_test(g: Graph) -> None:
+    g.group(
+        "1  Pictures, editor, seed",
+        "**Protect and test.** Does the protection work, and is it better than plain noise? Every picture of the "
+        "benchmark is protected, attacked and judged; the table at the right puts them together.\n\nThe miniature is a "
+        "toy: its figures say nothing about real editors. For those, load a real editor and real judges.",
+    )
+    bench = g.add("SIFM_LoadBenchmark")
+    editor = g.add("SIFM_LoadEditor")
+    seed = g.add("PrimitiveInt", "Attacker's seed", value=0)
+    g.group("2  Protect", "SIFM and, as a control, random noise of the same budget. A method must beat its control.")
+    shared = {"editor": editor.editor, "prompt": bench.prompt}
+    sifm = g.add("SIFM_Immunize", image=bench.image, **shared)
+    noise = {"method": "random_noise", "method__pattern": "block8"}
+    control = g.add("SIFM_BaselineImmunize", "Noise control", image=bench.image, **shared, **noise)
+    g.group(
+        "3  Attack", "One prompt, one seed, three pictures: unprotected, protected, control. Only the picture differs."
+    )
+    clean, protected, noisy = (
+        g.add("SIFM_AttackerEdit", f"Attack the {name}", image=image, seed=seed.INT, **shared).edited
+        for name, image in {
+            "unprotected picture": bench.image,
+            "protected picture": sifm.protected,
+            "noise control": control.protected,
+        }.items()
+    )
+    g.group(
+        "4  Measure and judge",
+        "Two judges look at every edit: does it miss the instruction, is it degraded? Metrics only say how far two "
+        "edits are apart.",
+    )
+    metrics = [
+        g.add("SIFM_PairwiseMetrics", f"{name} edit against unprotected edit", reference=clean, distorted=edit).metrics
+        for name, edit in {"Protected": protected, "Control": noisy}.items()
+    ]
+    case = {"source": bench.image, "prompt": bench.prompt, "edited": protected}
+    judges = [
+        g.add("SIFM_MLLMJudge", f"Judge {i}", judge__model=model, clean_edit=clean, control_edit=noisy, **case)
+        for i, model in enumerate(("conv", "patch"), 1)
+    ]
+    g.group(
+        "5  Result",
+        "An edit counts as failed only if both judges say so. **unprotected** is the floor: how often the editor fails "
+        "by itself. **net ISR**: it worked unprotected and failed protected. A few pictures are an anecdote: mind the "
+        "interval.",
+        width=900,
+    )
+    given = {"judges": [judge.verdicts for judge in judges], "metrics": metrics[0], "control_metrics": metrics[1]}
+    isr = g.add("SIFM_ISRAggregate", **given)
+    g.add("PreviewAny", "Result", source=isr.table)
+    g.add("PreviewAny", "Judge 1: verdicts", source=judges[0].table, height=420)
+    g.group("6  Look", "The same pictures, side by side.")
+    for title, image in {"Source": bench.image, "Protected": sifm.protected, "Amplified": sifm.perturbation}.items():
+        g.add("PreviewImage", title, images=image)
+    g.column()
+    for title, image in {"Source": clean, "Protected": protected, "Noise control": noisy}.items():
+        g.add("PreviewImage", f"Edit: {title}", images=image)
+
+
+def test_my_image(g: Study) -> None:
+    g.group(
+        "1  Your picture and editor",
+        "**Test my image.** Is *your* picture safe from *your* editor, also when the attacker asks for something that "
+        "the protection was not made for?\n\nChoose the picture, the instruction, the editor, and judges that can see: "
+        "a vision model on an Ollama, vLLM or LM Studio server, or Gemini.",
+        width=400,
+    )
+    image = g.add("LoadImage", "Your picture", image="example.png")
+    prompt = g.add("PrimitiveStringMultiline", "Instruction to protect against", value="make it night", height=150)
+    editor = g.add("SIFM_LoadEditor")
+    g.eps = g.add("PrimitiveFloat", "Budget (eps)", value=0.03).FLOAT
+    g.steps = g.add("PrimitiveInt", "Iterations", value=100).INT
+    g.seed = g.add("PrimitiveInt", "Seed", value=0).INT
+    g.picture, g.prompt = image.IMAGE, prompt.STRING
+    arms = g.methods(editor, [])
+    g.group("3  Attack", ATTACK.format(unseen=" and with unseen ones"))
+    unseen = g.add("SIFM_UnseenPrompts", prompt=prompt.STRING, category="landscape", count=3)
+    g.plan = g.add("SIFM_AttackPlan", image=image.IMAGE, prompt=prompt.STRING, unseen=unseen.prompts, protections=arms)
+    g.edit = g.attacker(editor)
+    g.group("4  Judge", JUDGE)
+    models = ("llava", "qwen2.5vl")
+    judges = [g.judge(f"Judge {i}", judge="openai", judge__model=model) for i, model in enumerate(models, 1)]
+    g.results(judges)
+
+
+def purification(g: Study) -> None:
+    (editor,) = g.start(
+        "Does the protection survive?",
+        "An attacker may compress, scale, blur or redraw a picture before editing it. Every protection is attacked "
+        "after each of these, and so is the unprotected picture.",
+        "miniature-ip2p",
+        count=4,
+    )
+    arms = g.methods(editor, ["photoguard_encoder"])
+    g.group("3  One purifier, looked at", "What a purifier does to a protected picture; try others, or a chain.")
+    picture = Out(arms[-1].node, "protected")
+    shown = g.add("SIFM_Purify", image=picture, editor=editor.editor, purifier="diffpure", purifier__strength=0.375)
+    g.add("PreviewAny", "What was done", source=shown.chain, height=140)
+    g.column()
+    g.add("PreviewImage", "Protected", images=picture)
+    g.add("PreviewImage", "Purified", images=shown.image)
+    chains = "none\njpeg:75\nresize:0.5\ngaussian_noise:0.05\nadverse_cleaner\nvae_round_trip"
+    g.attack(editor, arms, "4  Attack", unseen=False, purifiers=chains)
+    g.group("5  Judge", JUDGE)
+    models = ("conv", "patch")
+    judges = [g.judge(f"Judge {i}", judge="miniature", judge__model=model) for i, model in enumerate(models, 1)]
+    g.results(judges, "6  Result")
+
+
+def comparison(title: str, text: str, editor: str, baselines: Sequence[str]) -> Callable[[Study], None]:
+    def build(g: Study) -> None:
+        (loaded,) = g.start(title, text, editor)
+        g.attack(loaded, g.methods(loaded, baselines))
+        g.results(g.judges())
+
+    return build
+
+
+def transfer(g: Study) -> None:
+    one, other = g.start(
+        "Table V: transfer",
+        "Pictures are protected against one editor and attacked with another, both ways. Above: made on "
+        "InstructPix2Pix, attacked with Stable Diffusion 3; below in the row: the other way round.",
+        "instruct-pix2pix",
+        "sd3-medium",
+    )
+    ways = {"InstructPix2Pix to SD3": (one, other), "SD3 to InstructPix2Pix": (other, one)}
+    for i, (name, (source, target)) in enumerate(ways.items()):
+        a, b, c, d = (f"{n + 4 * i}  " for n in (2, 3, 4, 5))
+        arms = g.methods(source, TRANSFERRED, f"{a}Protect: {name}")
+        g.attack(target, arms, f"{b}Attack: {name}", unseen=False)
+        g.results(g.judges(f"{c}Judge: {name}"), f"{d}Result: {name}", grid=False, export=False)
+
+
+def variants(
+    title: str, text: str, editor: str, note: str, options: Mapping[str, Mapping[str, Any]]
+) -> Callable[[Study], None]:
+    def build(g: Study) -> None:
+        (loaded,) = g.start(title, text, editor)
+        g.group("2  Protect", note)
+        arms = []
+        for i, (name, chosen) in enumerate(options.items()):
+            if i:
+                g.column()
+            arms.append(g.sifm(loaded, name, **chosen))
+        g.attack(loaded, arms, unseen=False)
+        g.results(g.judges())
+
+    return build
+
+
+def layers_and_timesteps(g: Study) -> None:
+    (editor,) = g.start(
+        "Layers and timesteps",
+        "Which inner layers, at which timesteps? The paper leaves both open. Each Feature Hook lists what it matches.",
+        "instruct-pix2pix",
+    )
+    g.group("2  Protect", "Layers with ten timesteps, then the deep layers early, in the middle and late.")
+    arms = []
+    choices = [
+        ("deep", "10"),
+        ("mid", "10"),
+        ("last", "10"),
+        ("all", "10"),
+        ("deep", "early"),
+        ("deep", "mid"),
+        ("deep", "late"),
+    ]
+    for i, (layers, times) in enumerate(choices):
+        if i:
+            g.column()
+        chosen = {"layers": layers, "timesteps": times, "aggregation": "per_layer"}
+        hook = g.add("SIFM_FeatureHook", f"{layers}, {times}", editor=editor.editor, **chosen)
+        arms.append(g.sifm(editor, hook=hook.hook))
+    g.attack(editor, arms, unseen=False)
+    g.results(g.judges())
+
+
+def consistency(g: Study) -> None:
+    (editor,) = g.start(
+        "Table I: do judges and people agree?",
+        "Edits of several methods are judged by two models and by people: run once, judge the edits in the sidebar as "
+        "*anna*, *ben* and *chen* without seeing the method, and run again.",
+        "instruct-pix2pix",
+    )
+    g.attack(editor, g.methods(editor, ["photoguard_encoder"]))
+    models = g.judges()
+    g.column()
+    people = [g.judge(name, judge="human", judge__model=name.lower()) for name in ("Anna", "Ben", "Chen")]
+    g.results(models, grid=False)
+    g.group("6  Agreement", AGREE, width=900)
+    report = g.add("SIFM_ConsistencyReport", models=models, people=people, attack=g.plan.attack)
+    g.add("PreviewAny", "Agreement", source=report.table, height=420)
+
+
+def clip(g: Study) -> None:
+    (editor,) = g.start(
+        "Fig. 3: CLIP is no judge",
+        "How well do the unedited picture and its edit fit the instruction in CLIP's eyes? Where it prefers the "
+        "unedited picture, a CLIP score would call a good edit a failure.",
+        "instruct-pix2pix",
+    )
+    g.group("2  Edit", "The plain edit, without any protection.")
+    wires = {"image": g.bench.image, "prompt": g.bench.prompt, "editor": editor.editor, "seed": g.seed}
+    edit = g.add("SIFM_AttackerEdit", **wires)
+    g.add("PreviewImage", "Edits", images=edit.edited)
+    g.group("3  Ask CLIP", "Needs a CLIP model in the Hugging Face cache; without it the table says so.", width=900)
+    score = g.add("SIFM_ClipScore", source=g.bench.image, edited=edit.edited, text=g.bench.prompt)
+    g.add("PreviewAny", "Scores", source=score.table, height=420)
+
+
+def qualitative(g: Study) -> None:
+    editors = g.start(
+        "Fig. 4: pictures",
+        "Source, edit, protected picture and its edit, method by method, on HQ-Edit and Stable Diffusion 3.",
+        "hq-edit",
+        "sd3-medium",
+        count=4,
+    )
+    for i, (name, editor) in enumerate(zip(("HQ-Edit", "Stable Diffusion 3"), editors, strict=True)):
+        a, b, c, d = (f"{n + 4 * i}  " for n in (2, 3, 4, 5))
+        arms = g.methods(editor, ["photoguard_encoder", "semantic_attack"], f"{a}Protect: {name}")
+        g.attack(editor, arms, f"{b}Attack: {name}", unseen=False)
+        g.results(g.judges(f"{c}Judge: {name}"), f"{d}Result: {name}", export=False)
+
+
+OBJECTIVES = {"Distance only": {"objective": "dist"}, "Norm only": {"objective": "norm"}, "Full": {"objective": "full"}}
+GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
+    "protect_my_image": (Graph, protect_my_image),
+    "protect_and_test": (Graph, protect_and_test),
+    "test_my_image": (Study, test_my_image),
+    "purification_robustness": (Study, purification),
+    "paper_table1_consistency": (Study, consistency),
+    "paper_table2_sd3": (
+        Study,
+        comparison(
+            "Table II: Stable Diffusion 3",
+            "Methods against each other at one budget, on the original and five unseen instructions.",
+            "sd3-medium",
+            ON_SD3,
+        ),
+    ),
+    "paper_table3_instruct_pix2pix": (
+        Study,
+        comparison(
+            "Table III: InstructPix2Pix",
+            "Methods against each other at one budget, on the original and five unseen instructions.",
+            "instruct-pix2pix",
+            FULL,
+        ),
+    ),
+    "paper_table4_hq_edit": (
+        Study,
+        comparison(
+            "Table IV: HQ-Edit",
+            "Methods against each other at one budget, on the original and five unseen instructions.",
+            "hq-edit",
+            FULL,
+        ),
+    ),
+    "paper_table5_transfer": (Study, transfer),
+    "paper_table6_objective": (
+        Study,
+        variants(
+            "Table VI: what the objective's parts do",
+            "SIFM with the distance alone, the norm alone, and both.",
+            "sd3-medium",
+            "Distance alone starts from noise: at the clean picture it has no gradient.",
+            OBJECTIVES,
+        ),
+    ),
+    "paper_table7_lambda": (
+        Study,
+        variants(
+            "Table VII: lambda",
+            "SIFM with seven weights of the distance, from 0.001 to 1000.",
+            "sd3-medium",
+            "Only **lam** differs.",
+            {f"lambda = {lam:g}": {"lam": lam} for lam in LAMBDAS},
+        ),
+    ),
+    "paper_figure3_clip": (Study, clip),
+    "paper_figure4_pictures": (Study, qualitative),
+    "layers_and_timesteps": (Study, layers_and_timesteps),
+}
+"""Workflow -> how it is made."""
+
+
+def make(name: str, info: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the editor's format, the API format) of a workflow, for the nodes of a server's ``/object_info``."""
+    kind, build = GRAPHS[name]
+    graph = kind(info)
+    build(graph)
+    return graph.ui(), graph.api()
+
+
+def main(server: str) -> None:
+    """Write every workflow for the nodes of a running ComfyUI."""
+    with urllib.request.urlopen(f"{server}/object_info") as answer:
+        info = json.load(answer)
+    for name in GRAPHS:
+        for folder, content in zip((HERE, HERE / "api"), make(name, info), strict=True):
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8188")

@@ -1,0 +1,279 @@
+"""Graphs described in Python -> the workflow that ComfyUI's editor loads, laid out, and its API format.
+
+What inputs a node has is taken from a server's ``/object_info``, so that a workflow follows its nodes:
+``python workflows/graphs.py http://127.0.0.1:8188`` writes all of them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+PAD, HEAD, GAP, BETWEEN = 24, 76, 60, 90
+"""Pixels: inside a group, its title with that of its first node, between nodes, between groups."""
+ROW, WIDGET, REST, MULTILINE = 20, 24, 26, 36
+"""Pixels: a socket, a widget, what every node has beside, what a text box has more."""
+EXTRA = {"SIFM_Immunize": 100, "SIFM_BaselineImmunize": 100, "SIFM_SaveProtected": 330, "LoadImage": 330}
+"""Pixels of what a node shows beyond sockets and widgets: a curve, a picture."""
+SHOWN = {"PreviewImage": 420, "PreviewAny": 320, "SIFM_ComparisonGrid": 620}
+"""Height of nodes that show something."""
+VIRTUAL = ("MarkdownNote",)
+"""Nodes of the editor alone, which no server knows."""
+
+
+class Out(NamedTuple):
+    """An output of a node."""
+
+    node: Node
+    name: str
+
+
+@dataclass(eq=False)
+class Node:
+    """A node; its outputs are its attributes: ``editor.editor``."""
+
+    kind: str
+    title: str
+    given: dict[str, Any]
+    height: int | None = None
+    id: int = 0
+    place: list[int] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Out:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Out(self, name)
+
+
+@dataclass
+class Group:
+    """A titled frame with columns of nodes, the first under a note."""
+
+    title: str
+    columns: list[list[Node]]
+    widths: list[int]
+
+
+class Graph:
+    """Groups from left to right. Nodes come into the column that was opened last."""
+
+    def __init__(self, info: Mapping[str, Any]) -> None:
+        self.info, self.groups = info, list[Group]()
+
+    def group(self, title: str, note: str, width: int = 360) -> None:
+        """Open a group; ``note`` (Markdown) stands above its first column."""
+        self.groups.append(Group(title, [[]], [width]))
+        lines = sum(1 + len(line) * 7 // (width - 30) for line in note.splitlines())
+        self.add("MarkdownNote", "Note", text=note, height=max(90, 44 + 21 * lines))
+
+    def column(self, width: int = 360) -> None:
+        """Open another column in the group."""
+        self.groups[-1].columns.append([])
+        self.groups[-1].widths.append(width)
+
+    def add(self, kind: str, title: str = "", height: int | None = None, **given: Any) -> Node:
+        """A node whose inputs are what is given (an :class:`Out`, a value, a list for a growing input) or defaults.
+
+        A setting of a chosen option is spelled with two underscores: ``method__pattern="block8"``.
+        """
+        inputs = {name.replace("__", "."): value for name, value in given.items()}
+        for name in [name for name, value in inputs.items() if isinstance(value, list)]:
+            prefix = self._inputs(kind)[name][1]["template"]["prefix"]
+            inputs |= {f"{name}.{prefix}{i}": item for i, item in enumerate(inputs.pop(name))}
+        shown = self.info[kind]["display_name"] if kind in self.info else kind
+        node = Node(kind, title or shown, inputs, height)
+        self.groups[-1].columns[-1].append(node)
+        return node
+
+    def ui(self) -> dict[str, Any]:
+        """The format of the editor, version 0.4."""
+        nodes = self._nodes()
+        self._place()
+        links: list[list[Any]] = []
+        slots = {node: self._slots(node) for node in nodes}
+        for node in nodes:
+            for i, slot in enumerate(slots[node]):
+                if isinstance(source := node.given.get(slot["name"]), Out):
+                    slot["link"] = len(links) + 1
+                    out = self._output(source)
+                    links.append(
+                        [slot["link"], source.node.id, out, node.id, i, self._outputs(source.node.kind)[out][1]]
+                    )
+        return {
+            "id": "00000000-0000-0000-0000-000000000000",
+            "revision": 0,
+            "last_node_id": len(nodes),
+            "last_link_id": len(links),
+            "nodes": [self._node(node, slots[node], links, i) for i, node in enumerate(nodes)],
+            "links": links,
+            "groups": [self._frame(i, group) for i, group in enumerate(self.groups, 1)],
+            "config": {},
+            "extra": {},
+            "version": 0.4,
+        }
+
+    def api(self) -> dict[str, Any]:
+        """The format of ``POST /prompt``."""
+        prompt = {}
+        for node in self._nodes():
+            if node.kind in VIRTUAL:
+                continue
+            inputs: dict[str, Any] = {}
+            for name, spec in self._expanded(node):
+                value = node.given.get(name)
+                if isinstance(value, Out):
+                    inputs[name] = [str(value.node.id), self._output(value)]
+                elif _is_widget(spec):
+                    inputs[name] = self._value(node, name, spec)
+            prompt[str(node.id)] = {"inputs": inputs, "class_type": node.kind, "_meta": {"title": node.title}}
+        return prompt
+
+    # ---- what a node has
+
+    def _nodes(self) -> list[Node]:
+        nodes = [node for group in self.groups for column in group.columns for node in column]
+        for i, node in enumerate(nodes, 1):
+            node.id = i
+        return nodes
+
+    def _inputs(self, kind: str) -> dict[str, Any]:
+        if kind in VIRTUAL:
+            return {"text": ["STRING", {"multiline": True}]}
+        order, specs = self.info[kind]["input_order"], self.info[kind]["input"]
+        names = [(part, name) for part in ("required", "optional") for name in order.get(part, ())]
+        return {name: [*specs[part][name], {}][:2] for part, name in names}
+
+    def _expanded(self, node: Node) -> Iterator[tuple[str, Any]]:
+        """The node's inputs by name; a chosen option's own follow it, a growing input has one place to spare."""
+        for name, spec in self._inputs(node.kind).items():
+            if spec[0] == "COMFY_AUTOGROW_V3":
+                template = spec[1]["template"]
+                taken = sum(given.startswith(f"{name}.") for given in node.given)
+                kind = next(iter(template["input"]["required"].values()))
+                for i in range(min(taken + 1, template["max"])):
+                    yield f"{name}.{template['prefix']}{i}", [kind[0], {"forceInput": True, "grown": True}]
+                continue
+            yield name, spec
+            if spec[0] == "COMFY_DYNAMICCOMBO_V3":
+                options = spec[1]["options"]
+                chosen = next(option for option in options if option["key"] == self._value(node, name, spec))
+                for part in ("required", "optional"):
+                    for inner, inner_spec in chosen["inputs"].get(part, {}).items():
+                        yield f"{name}.{inner}", [*inner_spec, {}][:2]
+        for name in node.given:
+            if name.split(".")[0] not in self._inputs(node.kind):
+                raise KeyError(f"{node.kind} has no input {name}")
+
+    def _value(self, node: Node, name: str, spec: Any) -> Any:
+        if name in node.given and not isinstance(node.given[name], Out):
+            return node.given[name]
+        about = spec[1]
+        options = spec[0] if isinstance(spec[0], list) else about.get("options")
+        first = options[0]["key"] if options and isinstance(options[0], dict) else options[0] if options else ""
+        return about.get("default", first)
+
+    def _outputs(self, kind: str) -> list[tuple[str, str]]:
+        if kind in VIRTUAL:
+            return []
+        return list(zip(self.info[kind]["output_name"], self.info[kind]["output"], strict=True))
+
+    def _output(self, out: Out) -> int:
+        names = [name for name, _ in self._outputs(out.node.kind)]
+        if out.name not in names:
+            raise KeyError(f"{out.node.kind} has no output {out.name}: {', '.join(names)}")
+        return names.index(out.name)
+
+    # ---- the editor's format
+
+    def _slots(self, node: Node) -> list[dict[str, Any]]:
+        """Sockets, then the sockets of widgets, as the editor lists them."""
+        if node.kind in VIRTUAL:
+            return []
+        optional = {*self.info[node.kind]["input"].get("optional", ())}
+        sockets, widgets = [], []
+        for name, spec in self._expanded(node):
+            slot: dict[str, Any] = {
+                "name": name,
+                "type": "COMBO" if isinstance(spec[0], list) else spec[0],
+                "link": None,
+            }
+            if name in optional or (spec[1].get("grown") and not name.endswith("_0")):
+                slot["shape"] = 7
+            if spec[1].get("grown"):
+                slot["label"] = name.split(".")[1]
+            (widgets if _is_widget(spec) else sockets).append(slot)
+            if _is_widget(spec):
+                slot["widget"] = {"name": name}
+        if node.kind == "LoadImage":
+            widgets.append({"name": "upload", "type": "IMAGEUPLOAD", "link": None, "widget": {"name": "upload"}})
+        return sockets + widgets
+
+    def _widgets(self, node: Node) -> list[tuple[Any, bool]]:
+        """(value, is it a text box) of each widget, with those that the editor adds."""
+        found = []
+        for name, spec in self._expanded(node):
+            if not _is_widget(spec):
+                continue
+            about = spec[1]
+            found.append((self._value(node, name, spec), bool(about.get("multiline"))))
+            if about.get("control_after_generate"):
+                found.append(("fixed", False))
+        return [*found, ("image", False)] if node.kind == "LoadImage" else found
+
+    def _node(self, node: Node, slots: list[dict[str, Any]], links: list[list[Any]], order: int) -> dict[str, Any]:
+        made: dict[str, Any] = {
+            "id": node.id,
+            "type": node.kind,
+            "pos": node.place,
+            "size": node.size,
+            "flags": {},
+            "order": order,
+            "mode": 0,
+            "inputs": slots,
+            "outputs": [
+                {"name": name, "type": kind, "links": [x[0] for x in links if x[1:3] == [node.id, i]] or None}
+                for i, (name, kind) in enumerate(self._outputs(node.kind))
+            ],
+            "title": node.title,
+            "properties": {} if node.kind in VIRTUAL else {"Node name for S&R": node.kind},
+            "widgets_values": [value for value, _ in self._widgets(node)],
+        }
+        return made | ({"color": "#432", "bgcolor": "#653"} if node.kind in VIRTUAL else {})
+
+    # ---- layout
+
+    def _place(self) -> None:
+        x = 0
+        for group in self.groups:
+            x += PAD
+            for width, column in zip(group.widths, group.columns, strict=True):
+                y = 0
+                for node in column:
+                    node.place, node.size = [x, y], [width, self._height(node)]
+                    y += node.size[1] + GAP
+                x += width + PAD
+            x += BETWEEN
+
+    def _height(self, node: Node) -> int:
+        if height := node.height or SHOWN.get(node.kind):
+            return height
+        sockets = sum("widget" not in slot for slot in self._slots(node))
+        rows = max(sockets, len(self._outputs(node.kind)))
+        widgets = self._widgets(node)
+        boxes = sum(multiline for _, multiline in widgets)
+        return rows * ROW + len(widgets) * WIDGET + boxes * MULTILINE + REST + EXTRA.get(node.kind, 0)
+
+    def _frame(self, number: int, group: Group) -> dict[str, Any]:
+        nodes = [node for column in group.columns for node in column]
+        left, right = nodes[0].place[0], max(node.place[0] + node.size[0] for node in nodes)
+        bottom = max(node.place[1] + node.size[1] for node in nodes)
+        box = [left - PAD, -HEAD, right - left + 2 * PAD, bottom + HEAD + PAD]
+        return {"id": number, "title": group.title, "bounding": box, "color": "#3f5159", "flags": {}}
+
+
+def _is_widget(spec: Sequence[Any]) -> bool:
+    about = spec[1]
+    plain = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+    return not about.get("forceInput") and (isinstance(spec[0], list) or spec[0] in plain)
