@@ -21,8 +21,9 @@ from ..errors import EditorError, InputError, unknown
 from ..types import Editor
 from .folder import OnDownload, download, read_json
 
+MINIATURES = Path(__file__).parents[1] / "miniature" / "weights"
 BUILTIN: dict[str, str] = {
-    "miniature-ip2p": str(Path(__file__).parents[1] / "miniature" / "weights" / "miniature-ip2p"),
+    **{name: str(MINIATURES / name) for name in ("miniature-ip2p", "miniature-hq-edit", "miniature-sd3")},
     "instruct-pix2pix": "timbrooks/instruct-pix2pix",
     "hq-edit": "MudeHui/HQ-Edit",
     "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",

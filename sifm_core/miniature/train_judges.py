@@ -40,7 +40,7 @@ KINDS = (
     "prediction",
     "mixed",
 )
-GROUP, GROUPS, RENDERED, STEPS, BATCH = 24, 90, 12_000, 1800, 48
+GROUP, GROUPS, RENDERED, STEPS, BATCH = 24, 48, 12_000, 1500, 48
 SCALE = torch.tensor([1.0, 1.0, 4.0, 10.0])
 """Brings the four measures to one size."""
 Cases = dict[str, Tensor]

@@ -25,7 +25,7 @@ from .pool import CELLS, PLAIN, Batch, Pool, captions, instructions, token_ids
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
-SETTINGS = {"steps": 10, "guidance_scale": 1.2, "strength": 0.6, "size": world.SIZE, "t5_tokens": 1}
+SETTINGS = {"steps": 5, "guidance_scale": 1.2, "strength": 0.6, "size": world.SIZE, "t5_tokens": 1}
 CODE = train_vae.Recipe(channels=16, seed=200, scale=1.5305, shift=0.0609)
 HEADS, HEAD = 5, 32
 LAYERS = 7

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sifm_core.judges import load_judge
-from sifm_core.judges.miniature import BATCH, NETWORKS, save_network, tokenize, words_of
+from sifm_core.judges.miniature import BATCH, save_network, tokenize, words_of
+from sifm_core.judges.miniature_networks import NETWORKS
 from sifm_core.types import Case, Step
 
 WORDS = ("turn", "the", "striped", "thing", "red", "make", "it", "night")
