@@ -2,7 +2,7 @@
 
     python benchmarks/executors.py --images 8 --workers 2
 
-Runs a small grid on the embedded miniature three times, with one thread per worker; on a machine that does nothing else.
+Runs a small grid on the embedded miniature three times, one thread per worker; on a machine that does nothing else.
 """
 
 from __future__ import annotations
