@@ -13,7 +13,7 @@ FLOORS = [
     {"images", "memory", "noise", "features", "gradients", "pgd", "stats", "isr", "store", "metrics", "transforms"},
     {"editors", "methods", "purify", "judges", "miniature"},
     {"pipeline", "layers", "plan"},
-    {"bench", "consistency", "controls", "fig3", "queue_client", "report"},
+    {"bench", "data", "consistency", "controls", "fig3", "queue_client", "report"},
     {"cli", "doctor", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
