@@ -10,7 +10,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"types", "errors"},
-    {"images", "memory", "noise", "features", "gradients", "pgd", "stats", "isr", "store", "metrics", "transforms"},
+    {
+        "images",
+        "memory",
+        "counting",
+        "noise",
+        "features",
+        "gradients",
+        "pgd",
+        "stats",
+        "isr",
+        "store",
+        "metrics",
+        "transforms",
+    },
     {"editors", "methods", "purify", "judges", "miniature"},
     {"pipeline", "layers", "plan"},
     {"bench", "data", "consistency", "controls", "fig3", "queue_client", "report"},
