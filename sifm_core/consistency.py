@@ -20,7 +20,7 @@ from .types import Case, Record, Verdict
 
 SAMPLES = 150
 """The paper's (section VII-A)."""
-AXES = {"semantic_mismatch": "semantic mismatch", "perceptual_degradation": "quality degradation", "success": "final"}
+AXES = {"semantic_mismatch": "mismatch", "perceptual_degradation": "degradation", "success": "final"}
 PAPER = {
     "human-human": {"semantic_mismatch": 0.84, "perceptual_degradation": 0.79, "success": 0.76},
     "judge-judge": {"semantic_mismatch": 0.80, "perceptual_degradation": 0.70, "success": 0.74},
