@@ -368,10 +368,12 @@ def executor(kind: str) -> bench.Executor:
 @pytest.mark.parametrize("kind", ["pool", "ray"])
 def test_other_processes_give_the_same_records_and_may_die(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine starves them
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))  # Ray's workers unpickle this file's classes
     grid = toy_grid(samples=samples(2), rows=(ROWS[0], ROWS[2]), batch=1)
     here = bench.run(grid, Store(tmp_path / "here"))
     marker = tmp_path / "marker"
     there = bench.run(replace(grid, editors=[Deadly(marker)]), Store(tmp_path / "there"), executor=executor(kind))
+    assert [r.info["failed"] for r in there if "failed" in r.info] == []
     assert marker.exists()
     assert list(map(timeless, there)) == list(map(timeless, here))
 
