@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -368,7 +369,7 @@ def executor(kind: str) -> bench.Executor:
 @pytest.mark.parametrize("kind", ["pool", "ray"])
 def test_other_processes_give_the_same_records_and_may_die(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine starves them
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))  # Ray's workers unpickle this file's classes
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # Ray's workers unpickle this file's classes
     grid = toy_grid(samples=samples(2), rows=(ROWS[0], ROWS[2]), batch=1)
     here = bench.run(grid, Store(tmp_path / "here"))
     marker = tmp_path / "marker"
