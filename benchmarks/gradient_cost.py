@@ -1,6 +1,6 @@
 """What one SIFM iteration costs: Algorithm 1 as it stands, side by side with the engine's exact regrouping of it.
 
-    python benchmarks/gradient_cost.py [--json] [--no-clock]
+    python -m benchmarks.gradient_cost [--json] [--no-clock]
 
 FLOP: counted, not timed, on the true architectures at 512x512, batch 1, no guidance branch, on the meta device
 (shapes only, no weights), from the operations that autograd runs. A multiply-accumulate is 2 FLOP. Convolutions and
@@ -22,17 +22,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import diffusers
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sifm_core import gradients
-from sifm_core.editors import instruct_pix2pix, load_editor, sd3
+from sifm_core.editors import load_editor
+from sifm_core.editors.latent import LatentEditor
+from sifm_core.editors.skeleton import skeleton
 from sifm_core.methods import sifm
 from sifm_core.noise import normal
 from sifm_core.types import Cond, Editor, GradFn, Gradient, Image
@@ -104,55 +103,12 @@ SIDES = {"literal": literal, "ours": ours}
 
 def sd15(size: int = 512, narrow: int = 1, device: str = "meta") -> Subject:
     """InstructPix2Pix on Stable Diffusion 1.5, its channels divided by ``narrow``, with random weights."""
-    with torch.device(device):
-        unet = diffusers.UNet2DConditionModel(
-            sample_size=64,
-            in_channels=8,
-            block_out_channels=[channels // narrow for channels in (320, 640, 1280, 1280)],
-            attention_head_dim=8,  # the number of heads
-            cross_attention_dim=768,
-            norm_num_groups=32 // narrow,
-        )
-        pipe = diffusers.StableDiffusionInstructPix2PixPipeline(
-            vae=_autoencoder(narrow),
-            text_encoder=None,
-            tokenizer=None,
-            unet=_frozen(unet),
-            scheduler=diffusers.DDIMScheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        cond = SimpleNamespace(prompt=torch.zeros(1, 77, 768))
-    editor = instruct_pix2pix.InstructPix2Pix("SD1.5", Path(), pipe, instruct_pix2pix.DEFAULTS)
-    return Subject(editor, torch.full((1, 3, size, size), 0.5, device=device), cond)
+    return _subject(skeleton("timbrooks/instruct-pix2pix", device=device, text=False, narrow=narrow), size)
 
 
 def sd3_medium() -> Subject:
     """Stable Diffusion 3 medium, on the meta device; its text is 77 tokens of CLIP and 256 of T5."""
-    with torch.device("meta"):
-        transformer = diffusers.SD3Transformer2DModel(
-            sample_size=128,
-            patch_size=2,
-            in_channels=16,
-            out_channels=16,
-            num_layers=24,
-            num_attention_heads=24,
-            attention_head_dim=64,
-            joint_attention_dim=4096,
-            caption_projection_dim=1536,
-            pooled_projection_dim=2048,
-            pos_embed_max_size=192,
-        )
-        pipe = diffusers.StableDiffusion3Img2ImgPipeline(
-            vae=_autoencoder(1, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False),
-            transformer=_frozen(transformer),
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            **dict.fromkeys(f"{part}{k}" for part in ("text_encoder", "tokenizer") for k in ("", "_2", "_3")),
-        )
-        cond = SimpleNamespace(prompt=torch.zeros(1, 333, 4096), pooled=torch.zeros(1, 2048))
-    editor = sd3.StableDiffusion3("SD3-medium", Path(), (), pipe, sd3.DEFAULTS)
-    return Subject(editor, torch.zeros(1, 3, 512, 512, device="meta"), cond)
+    return _subject(skeleton("stabilityai/stable-diffusion-3-medium-diffusers", text=False), 512)
 
 
 def miniature() -> Subject:
@@ -186,8 +142,7 @@ def flops(subject: Subject, paths: Sequence[str], timesteps: Sequence[int]) -> l
 
 def count(grad_fn: GradFn, x: Image) -> int:
     """FLOP of one call."""
-    unchecked = patch.object(gradients, "finite", lambda gradient, step: gradient)  # meta tensors have no values
-    with unchecked, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         grad_fn(x, 0)
     return counter.get_total_flops()
 
@@ -279,20 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
-def _autoencoder(narrow: int, **settings: Any) -> diffusers.AutoencoderKL:
-    model = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=[channels // narrow for channels in (128, 256, 512, 512)],
-        layers_per_block=2,
-        norm_num_groups=32 // narrow,
-        **settings,
-    )
-    return _frozen(model)
-
-
-def _frozen(model: torch.nn.Module) -> Any:
-    return model.requires_grad_(False).eval()
+def _subject(editor: LatentEditor, size: int) -> Subject:
+    return Subject(editor, torch.full((1, 3, size, size), 0.5, device=editor.device), editor.blank(1))
 
 
 def _resident(field: str) -> int:

@@ -200,7 +200,7 @@ def cells(table: Mapping[str, Mapping[str, Agreement]]) -> dict[str, list[str]]:
     rows = [(kind, axis, found) for kind, row in table.items() for axis, found in row.items()]
     return {
         "who": [kind for kind, _, _ in rows],
-        "on": [AXES[axis] for _, axis, _ in rows],
+        "on": [AXES[axis].split()[-1] for _, axis, _ in rows],
         "agree": [_percent(found.raw) for *_, found in rows],
         "95%": ["–" if f.low is None or f.high is None else f"{100 * f.low:.0f}–{100 * f.high:.0f}%" for *_, f in rows],
         "kappa": [_number(found.kappa) for *_, found in rows],

@@ -52,7 +52,7 @@ def capture(net: nn.Module, paths: Sequence[str], run: Callable[[], Any]) -> dic
     features: dict[str, Tensor] = {}
 
     def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
-        features.setdefault(path, _hidden_state(path, module, output))
+        features.setdefault(path, hidden_state(path, module, output))
         if len(features) == len(modules):
             raise _Complete
 
@@ -80,7 +80,8 @@ def _module(net: nn.Module, path: str) -> nn.Module:
         raise LayerError(f"{type(net).__name__} has no layer {path!r}: {_near(path, known)}") from None
 
 
-def _hidden_state(path: str, module: nn.Module, output: Any) -> Tensor:
+def hidden_state(path: str, module: nn.Module, output: Any) -> Tensor:
+    """The image's hidden state (B, ...) in what a module put out. Raises LayerError when it put out no tensor."""
     if isinstance(output, tuple | list):
         tensors = [part for part in output if isinstance(part, Tensor)]
         output = tensors[-1 if type(module).__name__ in _TEXT_FIRST else 0] if tensors else None

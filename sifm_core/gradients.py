@@ -23,9 +23,9 @@ def through_latent(
 ) -> GradFn:
     """The gradient, with respect to the image, of a sum of losses of its latent.
 
-    Equal to differentiating ``sum(term(encode(x)) for term in terms)``, but the image is encoded once without and
-    once with a graph and crosses the encoder backwards once, however many terms there are, and never do two large
-    graphs coexist. ``encode`` must be deterministic. Each term's graph is freed before the next term runs.
+    Equal to differentiating ``sum(term(encode(x)) for term in terms)``, but the image crosses the encoder once forwards
+    and once backwards, however many terms there are, and each term's graph is freed before the next term runs. The
+    encoder's graph is kept meanwhile; where that is too much memory, let the encoder checkpoint.
 
     The log holds the named parts of the loss, which sum to it. With ``part_norms`` it also holds, as "grad_<part>",
     the L2 norm of each part's gradient at the latent, at the cost of one more backward pass of the term per part.
@@ -39,8 +39,10 @@ def through_latent(
     apart = part_norms or lengths is not None
 
     def grad_fn(x: Image, step: int) -> Gradient:
-        with torch.no_grad():
-            z = encode(x).detach()
+        with torch.enable_grad():
+            image = x.detach().clone().requires_grad_()
+            encoded = encode(image)
+        z = encoded.detach()
         losses: dict[str, Tensor] = defaultdict(lambda: z.new_zeros(len(z)))
         latent_grads: dict[str, Tensor] = defaultdict(lambda: torch.zeros_like(z))
         with torch.enable_grad():
@@ -62,8 +64,7 @@ def through_latent(
                 latent_grads.update(
                     {name: _to_length(g, norms[name], lengths[name]) for name, g in latent_grads.items()}
                 )
-            leaf = x.detach().clone().requires_grad_()
-            (grad,) = torch.autograd.grad(encode(leaf), leaf, _total(latent_grads))
+            (grad,) = torch.autograd.grad(encoded, image, _total(latent_grads))
         log = {name: value for name, value in losses.items() if name}
         log |= {f"grad_{name}": value for name, value in norms.items()}
         return finite(Gradient(_total(losses), grad, log), step)

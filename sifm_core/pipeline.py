@@ -17,7 +17,7 @@ from . import purify as purification
 from .editors import load_editor
 from .errors import ImageError, InputError, unknown
 from .gradients import ensemble, through, through_resize
-from .images import check_image, resize, round_to_budget
+from .images import MIN_SIDE, check_image, resize, round_to_budget
 from .judges import load_judge
 from .memory import enough, peak
 from .metrics import measure as measure
@@ -87,7 +87,7 @@ def immunize(
     Raises InputError before any work when an argument is wrong, EditorError when memory runs out; what ``on_step``
     raises comes through.
     """
-    check_image(image, "image")
+    check_picture(image)
     prompts = check_prompts(prompt, len(image))
     given = {"eps": eps, "steps": steps, "alpha": alpha, "ball": ball, "schedule": schedule, "update": update}
     chosen = check_preset(method, preset, given)
@@ -184,7 +184,7 @@ def edit(
     "jpeg:75,resize:0.5"; see :mod:`sifm_core.purify`. ``options`` are the editor's own (steps, guidance_scale, ...).
     Raises InputError for wrong arguments.
     """
-    check_image(image, "image")
+    check_picture(image)
     prompts = check_prompts(prompt, len(image))
     check_seed(seed, len(image))
     stages = purification.parse(purify) if isinstance(purify, str) else purify
@@ -230,6 +230,14 @@ def check_case(source: Tensor, edited: Tensor, prompt: str, truth: Any = None) -
             f"pictures differ in size: source {sizes[0]}, edited {sizes[1]}: an edit has its source's size"
         )
     return Case(pair[0], pair[1], check_prompts(prompt, 1)[0], truth)
+
+
+def check_picture(image: Image) -> None:
+    """Raise ImageError unless it is (B, 3, H, W) in [0, 1] and large enough for an editor."""
+    check_image(image, "image")
+    if min(image.shape[-2:]) < MIN_SIDE:
+        size = f"{image.shape[-1]}x{image.shape[-2]}"
+        raise ImageError(f"image: expected at least {MIN_SIDE}x{MIN_SIDE} pixels, but got {size}; use a larger one")
 
 
 def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:

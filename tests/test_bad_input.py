@@ -8,9 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pil
 
-from sifm_core import cli
+from sifm_core import cli, pipeline
+from sifm_core.editors import load_editor
+from sifm_core.errors import ImageError, InputError, LayerError, SifmError
+from sifm_core.images import load_image
+from tests import fakes
 
 IMMUNIZE = "immunize cat.png -o out.png --prompt a --editor {editor} --steps 1 --option timesteps=1"
 EDIT = "edit cat.png -o out.png --prompt a --editor {editor}"
@@ -93,6 +98,12 @@ CASES: dict[str, tuple[str, int, str]] = {
     "editor is a file": (EDIT.replace("{editor}", "cat.png"), 1, "cat.png"),
     "editor of another class": (EDIT.replace("{editor}", "other-class"), 1, "expected one of"),
     "hub editor not here": (EDIT.replace("{editor}", "someone/some-editor"), 1, "not in the local cache"),
+    "plan of an unknown editor": ("plan --editor miniature-ip2", 2, "did you mean miniature-ip2p"),
+    "plan of no timesteps": ("plan --editor {editor} --timesteps 0", 2, "timesteps"),
+    "plan of an unknown layer": ("plan --editor {editor} --layers mid_blok", 2, "mid_block"),
+    "layers of what is not here": ("layers someone/some-editor", 1, "not in the local cache"),
+    "probe of a missing picture": ("layers {editor} --probe dog.png", 2, "no such file"),
+    "probe of an unknown layer": ("layers {editor} --probe cat.png --layer mid_blok", 2, "mid_block"),
     # judges that cannot be set up, or cannot answer
     "no key": ("judge cat.png cat2.png --prompt a --judge gemini:gemini-2.5-pro", 1, "GEMINI_API_KEY"),
     # the demo
@@ -149,8 +160,75 @@ def test_wrong_input(case, code, said, folder, ip2p_folder, monkeypatch, capsys)
     assert sorted(folder.rglob("*")) == before
 
 
+NAN = fakes.images(1, 16).index_fill(-1, torch.tensor([3]), float("nan"))
+LIBRARY: dict[str, tuple[dict, type[SifmError], str]] = {
+    "NaN": ({"image": NAN}, ImageError, "nan"),
+    "infinite": ({"image": NAN.nan_to_num(float("inf"))}, ImageError, "inf"),
+    "1x1": ({"image": torch.rand(1, 3, 1, 1)}, ImageError, "at least 16x16 pixels, but got 1x1"),
+    "8000x1": ({"image": torch.rand(1, 3, 1, 8000)}, ImageError, "but got 8000x1"),
+    "empty batch": ({"image": torch.rand(0, 3, 16, 16)}, ImageError, "(B, 3, H, W)"),
+    "whole numbers": ({"image": torch.ones(1, 3, 16, 16, dtype=torch.uint8)}, ImageError, "float tensor"),
+    "channels last": ({"image": torch.rand(1, 16, 16, 3)}, ImageError, "channels come first"),
+    "CMYK": ({"image": torch.rand(1, 4, 16, 16)}, ImageError, "(B, 3, H, W)"),
+    "16-bit values": ({"image": fakes.images() * 65535}, ImageError, "[0, 1]"),
+    "negative eps": ({"eps": -0.03}, InputError, "eps"),
+    "eps in levels": ({"eps": 8}, InputError, "eps"),
+    "no steps": ({"steps": 0}, InputError, "steps"),
+    "empty T": ({"timesteps": []}, InputError, "timesteps"),
+    "T beyond the schedule": ({"timesteps": [1000]}, InputError, "999"),
+    "unknown layer": ({"layers": "mid_blok"}, LayerError, "mid_block"),
+    "no layer": ({"layers": ()}, LayerError, "at least one layer"),
+    "layers of unequal shapes": ({"layers": ("mid_block", "up_blocks.1")}, LayerError, "aggregation='per_layer'"),
+    "negative lambda": ({"lam": -1.0}, InputError, "lam"),
+    "only the distance, from the clean image": (
+        {"objective": "dist", "random_start": False},
+        InputError,
+        "random_start=True",
+    ),
+    "prompt too long": ({"prompt": "a " * 40}, InputError, "reads 16 tokens"),
+    "further prompt too long": ({"prompts": ["a " * 40]}, InputError, "reads 16 tokens"),
+    "no prompt": ({"prompt": ""}, InputError, "instruction"),
+    "two prompts for one": ({"prompt": ["a", "b"]}, InputError, "one prompt or 1"),
+    "two seeds for one": ({"seed": [1, 2]}, InputError, "one seed or 1"),
+    "black mask": ({"mask": torch.zeros(16, 16)}, ImageError, "no pixel may change"),
+    "unknown ball": ({"ball": "linff"}, InputError, "did you mean linf"),
+    "unknown schedule": ({"schedule": "cosinus"}, InputError, "did you mean cosine"),
+    "unknown transform": ({"eot": ("jpg:75",)}, InputError, "did you mean jpeg"),
+    "transform out of range": ({"eot": ("jpeg:0",)}, InputError, "quality from 1 to 100"),
+    "unknown method": ({"method": "sfim"}, InputError, "did you mean sifm"),
+    "unknown further editor": ({"also": ["miniature-ip2q"]}, InputError, "did you mean miniature-ip2p"),
+}
+
+
+@pytest.mark.parametrize("changes, kind, said", LIBRARY.values(), ids=LIBRARY)
+def test_wrong_input_to_the_library(changes, kind, said, library_editor):
+    arguments = {"image": fakes.images(), "prompt": "a", "steps": 1, **changes}
+    if "method" not in changes:
+        arguments.setdefault("timesteps", 1)
+    with pytest.raises(kind) as caught:
+        pipeline.immunize(arguments.pop("image"), library_editor, **arguments)
+    assert said in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def library_editor(ip2p_folder):
+    return load_editor(ip2p_folder, device="cpu", size=16)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "I;16", "8000 px"])
+def test_unusual_pictures_are_no_errors(mode, library_editor, tmp_path):
+    size = (8000, 16) if mode == "8000 px" else (24, 24)
+    if mode == "I;16":
+        Pil.fromarray(np.full(size, 40000, np.uint16)).save(tmp_path / "x.png")
+    else:
+        Pil.new("CMYK" if mode == "CMYK" else "RGB", size, 90).save(tmp_path / "x.tif")
+    x = load_image(next(tmp_path.iterdir()))
+    done = pipeline.immunize(x, library_editor, prompt="a", steps=1, timesteps=1)
+    assert done.image.shape == (1, 3, size[1], size[0]) and 0 < done.linf <= 0.03
+
+
 def test_there_are_at_least_thirty_cases():
-    assert len(CASES) >= 30
+    assert len(CASES) >= 30 and len(LIBRARY) >= 25
 
 
 @pytest.mark.parametrize("name", ["unknown method", "missing file"])

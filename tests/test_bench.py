@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -324,7 +325,7 @@ def test_rows_may_have_a_loop_of_their_own(tmp_path):
 
 def test_shards_change_nothing_but_memory(tmp_path, monkeypatch):
     whole = bench.run(toy_grid(), Store(tmp_path / "whole"))
-    monkeypatch.setattr("sifm_core.bench.run.SHARD", 2)
+    monkeypatch.setattr("sifm_core.bench.phases.SHARD", 2)
     seen: list[str] = []
     cut = bench.run(toy_grid(), Store(tmp_path / "cut"), lambda step: seen.append(step.phase))
     assert list(map(timeless, cut)) == list(map(timeless, whole))
@@ -366,11 +367,14 @@ def executor(kind: str) -> bench.Executor:
 
 
 @pytest.mark.parametrize("kind", ["pool", "ray"])
-def test_other_processes_give_the_same_records_and_may_die(tmp_path, kind):
+def test_other_processes_give_the_same_records_and_may_die(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine starves them
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # Ray's workers unpickle this file's classes
     grid = toy_grid(samples=samples(2), rows=(ROWS[0], ROWS[2]), batch=1)
     here = bench.run(grid, Store(tmp_path / "here"))
     marker = tmp_path / "marker"
     there = bench.run(replace(grid, editors=[Deadly(marker)]), Store(tmp_path / "there"), executor=executor(kind))
+    assert [r.info["failed"] for r in there if "failed" in r.info] == []
     assert marker.exists()
     assert list(map(timeless, there)) == list(map(timeless, here))
 

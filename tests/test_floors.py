@@ -10,10 +10,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"types", "errors"},
-    {"images", "memory", "noise", "features", "gradients", "pgd", "stats", "isr", "store", "metrics", "transforms"},
+    {
+        "images",
+        "memory",
+        "counting",
+        "noise",
+        "features",
+        "gradients",
+        "pgd",
+        "stats",
+        "isr",
+        "store",
+        "metrics",
+        "transforms",
+    },
     {"editors", "methods", "purify", "judges", "miniature"},
     {"pipeline", "layers", "plan"},
-    {"bench", "consistency", "controls", "fig3", "queue_client", "report"},
+    {"bench", "data", "consistency", "controls", "fig3", "queue_client", "report"},
     {"cli", "doctor", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -1,6 +1,6 @@
 """Benchmarks: a grid of pictures x rows x editors x seeds x purifiers x judges -> records in a store.
 
-``grid.py`` says what is to be run, ``run.py`` computes what is missing, ``executors.py`` where, ``work.py`` how one
+``grid.py`` says what is to be run, ``phases.py`` computes what is missing, ``executors.py`` where, ``work.py`` how one
 batch of it; ``presets/`` holds the paper's tables as TOML, read by ``config.py``.
 """
 
@@ -14,9 +14,9 @@ from .grid import Grid as Grid
 from .grid import Row as Row
 from .grid import Sample as Sample
 from .grid import benchmark as benchmark
+from .phases import FIDELITY as FIDELITY
+from .phases import fill as fill
+from .phases import provenance as provenance
+from .phases import run as run
 from .provenance import hardware as hardware
 from .provenance import package_version as package_version
-from .run import FIDELITY as FIDELITY
-from .run import fill as fill
-from .run import provenance as provenance
-from .run import run as run

@@ -218,7 +218,7 @@ def open_judges(specs: Sequence[str], **options: Any) -> list[Judge | str]:
     ``options`` are those of vision-language models, such as ``cache`` and ``max_cost``.
     """
     from ..judges import VLM
-    from .run import HERE
+    from .phases import HERE
 
     found: list[Judge | str] = []
     for spec in specs:

@@ -22,7 +22,8 @@ ANSWER_TOKENS, ASKED_BYTES = 2000, 4000
 
 @dataclass(frozen=True)
 class Line:
-    """One phase: how many pictures (or verdicts), ``seconds`` on one device, ``dollars``; None is unknown.
+    """One phase: how many pictures (or verdicts), ``seconds`` on one device, ``dollars`` (of
+    judges at most); None is unknown.
 
     ``basis`` says where the seconds come from.
     """
@@ -34,8 +35,14 @@ class Line:
     basis: str
 
 
-def estimate(plan: Plan, store: Store | None = None, tflops: float | None = None) -> list[Line]:
-    """One line per phase. ``store``: a run whose measured rates count; ``tflops`` the device's sustained speed."""
+def estimate(
+    plan: Plan, store: Store | None = None, tflops: float | None = None, hourly: float | None = None
+) -> list[Line]:
+    """One line per phase.
+
+    ``store``: a run whose measured rates count; ``tflops``: the device's sustained speed, ``hourly`` what an hour of it
+    costs in dollars.
+    """
     grid = plan.grid()
     counts = grid.counts()
     measured = dict(store.documents("rate")) if store else {}
@@ -57,7 +64,8 @@ def estimate(plan: Plan, store: Store | None = None, tflops: float | None = None
             seconds, basis = work / tflops, f"operation counts at {tflops:g} TFLOP/s"
         else:
             seconds, basis = None, "not known before it was measured: run a few images first, or give --tflops"
-        lines.append(Line(phase, jobs, seconds, _dollars(plan, jobs) if phase == "judge" else 0.0, basis))
+        rent = 0.0 if hourly is None else None if seconds is None else seconds / 3600 * hourly
+        lines.append(Line(phase, jobs, seconds, _dollars(plan, jobs) if phase == "judge" else rent, basis))
     return lines
 
 

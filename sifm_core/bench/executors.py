@@ -11,7 +11,7 @@ import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -216,9 +216,8 @@ def _serve(pipe: Any, gpu: str | None, threads: int) -> None:
 class Ray(_Crew):
     """Actors on a Ray cluster: ``address`` "auto" joins the running one (or starts one here), or "ray://host:port".
 
-    "local" always starts one here.
-
-    ``workers``: how many; by default one per GPU of the cluster, or one per two CPUs where it has none.
+    "local" always starts one here. This package must be installed where the workers are. ``workers``: how many; by
+    default one per GPU of the cluster, or one per two CPUs where it has none.
     """
 
     def __init__(self, address: str = "auto", workers: int | None = None) -> None:
@@ -249,8 +248,8 @@ class Ray(_Crew):
         self.workers = self._wanted or gpus or max(1, cpus // 2)
         threads = max(1, cpus // self.workers)
         share = min(1.0, gpus / self.workers)
-        actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=-1, max_task_retries=0)(_Host)
-        self._all = [_Actor(ray, actor.remote(threads)) for _ in range(self.workers)]
+        actor = ray.remote(num_cpus=1, num_gpus=share)(_Host)
+        self._all = [_Actor(ray, lambda: actor.remote(threads)) for _ in range(self.workers)]
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -265,7 +264,7 @@ class Ray(_Crew):
 
 
 class _Host:
-    """The actor; its process keeps the models (:func:`sifm_core.bench.work.model`). Ray restarts it when it dies."""
+    """The actor; its process keeps the models (:func:`sifm_core.bench.work.model`)."""
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -275,18 +274,23 @@ class _Host:
 
 
 class _Actor:
-    def __init__(self, ray: Any, handle: Any) -> None:
-        self._ray, self.handle = ray, handle
+    def __init__(self, ray: Any, start: Callable[[], Any]) -> None:
+        self._ray, self._start = ray, start
+        self.handle = start()
         self.pending: Any = None
 
     def send(self, task: Task) -> None:
         self.pending = self.handle.attempt.remote(task)
 
     def result(self) -> Outcome:
+        errors = self._ray.exceptions
         try:
             return self._ray.get(self.pending)
-        except self._ray.exceptions.RayError as error:  # it died, or its node did
-            raise _Dead(type(error).__name__) from None
+        except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
+            self.handle = self._start()
+            raise _Dead(said(error)) from None
+        except errors.RayError as error:  # such as a module that the worker does not have
+            return failure(error)
 
     def stop(self) -> None:
         self._ray.kill(self.handle)

@@ -62,6 +62,9 @@ def run(
     tflops: Annotated[
         float | None, typer.Option("--tflops", help="For --dry-run: sustained speed of a device, in TFLOP/s.")
     ] = None,
+    hourly: Annotated[
+        float | None, typer.Option("--hourly", help="For --dry-run: dollars that an hour of a device costs.")
+    ] = None,
     verify: Verify = False,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +100,7 @@ def run(
         from ..store import Store
 
         known = Store(out, create=False) if (out / "run.sqlite").is_file() else None
-        lines = estimate(plan, known, tflops)
+        lines = estimate(plan, known, tflops, hourly)
         if as_json:
             return dump({"plan": plan.as_dict(), "phases": [asdict(line) for line in lines]})
         print(f"{plan.title} ({plan.profile}), would go to {out}")

@@ -71,15 +71,8 @@ def consistency(
     if as_json:
         found = {kind: {axis: asdict(cell) for axis, cell in row.items()} for kind, row in table.items()}
         return dump({"samples": len(records), "seed": seed, "people": named, "raters": list(raters), "table": found})
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    part = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    columns = table_one.cells(table)
-    for i, title in enumerate(columns):
-        part.add_column(title, justify="left" if i < 2 else "right", no_wrap=True)
-    for row in zip(*columns.values(), strict=True):
-        part.add_row(*row)
-    Console().print(part)
+    columns = [[title, *cells] for title, cells in table_one.cells(table).items()]
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
+        print("  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)))
     print(f"{len(records)} samples of {run}; people: {', '.join(named) or 'none'}; raters: {', '.join(raters)}")

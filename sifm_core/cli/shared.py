@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -165,4 +166,7 @@ def _type_name(kind: Any) -> str:
 def load_editor(name: str, device: str, dtype: str, download: bool) -> Editor:
     from ..editors import load_editor
 
-    return load_editor(name, device=device, dtype=dtype, local_files_only=not download)
+    def say(hub_id: str, size: int) -> None:
+        print(f"sifm: fetching {size / 1e9:.2f} GB of {hub_id}", file=sys.stderr)
+
+    return load_editor(name, device=device, dtype=dtype, local_files_only=not download, on_download=say)

@@ -71,8 +71,8 @@ def load_editor(
     incomplete, not safetensors or of another pipeline class, for a repository that cannot be reached, and when memory
     or disk is too small.
     """
-    where = torch.device(_device(device))
-    number = _dtype(dtype, where)
+    where = check_device(device)
+    number = check_dtype(dtype, where)
     if offload not in _OFFLOADS:
         raise unknown("offload", str(offload), _OFFLOADS)
     name = os.fspath(source)
@@ -118,9 +118,11 @@ def _folder(name: str, fetch: Callable[[str], Path]) -> Path:
     raise EditorError(f"{folder}: no such folder; give a built-in name ({', '.join(BUILTIN)}), a folder or a hub id")
 
 
-def _device(device: str | torch.device) -> str | torch.device:
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, "auto" resolved. Raises InputError for one that is not there."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(kind)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -128,10 +130,11 @@ def _device(device: str | torch.device) -> str | torch.device:
         raise InputError(
             f"device {str(device)!r} cannot be used ({reason}): use 'auto', 'cuda', 'mps' or 'cpu'"
         ) from error
-    return device
+    return torch.device(device)
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def check_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The type of the networks' numbers, "auto" resolved. Raises InputError for an unknown name."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -30,6 +30,11 @@ class LatentEditor:
     net: nn.Module
     prepare: Any
     blank: Any
+    words: Any
+    denoise: Any
+    target: Any
+    generate: Any
+    edit: Any
 
     def __init__(
         self,

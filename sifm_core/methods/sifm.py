@@ -87,7 +87,7 @@ def build(
     if not (math.isfinite(lam) and lam >= 0):
         raise InputError(f"lam: expected a weight of at least 0, got {lam!r}")
     paths = resolve(editor.net, _patterns(layers, editor.layer_presets))
-    times = _times(timesteps, editor.num_train_timesteps)
+    times = times_of(timesteps, editor.num_train_timesteps)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     conds = [cond, *(editor.prepare([prompt] * len(x)) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
@@ -158,19 +158,19 @@ def _patterns(layers: str | Sequence[str], presets: Mapping[str, tuple[str, ...]
     return [pattern for name in names if name for pattern in presets.get(name, (name,))]
 
 
-def _times(timesteps: int | str | Sequence[int], n: int) -> list[int]:
+def times_of(timesteps: int | str | Sequence[int], n: int) -> list[int]:
     """The set T. Ten of 1000 are 91, 182, ... 909; as text: "10", "200,400,600" or the name of a third."""
     if isinstance(timesteps, str):
         thirds = {"late": slice(0, 3), "mid": slice(3, 7), "early": slice(7, 10)}
         if timesteps in thirds:
-            return _times(10, n)[thirds[timesteps]]
+            return times_of(10, n)[thirds[timesteps]]
         try:
             numbers = [int(part) for part in timesteps.split(",") if part.strip()]
         except ValueError:
             raise InputError(
                 f"timesteps: expected a count, a list or one of early, mid, late, got {timesteps!r}"
             ) from None
-        return _times(numbers[0] if "," not in timesteps and numbers else numbers, n)
+        return times_of(numbers[0] if "," not in timesteps and numbers else numbers, n)
     if isinstance(timesteps, int):
         if not 1 <= timesteps <= n:
             raise InputError(f"timesteps: expected a count from 1 to {n}, got {timesteps}")

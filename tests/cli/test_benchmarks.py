@@ -49,8 +49,8 @@ def sifm(tmp_path, monkeypatch, capsys):
 
 
 def test_from_a_file_to_the_report_and_on(sifm):
-    said = sifm("bench", "run", "small.toml", "--out", "run", "--dry-run")
-    assert "immunize         8" in said and "edit            20" in said and not Path("run").exists()
+    said = sifm("bench", "run", "small.toml", "--out", "run", "--dry-run").split()
+    assert said[said.index("immunize") + 1] == "8" and said[said.index("edit") + 1] == "20" and not Path("run").exists()
     done = sifm("bench", "run", "small.toml", "--out", "run", "--judge", "none", "--json")
     assert done["records"] == done["total"]["records"] == 20 and done["failed"] == {}
     assert set(done["files"]) <= {p.name for p in Path("run").iterdir()}
@@ -86,7 +86,7 @@ def test_failures_are_said_kept_and_retried(sifm, monkeypatch):
     assert "sifm bench retry run" in sifm("bench", "run", "small.toml", "--out", "run", code=1)  # not by itself
     done = sifm("bench", "retry", "run", "--json")
     assert done["failed"] == {} and done["done"]["immunize"] == 8
-    assert "lamp" not in Path("run/report.html").read_text()
+    assert "lamp broken" not in Path("run/report.html").read_text()
 
 
 def test_data_commands(sifm):
@@ -168,4 +168,4 @@ def test_the_estimate_counts_operations_and_money(tmp_path, monkeypatch):
     assert lines["edit"].seconds == pytest.approx(2 * 12 * 100 * 3 * 0.80 / 100)
     assert lines["judge"].jobs == 2 * 12 * 2 and lines["judge"].dollars > 0
     twice = {line.phase: line for line in estimate(plan, tflops=200.0)}
-    assert twice["immunize"].seconds == pytest.approx(lines["immunize"].seconds / 2) > 0
+    assert 0 < twice["immunize"].seconds == pytest.approx(lines["immunize"].seconds / 2)

@@ -68,6 +68,16 @@ def test_a_job_answers_what_single_calls_answer_at_half_the_price(server, judge_
     assert len(server.requests) == before and states(again) == ["ok", "ok"]
 
 
+def test_a_job_carries_what_a_single_call_sends(server, judge_for, tmp_path):
+    judge_for().judge([case("ok")])
+    load_judge(f"gemini:fake-model@{server.url}").judge([case("ok")])
+    jobs, single = (
+        [r.body for r in sorted(part, key=lambda r: r.question)] for part in (server.requests[:2], server.requests[2:])
+    )
+    assert jobs == single and all(body["generationConfig"]["responseSchema"] for body in jobs)
+    assert all(len(body["safetySettings"]) == 4 for body in jobs)
+
+
 def test_what_has_not_ended_is_unclear_and_is_collected_later(server, judge_for):
     server.job_polls = 3
     cases = [case(f"ok {i}") for i in range(5)]

@@ -1,0 +1,76 @@
+"""What an immunization will take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from .app import app
+from .shared import EDITOR, Device, Dtype, EditorName, Json
+
+
+@app.command()
+def plan(
+    editor: EditorName = EDITOR,
+    size: Annotated[
+        int | None, typer.Option("--size", metavar="PX", help="Longer side at which it works; default: the editor's.")
+    ] = None,
+    timesteps: Annotated[int, typer.Option("--timesteps", metavar="T", help="How many.")] = 10,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Iterations.")] = 100,
+    layers: Annotated[str, typer.Option("--layers", help="Presets of the editor or module paths.")] = "deep",
+    batch: Annotated[int, typer.Option("--batch", metavar="B", help="Pictures at a time.")] = 1,
+    offload: Annotated[str, typer.Option("--offload", help="none, text or sequential.")] = "none",
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute instead of keeping.")] = False,
+    memory: Annotated[
+        float | None, typer.Option("--memory", metavar="GB", help="What there is; proposes what fits.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """What SIFM on an editor will take: TFLOP, GB, seconds.
+
+    Counted on the editor's architecture, without its weights; the seconds after two of calibration on this machine.
+    """
+    from .. import plan as plans
+    from ..editors import check_device, check_dtype
+    from ..editors.skeleton import skeleton
+
+    where = check_device(device)
+    kind = str(check_dtype(dtype, where)).removeprefix("torch.")
+    native = size if size is not None else int(skeleton(editor, text=False).settings["size"])
+    wanted = plans.Settings(editor, native, timesteps, steps, layers, batch, kind, str(where), offload, checkpointing)
+    found = plans.plan(wanted, memory=None if memory is None else memory * 1e9)
+    if as_json:
+        print(json.dumps(_plain(found)))
+        return
+    cost = found.cost
+    print(f"{editor} at {native} px, {batch} x {steps} iterations of {timesteps} timesteps, {kind} on {where}:")
+    print(f"  {cost.flops / 1e12:.4g} TFLOP, about {found.seconds:.3g} s on this machine")
+    print(
+        f"  {cost.memory / 1e9:.2f} GB at the peak: networks {cost.networks / 1e9:.2f}, text encoders "
+        f"{cost.text / 1e9:.2f}, one iteration {cost.working / 1e9:.2f}"
+    )
+    if found.fits:
+        print(f"  fits into {memory:g} GB")
+    elif found.fitting:
+        other, less = found.fitting
+        changed = {name: value for name, value in asdict(other).items() if value != asdict(wanted)[name]}
+        print(f"  does not fit into {memory:g} GB; this does, with {less.memory / 1e9:.2f} GB:")
+        print("  " + ", ".join(f"{name}={value}" for name, value in changed.items()))
+    elif found.fits is False:
+        print(f"  does not fit into {memory:g} GB, and no smaller size, type or batch does")
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    fitting = found.fitting and {"settings": asdict(found.fitting[0]), "cost": found.fitting[1]._asdict()}
+    return {
+        "settings": asdict(found.settings),
+        "cost": found.cost._asdict(),
+        "seconds": found.seconds,
+        "fits": found.fits,
+        "fitting": fitting,
+    }

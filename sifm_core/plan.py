@@ -1,0 +1,224 @@
+"""What an immunization will take, before it is started: FLOP, memory, seconds, and the settings that fit a memory."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .counting import counting
+from .editors.skeleton import skeleton
+from .errors import InputError
+from .methods import sifm
+
+CALIBRATION = 2.0
+"""Seconds."""
+OVERHEAD = 0.6e9
+"""Bytes that CUDA's context and libraries take."""
+SMALLER = (1024, 768, 512, 256)
+"""Working sizes that are proposed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the cost of SIFM on an editor; ``size`` is the longer side at which it works, in pixels."""
+
+    editor: str
+    size: int
+    timesteps: int
+    steps: int
+    layers: str | Sequence[str] = "deep"
+    batch: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    offload: str = "none"
+    checkpointing: bool = False
+
+
+class Cost(NamedTuple):
+    """``flops`` of all iterations of the batch; memory in bytes, at the peak of the loop and while prompts are read.
+
+    ``networks`` are those of the loop, ``text`` the text encoders, ``working`` what one iteration makes.
+    """
+
+    flops: int
+    networks: int
+    text: int
+    working: int
+    memory: int
+
+
+class Rates(NamedTuple):
+    """FLOP/s that a device was seen to reach, forwards and backwards: in convolutions, in matrix products."""
+
+    convolution: float
+    product: float
+
+
+class Plan(NamedTuple):
+    """``seconds`` None without a calibration; ``fitting`` the nearest settings that fit a memory that these do not."""
+
+    settings: Settings
+    cost: Cost
+    seconds: float | None
+    fits: bool | None
+    fitting: tuple[Settings, Cost] | None
+
+
+def plan(settings: Settings, *, memory: float | None = None, calibrate: bool = True) -> Plan:
+    """Estimate, from counted operations and a calibration of :data:`CALIBRATION` seconds on this machine.
+
+    ``memory`` in bytes. What is elementwise is in the calibration, not in the count; a picture's way to and from the
+    working size, and the first compilation of kernels, are in neither. Raises InputError for settings out of range,
+    LayerError for layers that are none, EditorError for an editor whose architecture is not known here.
+    """
+    for name in ("size", "timesteps", "steps", "batch"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name}: expected a whole number of at least 1, got {getattr(settings, name)}")
+    if memory is not None and not memory > 0:
+        raise InputError(f"memory: expected gigabytes above 0, such as 12, got {memory / 1e9:g}")
+    counted, cost = _counted(settings), _cost(settings)
+    seconds = None
+    if calibrate:
+        rates = rate(settings.device, settings.dtype)
+        seconds = _iterations(settings, counted.convolution) / rates.convolution
+        seconds += _iterations(settings, counted.product) / rates.product
+    if memory is None:
+        return Plan(settings, cost, seconds, None, None)
+    fits = cost.memory <= memory
+    return Plan(settings, cost, seconds, fits, None if fits else _fitting(settings, memory))
+
+
+def rate(device: str, dtype: str, seconds: float = CALIBRATION) -> Rates:
+    """Run a residual block and a transformer block, forwards and backwards, for half of ``seconds`` each."""
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+
+    residual = lambda: ResnetBlock2D(in_channels=256, temb_channels=None)  # noqa: E731
+    transformer = lambda: BasicTransformerBlock(640, 8, 80, cross_attention_dim=768)  # noqa: E731
+    text = {"encoder_hidden_states": (1, 77, 768)}
+    return Rates(
+        _rate(residual, (1, 256, 64, 64), {"temb": None}, device, dtype, seconds / 2),
+        _rate(transformer, (1, 1024, 640), text, device, dtype, seconds / 2),
+    )
+
+
+def _rate(
+    make: Callable[[], nn.Module], shape: Sequence[int], extra: dict[str, Any], device: str, dtype: str, seconds: float
+) -> float:
+    def ready(where: str) -> Callable[[], Any]:
+        kind: dict[str, Any] = {"device": where, "dtype": getattr(torch, dtype)}
+        block, x = make().to(**kind).requires_grad_(False), torch.full(tuple(shape), 0.1, **kind).requires_grad_()
+        given = {k: None if v is None else torch.full(v, 0.1, **kind) for k, v in extra.items()}
+        return lambda: torch.autograd.grad(block(x, **given).sum(), x)
+
+    with counting() as counter:
+        ready("meta")()
+    run = ready(device)
+
+    def synchronised() -> float:
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        run()
+        start, done = synchronised(), 0
+        while done == 0 or synchronised() - start < seconds:
+            run()
+            done += 1
+        return counter.flops * done / (synchronised() - start)
+
+
+def _iterations(settings: Settings, per_iteration: int) -> int:
+    return per_iteration * settings.steps * settings.batch
+
+
+class _Count(NamedTuple):
+    """FLOP of one iteration of one picture, and the bytes that it makes at its peak."""
+
+    convolution: int
+    product: int
+    peak: int
+
+
+def _counted(settings: Settings) -> _Count:
+    """Of float32 where the type is another: the numbers of bytes are in proportion."""
+    layers = settings.layers if isinstance(settings.layers, str) else tuple(settings.layers)
+    once, term = _iteration(settings.editor, settings.size, layers, settings.checkpointing)
+    more, width = settings.timesteps - 1, torch.finfo(getattr(torch, settings.dtype)).bits / 32
+    return _Count(
+        once.convolution + more * term.convolution, once.product + more * term.product, round(once.peak * width)
+    )
+
+
+@cache
+def _iteration(editor: str, size: int, layers: str | tuple[str, ...], checkpointing: bool) -> tuple[_Count, _Count]:
+    """With one timestep, and what each further one adds."""
+    model = skeleton(editor, size=size, text=False)
+    if checkpointing:
+        networks: list[Any] = [model.pipe.vae, model.net]
+        for network in networks:
+            network.enable_gradient_checkpointing()
+    x, cond = torch.zeros(1, 3, *model.work_size(size, size), device="meta"), model.blank(1)
+    grad_fn = sifm.build(model, x, cond, timesteps=1, layers=layers, aggregation="per_layer")
+    with counting() as once:
+        grad_fn(x, 0)
+    with torch.no_grad():
+        z = model.encode(x)
+    model.encode = lambda x: x * 1  # type: ignore[method-assign]
+    term = sifm.build(model, z, cond, timesteps=1, layers=layers, aggregation="per_layer")
+    with counting() as more:
+        term(z, 0)
+    first, further = (_Count(c.convolution, c.product, c.peak) for c in (once, more))
+    return first, further
+
+
+@cache
+def _parameters(editor: str) -> tuple[int, int]:
+    """Of the networks in the loop, of the text encoders."""
+    parts = skeleton(editor).pipe.components.items()
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts if isinstance(part, nn.Module)}
+    text = sum(size for name, size in sizes.items() if name.startswith("text_encoder"))
+    return sum(sizes.values()) - text, text
+
+
+def _cost(settings: Settings) -> Cost:
+    counted = _counted(settings)
+    networks, text = (n * getattr(torch, settings.dtype).itemsize for n in _parameters(settings.editor))
+    working = counted.peak * settings.batch
+    loop = networks + working + (text if settings.offload == "none" else 0)
+    reading = text + (0 if settings.offload == "sequential" else networks)
+    overhead = int(OVERHEAD) if torch.device(settings.device).type == "cuda" else 0
+    return Cost(
+        _iterations(settings, counted.convolution + counted.product),
+        networks,
+        text,
+        working,
+        max(loop, reading) + overhead,
+    )
+
+
+def _fitting(settings: Settings, memory: float) -> tuple[Settings, Cost] | None:
+    """The first that fits, from what changes only the time, over what changes the numbers, to what changes the work."""
+    offloads = [settings.offload]
+    if torch.device(settings.device).type != "cpu":
+        offloads = list(dict.fromkeys((settings.offload, "text", "sequential")))
+    dtypes = dict.fromkeys((settings.dtype, "bfloat16"))
+    sizes = [settings.size, *(size for size in SMALLER if size < settings.size)]
+    for size, dtype, batch in itertools.product(sizes, dtypes, dict.fromkeys((settings.batch, 1))):
+        for checkpointing, offload in itertools.product(dict.fromkeys((settings.checkpointing, True)), offloads):
+            change = {"size": size, "dtype": dtype, "batch": batch}
+            other = replace(settings, **change, checkpointing=checkpointing, offload=offload)
+            cost = _cost(other)
+            if cost.memory <= memory:
+                return other, cost
+            if cost.networks > memory or (cost.text > memory and offload != "none"):
+                break
+    return None

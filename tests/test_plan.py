@@ -1,0 +1,181 @@
+"""Estimates against what is counted by running it, and memory against what there is to hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from sifm_core import plan as plans
+from sifm_core.cli import main
+from sifm_core.counting import counting
+from sifm_core.editors import load_editor
+from sifm_core.editors.skeleton import KNOWN, skeleton
+from sifm_core.errors import EditorError, InputError, LayerError
+from sifm_core.methods import sifm
+from sifm_core.plan import Settings, plan
+
+FOLDERS = ["ip2p_folder", "sd3_folder", "ultraedit_folder"]
+
+
+@pytest.fixture(params=FOLDERS)
+def wanted(request: pytest.FixtureRequest) -> Settings:
+    return Settings(str(request.getfixturevalue(request.param)), size=16, timesteps=3, steps=5, batch=2)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "CALIBRATION", 0.02)
+
+
+def test_flops_are_those_of_a_real_run(wanted: Settings) -> None:
+    editor = load_editor(wanted.editor, device="cpu", size=16)
+    x = torch.full((1, 3, 16, 16), 0.5)
+    layers = editor.layer_presets["deep"]
+    grad_fn = sifm.build(editor, x, editor.prepare(["a"]), timesteps=3, layers=layers)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        grad_fn(x, 0)
+    expected = 5 * 2 * counter.get_total_flops()
+    assert plan(wanted, calibrate=False).cost.flops == pytest.approx(expected, rel=0.1), "fused attention differs"
+
+
+def test_networks_and_text_encoders_are_their_weights(wanted: Settings) -> None:
+    editor = load_editor(wanted.editor, device="cpu", dtype="bfloat16")
+    parts = {n: p for n, p in editor.pipe.components.items() if isinstance(p, torch.nn.Module)}
+    size = lambda text: sum(  # noqa: E731
+        2 * w.numel() for n, p in parts.items() if n.startswith("text") is text for w in p.parameters()
+    )
+    cost = plan(replace(wanted, dtype="bfloat16"), calibrate=False).cost
+    assert (cost.networks, cost.text) == (size(False), size(True))
+
+
+def test_memory_adds_up_and_follows_the_settings(wanted: Settings) -> None:
+    cost = lambda **change: plan(replace(wanted, **change), calibrate=False).cost  # noqa: E731
+    plain = cost()
+    assert plain.memory == plain.networks + plain.text + plain.working
+    assert cost(batch=4).working == 2 * plain.working
+    assert cost(dtype="bfloat16").working == pytest.approx(plain.working / 2)
+    assert cost(timesteps=9).working == plain.working and cost(timesteps=9).flops > 1.5 * plain.flops
+    text = cost(offload="text")
+    assert text.memory == max(text.networks + text.working, text.networks + text.text)
+    sequential = cost(offload="sequential")
+    assert sequential.memory == max(text.networks + text.working, text.text)
+    assert cost(checkpointing=True).flops > plain.flops
+
+
+def test_checkpointing_takes_less_memory_at_true_size() -> None:
+    """Counted on a stack of layers, where what it saves is known."""
+    with torch.device("meta"):
+        layers = [torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.SiLU()) for _ in range(8)]
+        x = torch.zeros(1, 4, 32, 32, requires_grad=True)
+
+    def run(saving: bool) -> int:
+        with counting() as counter:
+            h = x * 1
+            for layer in layers:
+                h = checkpoint(layer, h, use_reentrant=False) if saving else layer(h)
+            torch.autograd.grad(h.sum(), x)
+        return counter.peak
+
+    assert run(True) < 0.8 * run(False)
+
+
+def test_what_is_gone_no_longer_counts_and_views_never_do() -> None:
+    a = torch.zeros(100, 100, device="meta")
+    with counting() as counter:
+        b = a + 1
+        view = b.t().reshape(-1)[:10]
+        c = b @ b
+        del b, c, view
+        d = a * 2
+    assert counter.peak == 2 * 40_000 and counter.product == 2 * 100**3 and counter.convolution == 0 and d.is_meta
+
+
+def test_attention_counts_as_fused_and_torch_is_as_before() -> None:
+    plain = F.scaled_dot_product_attention
+    q = torch.zeros(1, 2, 300, 8, device="meta")
+    with counting() as counter:
+        F.scaled_dot_product_attention(q, q, q)
+    assert counter.product == 2 * (2 * 2 * 300 * 300 * 8) and counter.peak < 4 * 300 * 300
+    with pytest.raises(ZeroDivisionError), counting():
+        1 / 0  # noqa: B018
+    assert F.scaled_dot_product_attention is plain
+
+
+def test_seconds_come_from_a_calibration(wanted: Settings) -> None:
+    assert plan(wanted, calibrate=False).seconds is None
+    rates = plans.rate("cpu", "float32", 0.02)
+    assert min(rates) > 1e6
+    found = plan(wanted)
+    assert found.seconds is not None and found.seconds > 0
+    assert plan(replace(wanted, steps=50)).seconds > 2 * found.seconds
+
+
+def test_what_fits_is_found_or_said_not_to_exist(wanted: Settings) -> None:
+    cost = plan(wanted, calibrate=False).cost
+    assert plan(wanted, memory=cost.memory, calibrate=False).fits is True
+    less = plan(wanted, memory=cost.memory * 0.8, calibrate=False)
+    assert less.fits is False and less.fitting is not None
+    other, its = less.fitting
+    assert its.memory <= cost.memory * 0.8 and other != wanted
+    assert plan(other, memory=cost.memory * 0.8, calibrate=False).fits is True
+    none = plan(wanted, memory=1000, calibrate=False)
+    assert (none.fits, none.fitting) == (False, None)
+
+
+@pytest.mark.parametrize("editor", sorted(KNOWN))
+def test_the_known_architectures_have_the_true_number_of_weights(editor: str) -> None:
+    parts = skeleton(editor).pipe.components
+    size = lambda name: sum(p.numel() for p in parts[name].parameters())  # noqa: E731
+    if "unet" in parts:
+        assert (size("unet"), size("vae"), size("text_encoder")) == (859_532_484, 83_653_863, 123_060_480)
+        return
+    assert (size("vae"), size("text_encoder")) == (83_819_683, 123_650_304)
+    assert (size("text_encoder_2"), size("text_encoder_3")) == (694_659_840, 4_762_310_656)
+    more = 16 * 1536 * 2 * 2 if "UltraEdit" in editor else 0
+    assert size("transformer") == 2_028_328_000 + more
+
+
+def test_a_skeleton_with_numbers_runs_as_an_editor(ip2p_folder) -> None:
+    editor = skeleton(str(ip2p_folder), device="cpu", text=False, size=16)
+    real = load_editor(ip2p_folder, device="cpu", size=16)
+    assert [p.shape for p in editor.net.parameters()] == [p.shape for p in real.net.parameters()]
+    x = torch.full((1, 3, 16, 16), 0.5)
+    found = sifm.build(editor, x, editor.prepare(["a"]), timesteps=1)(x, 0)
+    assert bool(found.grad.any()) and bool(torch.isfinite(found.loss).all())
+    same = skeleton(str(ip2p_folder), device="cpu", text=False, size=16)
+    assert torch.equal(next(same.net.parameters()), next(editor.net.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"editor": "miniature-ip2q"}, InputError, "did you mean"),
+        ({"editor": "nobody/nothing"}, EditorError, "not in the local cache"),
+        ({"timesteps": 0}, InputError, "timesteps"),
+        ({"steps": 0}, InputError, "steps"),
+        ({"batch": 0}, InputError, "batch"),
+        ({"size": 0}, InputError, "size"),
+        ({"layers": "mid_blok"}, LayerError, "mid_block"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(ip2p_folder, change: dict, error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        plan(replace(Settings(str(ip2p_folder), 16, 2, 1), **change), calibrate=False)
+
+
+def test_the_command_prints_what_it_found(ip2p_folder, capsys) -> None:
+    given = ["plan", "--editor", str(ip2p_folder), "--size", "16", "--timesteps", "2", "--device", "cpu"]
+    assert main([*given, "--memory", "0.000001"]) == 0
+    text = capsys.readouterr().out
+    assert "TFLOP" in text and "does not fit into 1e-06 GB" in text
+    assert main([*given, "--json", "--memory", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True and found["cost"]["flops"] > 0 and found["settings"]["timesteps"] == 2
+    assert main([*given, "--memory", "-1"]) == 2
