@@ -40,7 +40,8 @@ KINDS = (
     "prediction",
     "mixed",
 )
-GROUP, GROUPS, RENDERED, STEPS, BATCH = 24, 48, 12_000, 1500, 48
+GROUP, GROUPS, RENDERED, BATCH = 24, 48, 12_000, 48
+STEPS = {"conv": 1500, "patch": 3000}
 SCALE = torch.tensor([1.0, 1.0, 4.0, 10.0])
 """Brings the four measures to one size."""
 Cases = dict[str, Tensor]
@@ -70,7 +71,7 @@ def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: in
     shares = {}
     for name, network in networks.items():
         torch.manual_seed(seed)
-        fit(network, train_on, drawn, tokens, steps or STEPS, log, checkpoints / f"{name}.pt")
+        fit(network, train_on, drawn, tokens, steps or STEPS[name], log, checkpoints / f"{name}.pt")
         shares[name] = predict(network, test, tokens)
         thresholds, notes = calibrate(shares[name], test["label"].numpy())
         log(f"{name}: thresholds {thresholds}, on held-back editor outputs {json.dumps(notes)}")
