@@ -19,6 +19,13 @@ async def comfy_entrypoint():
     from .nodes import node_list
 
     class SifmExtension(ComfyExtension):
+        async def on_load(self):
+            from server import PromptServer
+
+            from .nodes.routes import register
+
+            register(PromptServer.instance.routes)
+
         async def get_node_list(self):
             return node_list()
 

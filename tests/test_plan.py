@@ -34,14 +34,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flops_are_those_of_a_real_run(wanted: Settings) -> None:
-    editor = load_editor(wanted.editor, device="cpu", size=16)
+    editor = skeleton(wanted.editor, device="cpu", text=False, size=16)
     x = torch.full((1, 3, 16, 16), 0.5)
-    layers = editor.layer_presets["deep"]
-    grad_fn = sifm.build(editor, x, editor.prepare(["a"]), timesteps=3, layers=layers)
+    grad_fn = sifm.build(editor, x, editor.prepare(["a"]), timesteps=3, layers="deep")
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         grad_fn(x, 0)
     expected = 5 * 2 * counter.get_total_flops()
-    assert plan(wanted, calibrate=False).cost.flops == pytest.approx(expected, rel=0.1), "fused attention differs"
+    found = plan(wanted, calibrate=False).cost.flops
+    assert expected <= found < 1.2 * expected, "a fused backward pass of attention computes one of its products again"
 
 
 def test_networks_and_text_encoders_are_their_weights(wanted: Settings) -> None:
@@ -89,7 +89,7 @@ def test_what_is_gone_no_longer_counts_and_views_never_do() -> None:
     a = torch.zeros(100, 100, device="meta")
     with counting() as counter:
         b = a + 1
-        view = b.t().reshape(-1)[:10]
+        view = b.t()[:10]
         c = b @ b
         del b, c, view
         d = a * 2

@@ -103,9 +103,12 @@ class Study(Graph):
         case = {"source": self.plan.source, "prompt": self.plan.prompt, "edited": self.edit.edited}
         return self.add("SIFM_MLLMJudge", title, **case, **chosen).verdicts
 
-    def results(self, judges: list[Out], title: str = "5  Result", *, grid: bool = True, export: bool = True) -> Node:
+    def results(
+        self, judges: list[Out], title: str = "5  Result", *, grid: bool = True, export: bool = True, **given: Any
+    ) -> Node:
         self.group(title, RESULT, width=900)
-        table = self.add("SIFM_ResultsTable", attack=self.plan.attack, edit=self.edit.edit, judges=judges)
+        shown = {"attack": self.plan.attack, "edit": self.edit.edit, "judges": judges}
+        table = self.add("SIFM_ResultsTable", **shown, **given)
         self.add("PreviewAny", "Table", source=table.table, height=560)
         if grid:
             self.add("SIFM_ComparisonGrid", records=table.records, rows=6, side=160)
@@ -257,11 +260,11 @@ def purification(g: Study) -> None:
     g.results(judges, "6  Result")
 
 
-def comparison(title: str, text: str, editor: str, baselines: Sequence[str]) -> Callable[[Study], None]:
+def comparison(paper: str, title: str, text: str, editor: str, baselines: Sequence[str]) -> Callable[[Study], None]:
     def build(g: Study) -> None:
         (loaded,) = g.start(title, text, editor)
         g.attack(loaded, g.methods(loaded, baselines))
-        g.results(g.judges())
+        g.results(g.judges(), paper=paper)
 
     return build
 
@@ -279,11 +282,17 @@ def transfer(g: Study) -> None:
         a, b, c, d = (f"{n + 4 * i}  " for n in (2, 3, 4, 5))
         arms = g.methods(source, TRANSFERRED, f"{a}Protect: {name}")
         g.attack(target, arms, f"{b}Attack: {name}", unseen=False)
-        g.results(g.judges(f"{c}Judge: {name}"), f"{d}Result: {name}", grid=False, export=False)
+        g.results(
+            g.judges(f"{c}Judge: {name}"),
+            f"{d}Result: {name}",
+            grid=False,
+            export=False,
+            paper="none" if i else "table5",
+        )
 
 
 def variants(
-    title: str, text: str, editor: str, note: str, options: Mapping[str, Mapping[str, Any]]
+    paper: str, title: str, text: str, editor: str, note: str, options: Mapping[str, Mapping[str, Any]]
 ) -> Callable[[Study], None]:
     def build(g: Study) -> None:
         (loaded,) = g.start(title, text, editor)
@@ -292,9 +301,9 @@ def variants(
         for i, (name, chosen) in enumerate(options.items()):
             if i:
                 g.column()
-            arms.append(g.sifm(loaded, name, **chosen))
-        g.attack(loaded, arms, unseen=False)
-        g.results(g.judges())
+            arms.append(g.sifm(loaded, name if name == "SIFM" else f"SIFM: {name}", **chosen))
+        g.attack(loaded, arms, unseen=False, names="\n".join(options))
+        g.results(g.judges(), paper=paper)
 
     return build
 
@@ -374,7 +383,7 @@ def qualitative(g: Study) -> None:
         g.results(g.judges(f"{c}Judge: {name}"), f"{d}Result: {name}", export=False)
 
 
-OBJECTIVES = {"Distance only": {"objective": "dist"}, "Norm only": {"objective": "norm"}, "Full": {"objective": "full"}}
+OBJECTIVES = {"dist only": {"objective": "dist"}, "norm only": {"objective": "norm"}, "SIFM": {"objective": "full"}}
 GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "protect_my_image": (Graph, protect_my_image),
     "protect_and_test": (Graph, protect_and_test),
@@ -384,6 +393,7 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "paper_table2_sd3": (
         Study,
         comparison(
+            "table2",
             "Table II: Stable Diffusion 3",
             "Methods against each other at one budget, on the original and five unseen instructions.",
             "sd3-medium",
@@ -393,6 +403,7 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "paper_table3_instruct_pix2pix": (
         Study,
         comparison(
+            "table3",
             "Table III: InstructPix2Pix",
             "Methods against each other at one budget, on the original and five unseen instructions.",
             "instruct-pix2pix",
@@ -402,6 +413,7 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "paper_table4_hq_edit": (
         Study,
         comparison(
+            "table4",
             "Table IV: HQ-Edit",
             "Methods against each other at one budget, on the original and five unseen instructions.",
             "hq-edit",
@@ -412,6 +424,7 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "paper_table6_objective": (
         Study,
         variants(
+            "table6",
             "Table VI: what the objective's parts do",
             "SIFM with the distance alone, the norm alone, and both.",
             "sd3-medium",
@@ -422,11 +435,12 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "paper_table7_lambda": (
         Study,
         variants(
+            "table7",
             "Table VII: lambda",
             "SIFM with seven weights of the distance, from 0.001 to 1000.",
             "sd3-medium",
             "Only **lam** differs.",
-            {f"lambda = {lam:g}": {"lam": lam} for lam in LAMBDAS},
+            {str(lam): {"lam": lam} for lam in LAMBDAS},
         ),
     ),
     "paper_figure3_clip": (Study, clip),

@@ -91,7 +91,7 @@ def _watched(net: nn.Module) -> Iterator[tuple[list[str], list[Tensor]]]:
     """The paths of the layers in which the image attends to text, and, once ``net`` ran, their probabilities.
 
     The layers themselves compute what they always do; the probabilities, which fused attention hides, are computed
-    beside them from the same inputs.
+    beside them from the same inputs. A checkpoint would recompute without these: none is made meanwhile.
     """
     layers = {path: module for path, module in net.named_modules() if _is_joint(module) or _is_cross(module)}
     if not layers:
@@ -105,9 +105,14 @@ def _watched(net: nn.Module) -> Iterator[tuple[list[str], list[Tensor]]]:
         seen.append(_probabilities(module, hidden, kwargs["encoder_hidden_states"]))
 
     hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers.values()]
+    checkpointed: list[Any] = [module for module in net.modules() if getattr(module, "gradient_checkpointing", False)]
     try:
+        for module in checkpointed:
+            module.gradient_checkpointing = False
         yield list(layers), seen
     finally:
+        for module in checkpointed:
+            module.gradient_checkpointing = True
         for hook in hooks:
             hook.remove()
 

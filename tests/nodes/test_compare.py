@@ -130,7 +130,7 @@ def test_transfer_is_a_block_of_its_own_with_its_own_clean_row(editor, sd3_edito
     assert {r.editor for r in out[1].records} == {sd3_editor.editor.name}
     assert {r.info["protected_on"] for r in out[1].records} == {editor.editor.name}
     row = next(line for line in out[0].splitlines() if line.startswith("| noise pattern=pixel"))
-    assert "100% (1/1)" in row.split("|")[6], "net of the clean row"
+    assert "100% (1/1)" in row.split("|")[5], "net of the clean row"
 
 
 def test_prompts_must_fit_the_pictures(editor):

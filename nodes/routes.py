@@ -1,0 +1,180 @@
+"""What the sidebar asks the server: runs, their pictures, and what a person says of them. All under ``/sifm/``.
+
+Runs and pictures are named by ids, never by paths, so nothing outside the pack's own folder can be read. Requests that
+a page of another origin makes are refused, and so is a body that is larger than any answer needs to be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from aiohttp import web
+
+from sifm_core import report
+from sifm_core.errors import SifmError, StoreError
+from sifm_core.images import png_bytes
+from sifm_core.judges.human import QUESTIONS, Annotation, case_id, read_annotations, write_annotations
+from sifm_core.report.text import distances, rates
+from sifm_core.store import Store
+from sifm_core.types import Case
+
+from ._store import ANNOTATIONS, home
+
+LARGEST = 4096
+"""Bytes of a request's body."""
+WORDS = {"yes": True, "no": False, "?": None}
+"""What a person can say to each question."""
+_RUN, _PICTURE, _CASE = (re.compile(rf"[0-9a-f]{{{n}}}") for n in (12, 64, 16))
+_NAME = re.compile(r"[\w .-]{1,40}")
+_WRITING = Lock()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def register(table: web.RouteTableDef) -> None:
+    """Add the pack's routes to the server's."""
+    table.get("/sifm/runs")(_guarded(_runs))
+    table.get("/sifm/runs/{run}")(_guarded(_run))
+    table.get("/sifm/runs/{run}/pictures/{picture}")(_guarded(_picture))
+    table.get("/sifm/runs/{run}/cases")(_guarded(_cases))
+    table.post("/sifm/annotations")(_guarded(_annotate))
+
+
+def _guarded(work: Callable[..., Any]) -> Handler:
+    """The handler of ``work(request's parts, query, body)``, which runs in a thread and returns plain data or PNG."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if not _same_origin(request):
+            return web.json_response({"error": "another page may not ask this"}, status=403)
+        body = {}
+        if request.method == "POST":
+            if request.content_type != "application/json":
+                return web.json_response({"error": "expected JSON"}, status=415)
+            if (request.content_length or 0) > LARGEST:
+                return web.json_response({"error": f"at most {LARGEST} bytes"}, status=413)
+            try:
+                raw = await request.content.read(LARGEST + 1)
+                body = json.loads(raw) if len(raw) <= LARGEST else None
+            except (ValueError, RecursionError):
+                body = None
+            if not isinstance(body, dict):
+                return web.json_response({"error": "expected a JSON object"}, status=400)
+        try:
+            found = await asyncio.to_thread(work, dict(request.match_info), dict(request.query), body)
+        except LookupError as error:
+            return web.json_response({"error": str(error.args[0])}, status=404)
+        except (SifmError, ValueError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        if isinstance(found, bytes):
+            keep = {"Cache-Control": "private, max-age=31536000, immutable"}  # named by its content
+            return web.Response(body=found, content_type="image/png", headers=keep)
+        return web.json_response(found)
+
+    return handle
+
+
+def _same_origin(request: web.Request) -> bool:
+    """Is this from ComfyUI's own page, or from no page at all?"""
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        return False
+    origin = request.headers.get("Origin")
+    return origin is None or origin.partition("://")[2] == request.headers.get("Host")
+
+
+def _folder(run: str) -> Path:
+    folder = home() / "runs" / run
+    if not _RUN.fullmatch(run) or not (folder / "run.sqlite").is_file():
+        raise LookupError("no such run")
+    return folder
+
+
+def _runs(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
+    folders = [f for f in (home() / "runs").glob("*") if _RUN.fullmatch(f.name) and (f / "run.sqlite").is_file()]
+    listed = sorted(((f / "run.sqlite").stat().st_mtime, f) for f in folders)
+    return [{"id": folder.name, "time": time, **_about(folder)} for time, folder in reversed(listed)]
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        with Store(folder, create=False) as store:
+            records = list(store.records())
+    except StoreError as error:
+        return {"error": str(error)}
+    editors = sorted({record.editor for record in records})
+    methods = list(dict.fromkeys(record.method for record in records))
+    return {
+        "records": len(records),
+        "pictures": len({r.image for r in records}),
+        "editors": editors,
+        "methods": methods,
+    }
+
+
+def _run(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
+    with Store(_folder(parts["run"]), create=False) as store:
+        records = list(store.records())
+    made = report.make(records, {})
+    blocks = [{"title": p.title, "rates": rates(p.lines), "distances": distances(p.lines)} for p in made.parts]
+    shown = [asdict(record) | {"failed": report.answer(record)} for record in records]
+    return {"id": parts["run"], "headline": made.headline, "reading": made.reading, "blocks": blocks, "records": shown}
+
+
+def _picture(parts: dict[str, str], query: dict[str, str], body: Any) -> bytes:
+    folder, name = _folder(parts["run"]), parts["picture"]
+    with Store(folder, create=False) as store:
+        if not _PICTURE.fullmatch(name) or not store.has_image(name):
+            raise LookupError("no such picture")
+        return png_bytes(store.get_image(name))
+
+
+def _cases(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
+    """What this person has not judged yet, in an order of its own that says nothing of methods."""
+    who = _name(query.get("annotator", ""))
+    named: dict[str, dict[str, str]] = {}
+    with Store(_folder(parts["run"]), create=False) as store:
+        for record in store.records():
+            source, edited = (store.get_image(name)[0] for name in (record.source, record.edited))
+            case = case_id(Case(source, edited, record.prompt))
+            named[case] = {"case": case, "prompt": record.prompt, "source": record.source, "edited": record.edited}
+    done = {answer.case for answer in _annotations() if answer.annotator == who}
+    left = sorted(case for case in named if case not in done)
+    random.Random(f"{who} {parts['run']}").shuffle(left)
+    return {"total": len(named), "cases": [named[case] for case in left]}
+
+
+def _annotate(parts: dict[str, str], query: dict[str, str], body: dict[str, Any]) -> Any:
+    case, said = str(body.get("case", "")), [body.get(question) for question in QUESTIONS]
+    if not _CASE.fullmatch(case) or not all(isinstance(word, str) and word in WORDS for word in said):
+        raise ValueError(f'expected a case and "yes", "no" or "?" for {" and ".join(QUESTIONS)}')
+    note = body.get("note", "")
+    if not isinstance(note, str) or len(note) > 500:
+        raise ValueError("note: expected at most 500 characters")
+    answer = Annotation(case, _name(body.get("annotator", "")), WORDS[said[0]], WORDS[said[1]], note)
+    with _WRITING:
+        others = [a for a in _annotations() if (a.case, a.annotator) != (answer.case, answer.annotator)]
+        file = home() / ANNOTATIONS
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f"draft-{ANNOTATIONS}")
+        write_annotations(draft, [*others, answer])
+        os.replace(draft, file)
+    return {"ok": True}
+
+
+def _annotations() -> list[Annotation]:
+    file = home() / ANNOTATIONS
+    return read_annotations(file) if file.exists() else []
+
+
+def _name(text: Any) -> str:
+    if not isinstance(text, str) or not _NAME.fullmatch(text.strip()):
+        raise ValueError("annotator: expected a name of 1 to 40 letters, digits, spaces, dots or dashes")
+    return text.strip().lower()

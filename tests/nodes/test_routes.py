@@ -1,0 +1,183 @@
+"""The sidebar's routes: what they give, and everything they must refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+
+from sifm_core.judges import load_judge
+from sifm_core.store import Store
+from sifm_core.types import Case, Metric, Record, Verdict
+from tests import fakes
+
+web = pytest.importorskip("aiohttp.web", reason="ComfyUI's aiohttp")
+RUN = "0123456789ab"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A user folder with one run of two pictures, unprotected and protected; and a secret beside it."""
+    import nodes.routes
+
+    monkeypatch.setattr(nodes.routes, "home", lambda: tmp_path / "sifm")
+    (tmp_path / "secret.png").write_text("secret")
+    with Store(tmp_path / "sifm" / "runs" / RUN) as store:
+        for i in range(2):
+            source, edited, other = (store.put_image(fakes.images(1, 24, seed=3 * i + k)) for k in range(3))
+            verdict = Verdict("a", "ok", False, False)
+            record = Record(f"k{i}", f"p{i}", "portrait", "p", "original", "e", "clean", 0, 0, source, source, edited)
+            record = replace(record, verdicts=(verdict,), info={"instruction": "p"})
+            store.put_record(record)
+            metrics, failed = {"psnr": Metric(9.0, "d")}, (replace(verdict, semantic_mismatch=True),)
+            changes = {"key": f"s{i}", "method": "SIFM", "edited": other, "metrics": metrics, "verdicts": failed}
+            store.put_record(replace(record, **changes, info={"instruction": "p", "protection": "sifm"}))
+    return tmp_path / "sifm"
+
+
+def ask(*calls):
+    """(status, body) of each (method, path, headers, data), on one server."""
+    from aiohttp.test_utils import TestClient, TestServer
+
+    from nodes.routes import register
+
+    async def run():
+        table = web.RouteTableDef()
+        register(table)
+        app = web.Application()
+        app.add_routes(table)
+        async with TestClient(TestServer(app)) as client:
+            found = []
+            for method, path, headers, data in calls:
+                async with client.request(method, path, headers=headers, data=data) as answer:
+                    body = await answer.read()
+                    found.append((answer.status, json.loads(body) if answer.content_type.endswith("json") else body))
+            return found
+
+    return asyncio.run(run())
+
+
+def get(path, **headers):
+    return ask(("GET", path, headers, None))[0]
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def answer(case: str, mismatch="yes", degraded="no", who="Anna", **more) -> tuple:
+    said = {"case": case, "annotator": who, "semantic_mismatch": mismatch, "perceptual_degradation": degraded}
+    return ("POST", "/sifm/annotations", JSON, json.dumps(said | more))
+
+
+def test_runs_are_listed_and_shown_with_their_tables(home):
+    (home / "runs" / "not-a-run").mkdir()
+    status, runs = get("/sifm/runs")
+    assert status == 200 and [run["id"] for run in runs] == [RUN] and runs[0]["methods"] == ["clean", "SIFM"]
+    status, run = get(f"/sifm/runs/{RUN}")
+    assert run["blocks"][0]["rates"]["ISR"] == ["0% (0/2)", "100% (2/2)"] and "2 of 2" in run["headline"]
+    assert [record["failed"] for record in run["records"]] == [False, True] * 2
+    status, png = get(f"/sifm/runs/{RUN}/pictures/{run['records'][0]['source']}")
+    assert status == 200 and png.startswith(b"\x89PNG")
+
+
+def test_a_damaged_run_costs_only_its_own_line(home):
+    (home / "runs" / ("f" * 12)).mkdir()
+    (home / "runs" / ("f" * 12) / "run.sqlite").write_text("no database")
+    runs = get("/sifm/runs")[1]
+    assert len(runs) == 2 and sum("error" in run for run in runs) == 1
+
+
+OUTSIDE = [
+    "/sifm/runs/..%2f..",
+    "/sifm/runs/../../secret.png",
+    f"/sifm/runs/{RUN}/pictures/..%2f..%2f..%2f..%2fsecret.png",
+    f"/sifm/runs/{RUN}/pictures/%2fetc%2fpasswd",
+    f"/sifm/runs/{RUN}/pictures/{'0' * 64}",
+    f"/sifm/runs/{RUN}/pictures/{'0' * 63}",
+    "/sifm/runs/ffffffffffff",
+    "/sifm/runs/0123456789AB",
+    f"/sifm/runs/{RUN}%00",
+]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_nothing_outside_the_runs_can_be_read(home, path):
+    from yarl import URL
+
+    status, body = ask(("GET", URL(path, encoded=True), {}, None))[0]
+    assert status == 404 and b"secret" not in (body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def test_another_pages_requests_are_refused(home):
+    paths = ["/sifm/runs", f"/sifm/runs/{RUN}", f"/sifm/runs/{RUN}/cases?annotator=anna"]
+    for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+        assert {get(path, **headers)[0] for path in paths} == {403}
+        method, path, _, data = answer("0" * 16)
+        assert ask((method, path, JSON | headers, data))[0][0] == 403
+    assert not (home / "annotations.jsonl").exists()
+
+
+BODIES = {
+    "not JSON": (JSON, "{", 400),
+    "a list": (JSON, "[]", 400),
+    "empty": (JSON, "", 400),
+    "deep": (JSON, "[" * 2000, 400),
+    "a form": ({"Content-Type": "application/x-www-form-urlencoded"}, "case=1", 415),
+    "plain text": ({"Content-Type": "text/plain"}, "{}", 415),
+    "oversized": (JSON, json.dumps({"note": "x" * 5000}), 413),
+    "no case": (JSON, "{}", 400),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_malformed_and_oversized_bodies_are_refused(home, name):
+    headers, data, expected = BODIES[name]
+    assert ask(("POST", "/sifm/annotations", headers, data))[0][0] == expected
+    assert not (home / "annotations.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"case": "../../x"},
+        {"case": "0" * 15},
+        {"who": ""},
+        {"who": "a/b"},
+        {"who": "x" * 41},
+        {"mismatch": "maybe"},
+        {"mismatch": None},
+        {"mismatch": ["yes"]},
+        {"note": "x" * 501},
+        {"note": 3},
+    ],
+)
+def test_answers_that_are_none_are_refused(home, change):
+    assert ask(answer(**({"case": "0" * 16} | change)))[0][0] == 400
+    assert not (home / "annotations.jsonl").exists()
+
+
+def test_changes_need_post(home):
+    assert get("/sifm/annotations")[0] == 405
+
+
+def test_people_see_every_edit_once_blind_in_an_order_of_their_own_and_feed_the_human_judge(home):
+    path = f"/sifm/runs/{RUN}/cases?annotator="
+    (_, anna), (_, ben) = ask(("GET", path + "Anna", {}, None), ("GET", path + "chen", {}, None))
+    assert anna["total"] == len(anna["cases"]) == 4
+    assert {frozenset(case) for case in anna["cases"]} == {frozenset({"case", "prompt", "source", "edited"})}
+    orders = {tuple(c["case"] for c in get(f"{path}p{i}")[1]["cases"]) for i in range(6)}
+    assert len(orders) > 1 and get(path + "anna")[1] == anna
+    first, second = anna["cases"][:2]
+    ask(answer(first["case"]), answer(second["case"], "?", "?"), answer(first["case"], "no", "yes"))
+    left = get(path + "anna")[1]["cases"]
+    assert len(left) == 2 and first not in left and len(get(path + "ben")[1]["cases"]) == 4
+    with Store(home / "runs" / RUN, create=False) as store:
+        cases = [Case(*(store.get_image(c[k])[0] for k in ("source", "edited")), c["prompt"]) for c in (first, second)]
+    verdicts = load_judge(f"human:{home / 'annotations.jsonl'}#anna").judge(cases)
+    assert [(v.state, v.semantic_mismatch, v.perceptual_degradation) for v in verdicts] == [
+        ("ok", False, True),
+        ("refused", None, None),
+    ]
+    assert ben["total"] == 4
