@@ -1,0 +1,201 @@
+// The sidebar tab: runs of Results Table with their tables and pictures, and people's blind judgement of them.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const STYLE = `
+.sifm { padding: 10px 12px; font: 13px/1.45 sans-serif; color: var(--fg-color, #ddd); height: 100%; overflow: auto; box-sizing: border-box; }
+.sifm h3 { margin: 14px 0 6px; font-size: 14px; }
+.sifm button, .sifm-full button { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 3px 9px; cursor: pointer; }
+.sifm button:hover, .sifm-full button:hover { border-color: #6cb6ff; }
+.sifm input, .sifm-full input[type=text] { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 3px 7px; }
+.sifm .run { display: block; width: 100%; text-align: left; margin: 0 0 6px; }
+.sifm small, .sifm-full small { color: var(--descrip-text, #999); }
+.sifm .wide { overflow-x: auto; margin-bottom: 8px; }
+.sifm table { border-collapse: collapse; font-size: 12px; white-space: nowrap; }
+.sifm td, .sifm th { padding: 2px 8px 2px 0; text-align: right; } .sifm td:first-child, .sifm th:first-child { text-align: left; }
+.sifm th { color: var(--descrip-text, #999); font-weight: normal; border-bottom: 1px solid var(--border-color, #555); }
+.sifm .cards { display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: 12px; }
+.sifm figure { margin: 0; width: 96px; font-size: 11px; } .sifm figure img { width: 96px; display: block; border: 3px solid transparent; border-radius: 4px; cursor: zoom-in; image-rendering: pixelated; box-sizing: border-box; }
+.sifm .yes img { border-color: #8c7bff; } .sifm .unclear img { border-color: #777; border-style: dashed; }
+.sifm-full { position: fixed; inset: 0; z-index: 9999; background: #111; color: #ddd; font: 15px/1.5 sans-serif; display: flex; flex-direction: column; align-items: center; justify-content: center; gap: 14px; padding: 20px; box-sizing: border-box; }
+.sifm-full .pair { display: flex; gap: 18px; } .sifm-full .pair img, .sifm-full .slide { width: min(40vw, 62vh); image-rendering: pixelated; }
+.sifm-full .slide { position: relative; } .sifm-full .slide img { width: 100%; display: block; } .sifm-full .slide img + img { position: absolute; inset: 0; }
+.sifm-full .chosen { border-color: #6cb6ff; background: #245; } .sifm-full .row { display: flex; gap: 10px; align-items: center; }
+.sifm-full kbd { border: 1px solid #777; border-radius: 4px; padding: 0 5px; font-size: 12px; }
+`;
+
+function make(tag, given = {}, ...children) {
+  const { className = "", ...rest } = given;
+  const element = Object.assign(document.createElement(tag), rest);
+  if (className) element.className = className;
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+async function ask(path, body) {
+  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const answer = await api.fetchApi(path, options);
+  const found = await answer.json();
+  if (!answer.ok) throw new Error(found.error ?? answer.statusText);
+  return found;
+}
+
+const picture = (run, id) => api.apiURL(`/sifm/runs/${run}/pictures/${id}`);
+
+function overlay(...children) {
+  const box = make("div", { className: "sifm-full", tabIndex: -1 }, ...children);
+  const close = () => box.remove();
+  box.addEventListener("keydown", (event) => {
+    event.stopPropagation(); // ComfyUI's own shortcuts would act on the graph behind
+    if (event.key === "Escape") close();
+  });
+  document.body.append(box);
+  box.focus();
+  return { box, close };
+}
+
+function table(columns) {
+  const names = Object.keys(columns), rows = columns[names[0]].map((_, i) => names.map((name) => columns[name][i]));
+  const head = make("tr", {}, ...names.map((name) => make("th", { textContent: name })));
+  const lines = rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", { textContent: cell }))));
+  return make("div", { className: "wide" }, make("table", {}, head, ...lines));
+}
+
+// ---- before and after, one over the other
+
+function slider(run, before, after, title, reasons) {
+  const top = make("img", { src: picture(run, after), alt: "the protected picture's edit" });
+  const range = make("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: "before and after" });
+  const move = () => (top.style.clipPath = `inset(0 0 0 ${range.value}%)`);
+  range.addEventListener("input", move);
+  move();
+  const slide = make("div", { className: "slide" }, make("img", { src: picture(run, before), alt: "the unprotected picture's edit" }), top);
+  range.style.width = "min(40vw, 62vh)";
+  const { box, close } = overlay(make("div", { textContent: title }), slide, range,
+    make("small", {}, ...reasons.map((text) => make("div", { textContent: text }))),
+    make("button", { textContent: "Close (Esc)", onclick: () => close() }));
+  range.focus();
+  return box;
+}
+
+// ---- a run
+
+const WORDS = { true: "edit failed", false: "edit works", null: "unclear" };
+
+function card(run, record, clean) {
+  const said = WORDS[String(record.failed)];
+  const state = record.failed === true ? "yes" : record.failed === null ? "unclear" : "";
+  const reasons = record.verdicts.map((v) => `${v.judge}: ${v.state === "ok" ? v.reasons : v.state + " " + v.reasons}`);
+  const image = make("img", { src: picture(run, record.edited), alt: `${record.method}: ${said}`, loading: "lazy", title: reasons.join("\n") });
+  image.onclick = () => slider(run, (clean ?? record).edited, record.edited, `${record.prompt}: clean edit, then ${record.method}`, reasons);
+  return make("figure", { className: state }, image, record.method, make("br"), make("small", { textContent: said }));
+}
+
+function gallery(run, records) {
+  const cells = new Map();
+  for (const record of records) {
+    const key = JSON.stringify([record.image, record.prompt, record.editor, record.info.purifier, record.seed]);
+    cells.set(key, [...(cells.get(key) ?? []), record]);
+  }
+  return [...cells.values()].slice(0, 60).map((cell) => {
+    const clean = cell.find((r) => r.method === "clean");
+    const source = make("figure", {}, make("img", { src: picture(run, cell[0].source), alt: "source", loading: "lazy" }), "source");
+    const after = cell[0].info.purifier ? `, after ${cell[0].info.purifier}` : "";
+    return make("div", {}, make("div", { textContent: `“${cell[0].prompt}”` }), make("small", { textContent: `${cell[0].image}${after}` }),
+      make("div", { className: "cards" }, source, ...cell.map((record) => card(run, record, clean))));
+  });
+}
+
+async function show(place, id) {
+  const run = await ask(`/sifm/runs/${id}`);
+  const name = make("input", { type: "text", placeholder: "your name", maxLength: 40, size: 14, value: localStorage.getItem("sifm.annotator") ?? "" });
+  const start = async () => {
+    localStorage.setItem("sifm.annotator", name.value);
+    try { await annotate(id, name.value); } catch (error) { alarm(error); }
+  };
+  place.replaceChildren(
+    make("button", { textContent: "← Runs", onclick: () => list(place) }),
+    make("p", { textContent: run.headline }),
+    ...run.reading.map((text) => make("p", {}, make("small", { textContent: text }))),
+    ...run.blocks.flatMap((block) => [make("h3", { textContent: block.title }), table(block.rates), table(block.distances)]),
+    make("h3", { textContent: "Judge the edits yourself, blind" }),
+    make("div", {}, name, " ", make("button", { textContent: "Start", onclick: start })),
+    make("h3", { textContent: "Pictures" }),
+    make("p", {}, make("small", { textContent: "A frame: all judges say that the edit failed. Click for before and after, with the judges' reasons." })),
+    ...gallery(id, run.records));
+}
+
+async function list(place) {
+  const runs = await ask("/sifm/runs");
+  const about = (run) => run.error ?? `${run.pictures} pictures, ${run.records} attacks, ${run.editors.join(", ")}`;
+  place.replaceChildren(
+    make("h3", { textContent: "SIFM runs" }),
+    ...runs.map((run) => make("button", { className: "run", onclick: () => show(place, run.id).catch(alarm) },
+      make("div", { textContent: (run.methods ?? []).filter((m) => m !== "clean").join(", ") }),
+      make("small", { textContent: `${new Date(1000 * run.time).toLocaleString()}: ${about(run)}` }))),
+    ...(runs.length ? [] : [make("p", { textContent: "None yet. A graph with a SIFM Results Table makes one." })]));
+}
+
+const alarm = (error) => app.extensionManager.toast.add({ severity: "error", summary: "SIFM", detail: error.message, life: 6000 });
+
+// ---- people as judges: nothing on the screen says how a picture was protected
+
+const QUESTIONS = [
+  ["semantic_mismatch", "Does the edit miss the instruction?", { 1: "yes", 2: "no", 3: "?" }],
+  ["perceptual_degradation", "Is it visibly degraded?", { 4: "yes", 5: "no", 6: "?" }],
+];
+
+async function annotate(run, annotator) {
+  const { total, cases } = await ask(`/sifm/runs/${run}/cases?annotator=${encodeURIComponent(annotator)}`);
+  const { box, close } = overlay();
+  let at = 0, said = {};
+  const draw = () => {
+    if (at >= cases.length) {
+      return box.replaceChildren(make("div", { textContent: `All ${total} edits are judged. Run the graph again to use your answers.` }),
+        make("button", { textContent: "Close (Esc)", onclick: close }));
+    }
+    const { prompt, source, edited } = cases[at];
+    const rows = QUESTIONS.map(([key, question, words]) => make("div", { className: "row" }, make("span", { textContent: question }),
+      ...Object.entries(words).map(([digit, word]) => make("button", {
+        className: said[key] === word ? "chosen" : "", onclick: () => choose(key, word),
+      }, make("kbd", { textContent: digit }), ` ${word === "?" ? "cannot say" : word}`))));
+    box.replaceChildren(
+      make("small", { textContent: `${total - cases.length + at + 1} of ${total}, as ${annotator}` }),
+      make("div", { textContent: `“${prompt}”`, style: "font-size: 20px" }),
+      make("div", { className: "pair" },
+        make("figure", { style: "margin: 0" }, make("img", { src: picture(run, source), alt: "before" }), make("div", { textContent: "before" })),
+        make("figure", { style: "margin: 0" }, make("img", { src: picture(run, edited), alt: "after" }), make("div", { textContent: "after" }))),
+      ...rows,
+      make("small", {}, "Keys ", make("kbd", { textContent: "1" }), " to ", make("kbd", { textContent: "6" }), ", ", make("kbd", { textContent: "←" }), " back, ", make("kbd", { textContent: "Esc" }), " stop; answers are kept."));
+    box.focus();
+  };
+  const choose = async (key, word) => {
+    said[key] = word;
+    draw();
+    if (QUESTIONS.some(([name]) => !said[name])) return;
+    const answer = { case: cases[at].case, annotator, ...said };
+    said = {};
+    try { await ask("/sifm/annotations", answer); at += 1; } catch (error) { alarm(error); }
+    draw();
+  };
+  box.addEventListener("keydown", (event) => {
+    for (const [key, , words] of QUESTIONS) if (words[event.key] && at < cases.length) choose(key, words[event.key]);
+    if (event.key === "ArrowLeft" && at > 0) { at -= 1; said = {}; draw(); }
+  });
+  draw();
+}
+
+app.registerExtension({
+  name: "sifm.sidebar",
+  setup() {
+    document.head.append(make("style", { textContent: STYLE }));
+    app.extensionManager.registerSidebarTab({
+      id: "sifm", icon: "pi pi-shield", title: "SIFM", tooltip: "SIFM: runs and judgements", type: "custom",
+      render: (element) => {
+        const place = make("div", { className: "sifm" });
+        element.replaceChildren(place);
+        list(place).catch(alarm);
+      },
+    });
+  },
+});
