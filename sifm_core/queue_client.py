@@ -95,7 +95,7 @@ def vary(prompt: Prompt, fixed: Mapping[str, Any], swept: Mapping[str, Sequence[
 
 def _places(prompt: Prompt, name: str) -> list[tuple[dict[str, Any], str]]:
     """(inputs, key) of each node that ``name`` means."""
-    known = {}
+    known: dict[str, list[dict[str, Any]]] = {}
     for id, node in prompt.items():
         for node_name in (id, node["class_type"], node.get("_meta", {}).get("title", "")):
             known.setdefault(node_name, []).append(node["inputs"])

@@ -157,9 +157,10 @@ def run(
         wrong, measures = outcome(items, edits(editor, image, prompts, [s + offset for s in seeds]))
         caused = int((wrong & ~clean_wrong).sum()) if rows else 0
         low, high = wilson(caused, n)
-        right = [_share(~wrong[kinds == k]) for k in ("material", "identity", "whole")]
+        material, identity, whole = (_share(~wrong[kinds == k]) for k in ("material", "identity", "whole"))
         degraded = _share(measures[:, 3] > ROUGH)
-        rows.append(Row(at, name, n, _share(~wrong), *right, degraded, caused / n, low, high, seconds))
+        right = (_share(~wrong), material, identity, whole)
+        rows.append(Row(at, name, n, *right, degraded, caused / n, low, high, seconds))
         if log:
             log(rows[-1])
         return wrong
