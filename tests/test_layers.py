@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sifm_core.cli import main
 from sifm_core.editors import load_editor
+from sifm_core.editors.skeleton import skeleton
 from sifm_core.errors import EditorError, LayerError
 from sifm_core.features import capture, resolve
 from sifm_core.layers import layers, probe
@@ -24,9 +26,8 @@ def folder(request: pytest.FixtureRequest) -> str:
 
 def test_shapes_shares_and_presets_are_those_of_the_real_network(folder: str) -> None:
     found = {layer.path: layer for layer in layers(folder, size=SIZE)}
-    editor = load_editor(folder, device="cpu", size=SIZE)
-    x, cond = images(1), editor.prepare(["a"])
-    z = editor.encode(x)
+    editor = skeleton(folder, device="cpu", text=False, size=SIZE)
+    z, cond = editor.encode(images(1)), editor.prepare(["a"])
     run = lambda: editor.denoise(z, z, torch.tensor([500]), cond)  # noqa: E731
     features = capture(editor.net, list(found), run)
     assert {path: layer.shape for path, layer in found.items()} == {p: tuple(f.shape[1:]) for p, f in features.items()}
@@ -102,14 +103,16 @@ def test_the_probe_ranks_and_repeats(editor) -> None:
 
 
 def test_the_command_lists_and_probes(ip2p_folder, tmp_path, capsys) -> None:
-    assert main(["layers", str(ip2p_folder)]) == 0
+    folder = str(shutil.copytree(ip2p_folder, tmp_path / "small"))
+    (tmp_path / "small" / "sifm.json").write_text(json.dumps({"size": SIZE}))
+    assert main(["layers", folder]) == 0
     assert "mid_block" in capsys.readouterr().out
-    assert main(["layers", str(ip2p_folder), "--json"]) == 0
+    assert main(["layers", folder, "--json"]) == 0
     assert "deep" in {name for row in json.loads(capsys.readouterr().out) for name in row["presets"]}
     from sifm_core.images import save_png
 
     save_png(images(1, 24), tmp_path / "x.png")
-    probing = ["layers", str(ip2p_folder), "--probe", str(tmp_path / "x.png"), "--timesteps", "1", "--layer", "mid"]
+    probing = ["layers", folder, "--probe", str(tmp_path / "x.png"), "--timesteps", "1", "--layer", "mid"]
     assert main([*probing, "--device", "cpu", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["layer"] == "mid_block" and row["timestep"] == 500 and row["gradient"] > 0
