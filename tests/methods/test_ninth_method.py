@@ -47,7 +47,8 @@ def listed(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(params=["ip2p", "sd3"])
 def editor(request: pytest.FixtureRequest) -> Editor:
-    return load_editor(request.getfixturevalue(f"{request.param}_folder"), device="cpu", dtype="float64", steps=2, size=32)
+    folder = request.getfixturevalue(f"{request.param}_folder")
+    return load_editor(folder, device="cpu", dtype="float64", steps=2, size=32)
 
 
 def test_it_keeps_the_contract_and_runs(editor: Editor) -> None:
