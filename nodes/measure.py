@@ -98,14 +98,19 @@ class SifmClipScore(io.ComfyNode):
             )
         with engine_room():
             found = preferences([(a[0], b[0], c) for a, b, c in zip(before, after, texts, strict=True)], model=model[0])
-        rows = [[p.text, _value(p.unedited), _value(p.edited), _PREFERRED[p.prefers_unedited]] for p in found]
-        shown = table(["text", "unedited", "edited", "CLIP prefers"], rows)
+        rows = [[p.text, _score(p.unedited), _score(p.edited), _PREFERRED[p.prefers_unedited]] for p in found]
+        why = dict.fromkeys(m.reason for p in found for m in (p.unedited, p.edited) if m.value is None)
+        shown = "\n\n".join([table(["text", "unedited", "edited", "CLIP prefers"], rows), *why])
         scores = [[math.nan if m.value is None else m.value for m in (p.unedited, p.edited)] for p in found]
         means = [statistics.fmean(column) for column in zip(*scores, strict=True)]
         return io.NodeOutput(shown, *means, ui={"text": [shown]})
 
 
 _PREFERRED = {True: "the unedited picture", False: "the edit", None: "-"}
+
+
+def _score(metric: Metric) -> str:
+    return "-" if metric.value is None else number(metric.value)
 
 
 def _value(metric: Metric) -> str:
