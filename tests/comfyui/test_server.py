@@ -127,7 +127,7 @@ def test_a_paper_workflow_runs_on_the_miniature_with_nothing_but_its_editor_chan
     text = server.run(nodes)["outputs"][ids(nodes, "SIFM_ResultsTable")[0]]["text"][0]
     if "needs the package" not in text:
         pytest.skip("ComfyUI's Python has google-genai, which would go out into the network")
-    assert "SIFM objective=dist" in text and "PSNR" in text
+    assert "| dist only" in text and "PSNR" in text
     assert "gemini:gemini-2.5-pro gave no answer (error)" in text
 
 
