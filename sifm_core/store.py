@@ -19,6 +19,7 @@ import math
 import os
 import sqlite3
 import string
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ class Store:
             raise StoreError(f"{self.folder}: expected the folder of a run, but it holds no run.sqlite; check the path")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self._file, timeout=60, isolation_level=None, check_same_thread=False)
+            self._db = connect(self._file)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{self.folder}: cannot hold a run ({error}); choose a folder you may write to") from error
         version = self._execute("PRAGMA user_version").fetchone()[0]
@@ -66,7 +67,8 @@ class Store:
                 f"{self._file}: expected schema {SCHEMA}, but this run has {version}; "
                 "open it with the version of sifm that wrote it, or start in another folder"
             )
-        self._execute("PRAGMA journal_mode = WAL")
+        with self._naming_the_file():
+            write_ahead(self._db)
         self._execute("PRAGMA synchronous = FULL")
         if version == 0:
             for statement in (_TABLES % SCHEMA).strip().split("\n"):
@@ -216,10 +218,37 @@ class Store:
             writer.writerows(map(_flat, self.rows()))
 
     def _execute(self, statement: str, *values: str) -> sqlite3.Cursor:
-        try:
+        with self._naming_the_file():
             return self._db.execute(statement, values)
+
+    @contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             raise StoreError(f"{self._file}: {error}; is it a run of sifm, whole, and on a disk with room?") from error
+
+
+def connect(path: str | os.PathLike[str]) -> sqlite3.Connection:
+    """A connection for several threads and processes: every statement its own transaction, waits of up to a minute."""
+    return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+
+
+def write_ahead(db: sqlite3.Connection, patience: float = 60.0) -> None:
+    """Switch a database to write-ahead logging, in which readers and the writer do not wait for each other.
+
+    SQLite does not wait when several connections switch a new file at once, it fails: so this asks again for up to
+    ``patience`` seconds.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def record_of(row: Mapping[str, Any]) -> Record:

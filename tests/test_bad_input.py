@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image as Pil
 
+import fakes
 from sifm_core import cli, pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import ImageError, InputError, LayerError, SifmError
 from sifm_core.images import load_image
-from tests import fakes
 
 IMMUNIZE = "immunize cat.png -o out.png --prompt a --editor {editor} --steps 1 --option timesteps=1"
 EDIT = "edit cat.png -o out.png --prompt a --editor {editor}"

@@ -19,7 +19,7 @@ from sifm_core.errors import InputError
 from sifm_core.pipeline import edit
 from sifm_core.store import Store
 from sifm_core.types import Record, Step
-from tests.toy import ToyEditor, ToyJudge, samples
+from toy import ToyEditor, ToyJudge, samples
 
 ROWS = (
     Row(CLEAN),

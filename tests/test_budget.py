@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import fakes
 from sifm_core import pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import BudgetError, EditorError, InputError
 from sifm_core.images import load_picture, png_bytes, round_to_budget, save_png, verify_budget
-from tests import fakes
 
 FAST = {"prompt": "a b", "steps": 2, "timesteps": 1, "alpha": 6 / 255}
 SIZE = (24, 36)

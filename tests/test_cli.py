@@ -12,11 +12,11 @@ import skimage
 import torch
 from PIL import Image as Pil
 
+import fakes
 from sifm_core import cli
 from sifm_core.cli import output
 from sifm_core.images import load_picture
-from tests import fakes
-from tests.toy import ToyEditor, ToyJudge
+from toy import ToyEditor, ToyJudge
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 EPS = 0.03

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+import fakes
 from sifm_core import stats
 from sifm_core.consistency import (
     AXES,
@@ -24,7 +25,6 @@ from sifm_core.errors import InputError
 from sifm_core.judges.human import read_annotations, write_annotations, write_sheet
 from sifm_core.store import Store
 from sifm_core.types import Record, Verdict
-from tests import fakes
 
 T, F, U = True, False, None
 

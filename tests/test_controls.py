@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import fakes
 from sifm_core.bench import Sample
 from sifm_core.controls import controls, keep, kept
 from sifm_core.errors import InputError
@@ -14,8 +15,7 @@ from sifm_core.judges.calibration import calibrate
 from sifm_core.pipeline import edit
 from sifm_core.stats import wilson
 from sifm_core.store import Store
-from tests import fakes
-from tests.toy import ToyEditor, ToyJudge
+from toy import ToyEditor, ToyJudge
 
 
 def sample(i, prompt, size=24):

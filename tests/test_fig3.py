@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image as Pil
 
+import fakes
+import tiny_clip
 from sifm_core.fig3 import LINE, SIDE, Preference, edits_that_work, figure, preferences
 from sifm_core.metrics.clip_score import clip_score
 from sifm_core.store import Store
 from sifm_core.types import Metric, Record, Verdict
-from tests import fakes, tiny_clip
 
 PAIRS = [(fakes.images(1, (40, 60), i)[0], fakes.images(1, (40, 60), i + 9)[0], "a cat") for i in range(6)]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import fakes
 from sifm_core import pipeline
 from sifm_core.editors import load_editor
 from sifm_core.types import Editor
-from tests import fakes
 
 POINTS = 20
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fakes import SIZE, images
 from sifm_core.cli import main
 from sifm_core.editors import load_editor
 from sifm_core.editors.skeleton import skeleton
@@ -16,7 +17,6 @@ from sifm_core.errors import EditorError, LayerError
 from sifm_core.features import capture, resolve
 from sifm_core.layers import layers, probe
 from sifm_core.noise import fork, normal, uniform
-from tests.fakes import SIZE, images
 
 
 @pytest.fixture(params=["ip2p_folder", "sd3_folder", "ultraedit_folder"])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fakes import images
 from sifm_core.errors import EditorError, InputError
 from sifm_core.pgd import pgd
 from sifm_core.types import Gradient, Step
-from tests.fakes import images
 
 SETTINGS = {"eps": 0.03, "alpha": 2 / 255, "steps": 5}
 

@@ -7,11 +7,11 @@ import inspect
 import pytest
 import torch
 
+import fakes
 from sifm_core import methods, pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import ImageError, InputError
 from sifm_core.types import Step, Verdict
-from tests import fakes
 
 FAST = {"steps": 3, "timesteps": 2}
 

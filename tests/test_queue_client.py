@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+import fakes
 from sifm_core import queue_client as client
 from sifm_core.cli import main
 from sifm_core.errors import InputError
 from sifm_core.images import png_bytes
 from sifm_core.store import Store
-from tests import fakes
 
 PICTURE = fakes.images(1, 8)
 GRAPH = {

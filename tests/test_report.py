@@ -23,8 +23,8 @@ from sifm_core.report.text import as_csv, latex, markdown
 from sifm_core.stats import mcnemar
 from sifm_core.store import Store
 from sifm_core.types import Metric, Record, Verdict
-from tests.test_bench import toy_grid
-from tests.toy import samples
+from test_bench import toy_grid
+from toy import samples
 
 
 @pytest.fixture(scope="module")

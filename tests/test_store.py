@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -265,3 +266,10 @@ def test_a_torn_picture_does_not_seem_whole(store):
     for size in (path.stat().st_size - 1, 20, 3, 0):
         os.truncate(path, size)
         assert not store.seems_whole(name)
+
+
+def test_a_new_file_may_be_opened_by_many_at_once(tmp_path):
+    for turn in range(60):
+        with ThreadPoolExecutor(6) as pool:
+            for store in list(pool.map(lambda _, turn=turn: Store(tmp_path / str(turn)), range(6))):
+                store.close()

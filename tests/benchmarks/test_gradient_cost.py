@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import gradient_cost as cost
+from fakes import images
 from sifm_core.editors import load_editor
 from sifm_core.features import capture
 from sifm_core.types import Gradient
-from tests.fakes import images
 
 LAYERS = {"ip2p": ("mid_block", "up_blocks.0"), "sd3": ("transformer_blocks.0", "transformer_blocks.1")}
 

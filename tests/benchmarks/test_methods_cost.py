@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks import methods_cost as cost
+from fakes import images
 from sifm_core.editors import load_editor
 from sifm_core.methods import METHODS
 from sifm_core.types import Editor
-from tests.fakes import images
 
 
 @pytest.fixture(scope="module")

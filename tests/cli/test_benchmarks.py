@@ -13,7 +13,7 @@ from sifm_core import cli
 from sifm_core.bench import config
 from sifm_core.bench.estimate import estimate
 from sifm_core.errors import InputError
-from tests.toy import ToyEditor, ToyJudge
+from toy import ToyEditor, ToyJudge
 
 GRID = """
 title = "A small one"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import fakes
+from judges.servers import USAGE, FakeServer
+from judges.test_remote import KEY, priced
 from sifm_core import cli
 from sifm_core.bench.config import open_judges
 from sifm_core.images import save_png
 from sifm_core.judges.human import Annotation, write_annotations
-from tests import fakes
-from tests.judges.servers import USAGE, FakeServer
-from tests.judges.test_remote import KEY, priced
 
 ONE_CALL = (USAGE[0] * 1.0 + USAGE[1] * 10.0) / 1e6
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import fakes
 from sifm_core import cli, editors, purify
 from sifm_core.images import load_image, save_png
 from sifm_core.methods import presets
-from tests import fakes
-from tests.toy import ToyEditor
+from toy import ToyEditor
 
 
 @pytest.fixture

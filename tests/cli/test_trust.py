@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pil
 
+import fakes
+import tiny_clip
 from sifm_core import cli
 from sifm_core.cli import calibrate
 from sifm_core.controls import kept
 from sifm_core.images import save_png
 from sifm_core.store import Store
 from sifm_core.types import Record, Verdict
-from tests import fakes, tiny_clip
-from tests.toy import ToyEditor
+from toy import ToyEditor
 
 TRUTH = "miniature:renderer"
 

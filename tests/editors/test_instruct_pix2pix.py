@@ -12,11 +12,11 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
 )
 
+import fakes
+from fakes import images
 from sifm_core.editors import load_editor
 from sifm_core.errors import EditorError, ImageError, InputError
 from sifm_core.types import Editor, Step
-from tests import fakes
-from tests.fakes import images
 
 PROMPTS = ["make it night", "add a hat", "a cat"]
 SCHEDULERS = {

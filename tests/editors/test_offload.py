@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from fakes import images
 from sifm_core.editors import load_editor
 from sifm_core.errors import EditorError, InputError
 from sifm_core.methods import sifm
-from tests.fakes import images
 
 FOLDERS = ["ip2p_folder", "sd3_folder", "ultraedit_folder"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Img2ImgPipeline
 
+from fakes import images
 from sifm_core.editors import load_editor
 from sifm_core.errors import EditorError, InputError
 from sifm_core.types import Editor, Step
-from tests.fakes import images
 
 PROMPTS = ["make it night", "add a hat", "a cat"]
 

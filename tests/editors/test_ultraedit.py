@@ -10,12 +10,12 @@ from functools import partial
 import pytest
 import torch
 
+from fakes import images
+from methods.literal import close, gradient
 from sifm_core.editors import load_editor
 from sifm_core.errors import EditorError, InputError
 from sifm_core.methods import sifm
 from sifm_core.types import Editor, Step
-from tests.fakes import images
-from tests.methods.literal import close, gradient
 
 PROMPTS = ["make it night", "add a hat"]
 

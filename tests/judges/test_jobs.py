@@ -9,12 +9,12 @@ import time
 
 import pytest
 
+from judges.servers import USAGE, FakeServer, case
+from judges.test_remote import KEY, ONE_DIALECT, STATES, TESTS, priced
 from sifm_core.errors import InputError
 from sifm_core.judges import load_judge
 from sifm_core.judges.gemini import GeminiClient
 from sifm_core.types import Step
-from tests.judges.servers import USAGE, FakeServer, case
-from tests.judges.test_remote import KEY, ONE_DIALECT, STATES, priced
 
 ONE_CALL = (USAGE[0] * 1.0 + USAGE[1] * 10.0) / 1e6 / 2
 """What a call in a job costs by the books of these tests."""
@@ -166,13 +166,14 @@ def test_only_where_it_serves(server, judge_for):
 RESUME = """
 import sys
 from sifm_core.judges import load_judge
-from tests.judges.servers import case
+from judges.servers import case
 judge = load_judge(sys.argv[1], cache=sys.argv[2], batch=True, timeout=30, first_delay=0.05)
 print(*(verdict.state for verdict in judge.judge([case(f"ok {i}") for i in range(10)])))
 """
 
 
-def test_kill_9_while_waiting_pays_nothing_twice(server, tmp_path):
+def test_kill_9_while_waiting_pays_nothing_twice(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
     server.job_polls = 10**6
     command = [sys.executable, "-c", RESUME, f"gemini:fake-model@{server.url}", str(tmp_path / "c.sqlite")]
     process = subprocess.Popen(command)

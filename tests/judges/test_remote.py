@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from judges.servers import PAPER, USAGE, FakeServer, case
 from sifm_core.errors import InputError, JudgeError
 from sifm_core.judges import load_judge
 from sifm_core.judges.cache import Cache
 from sifm_core.types import Step, Verdict
-from tests.judges.servers import PAPER, USAGE, FakeServer, case
 
+TESTS = Path(__file__).parents[1]
 KEY = "sk-abcdef-0123456789-very-secret"
 DIALECTS = ("gemini", "openai")
 QUICK = {"first_delay": 0.01, "attempts": 3, "timeout": 60}
@@ -285,7 +286,7 @@ def test_five_hundred_mixed_calls(server, tmp_path):
 RESUME = """
 import sys
 from sifm_core.judges import load_judge
-from tests.judges.servers import case
+from judges.servers import case
 spec, cache, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 judge = load_judge(spec, cache=cache, concurrency=4, timeout=30)
 for verdict in judge.judge([case(f"ok {i}") for i in range(n)]):
@@ -295,6 +296,7 @@ for verdict in judge.judge([case(f"ok {i}") for i in range(n)]):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_kill_9_and_resume_repeats_no_paid_call(dialect, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     n, path = 40, tmp_path / "cache.sqlite"

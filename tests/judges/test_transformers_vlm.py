@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
+from judges.servers import QUALITY, SEMANTIC, case
 from sifm_core.errors import JudgeError
 from sifm_core.judges import load_judge
-from tests.judges.servers import QUALITY, SEMANTIC, case
 
 TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from fakes import images
+from methods.literal import close, gradient, latent, mode, predict, sampled, somewhere, target
 from sifm_core.editors import load_editor
 from sifm_core.errors import ImageError, InputError
 from sifm_core.methods import ace, editshield, mist, photoguard_diffusion, photoguard_encoder, sds, semantic_attack
 from sifm_core.methods.pattern import pattern
 from sifm_core.noise import fork, integers, normal
 from sifm_core.types import Editor, Image
-from tests.fakes import images
-from tests.methods.literal import close, gradient, latent, mode, predict, sampled, somewhere, target
 
 PROMPTS = ["make it night", "add a hat"]
 X0 = images(2).double()

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from fakes import images
 from sifm_core import pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError
 from sifm_core.methods import METHODS, get_method, options, random_start
 from sifm_core.pgd import pgd
 from sifm_core.types import Editor, GradFn, Image, Step
-from tests.fakes import images
-from tests.toy import ToyEditor
+from toy import ToyEditor
 
 EPS, ALPHA, STEPS = 0.03, 2 / 255, 4
 PROMPTS = ["make it night", "add a hat", "a cat"]

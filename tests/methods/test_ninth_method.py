@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from fakes import images
+from methods import test_contract as contract
 from sifm_core import cli, methods, pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError
 from sifm_core.types import Editor
-from tests.fakes import images
-from tests.methods import test_contract as contract
 
 NINTH = '''"""Flat: press the latent towards its own mean, so that nothing of the picture is left in it."""
 

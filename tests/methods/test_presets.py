@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
+from fakes import images
 from sifm_core import pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError
 from sifm_core.methods import EQUAL_BUDGET, METHODS, about, editshield, options, presets
 from sifm_core.pgd import pgd
 from sifm_core.types import Gradient
-from tests.fakes import images
-from tests.toy import ToyEditor
+from toy import ToyEditor
 
 SQUARE = 512 * 512 * 3
 PAPERS = {  # what methods.md's table says, from [-1, 1] where it was so

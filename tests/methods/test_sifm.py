@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fakes import images
+from methods.literal import close, predict, somewhere
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, LayerError
 from sifm_core.features import capture, resolve
@@ -13,8 +15,6 @@ from sifm_core.methods import options, random_start, sifm
 from sifm_core.noise import normal
 from sifm_core.pgd import pgd
 from sifm_core.types import Editor, GradFn, Gradient, Image
-from tests.fakes import images
-from tests.methods.literal import close, predict, somewhere
 
 PROMPTS = ["make it night", "add a hat", "a cat"]
 DEEP = ["mid_block", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1"]

@@ -2,9 +2,10 @@ import pytest
 import torch
 from transformers import CLIPModel
 
+import fakes
+import tiny_clip
 from sifm_core.errors import ImageError, InputError
 from sifm_core.metrics.clip_score import clip_score
-from tests import fakes, tiny_clip
 
 
 @pytest.fixture(scope="module")

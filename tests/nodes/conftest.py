@@ -16,8 +16,6 @@ def comfy():
     path = os.environ.get("COMFYUI_PATH")
     if not path:
         pytest.skip("COMFYUI_PATH names no ComfyUI checkout")
-    import tests.fakes  # noqa: F401  before ComfyUI's own `tests` can take the name
-
     if path not in sys.path:
         sys.path.append(path)
     pytest.importorskip("comfy_api.latest", reason="this Python lacks ComfyUI's requirements")

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+import fakes
 from sifm_core.judges import load_judge
 from sifm_core.store import Store
 from sifm_core.types import Case, Metric, Record, Verdict
-from tests import fakes
 
 web = pytest.importorskip("aiohttp.web", reason="ComfyUI's aiohttp")
 RUN = "0123456789ab"

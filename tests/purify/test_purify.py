@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusi
 from PIL import Image as Pil
 from skimage import data
 
+import fakes
 from sifm_core import purify
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, SifmError
 from sifm_core.images import resize, to_uint8
 from sifm_core.purify import PURIFIERS, Stage, adverse_cleaner, at, gridpure, impress, latents, noisy_upscale, parse
-from tests import fakes
 
 CLASSICAL = list(PURIFIERS)[: list(PURIFIERS).index("vae_round_trip")]
 PHOTOGRAPHS = torch.from_numpy(
