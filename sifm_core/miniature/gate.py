@@ -62,9 +62,12 @@ class Row:
 
 
 def fresh(n: int, seed: int = 77) -> list[Item]:
-    """n pictures that neither training nor the benchmark has seen, categories in turn; one in six edits whole."""
-    rng = np.random.default_rng(seed)
-    return [make(f"fresh-{i}", world.CATEGORIES[i % 3], rng, local=i % 6 != 5) for i in range(n)]
+    """n pictures that neither training nor the benchmark has seen, categories in turn.
+
+    One in six of each category has an original edit that is not about a material.
+    """
+    rng, kinds = np.random.default_rng(seed), len(world.CATEGORIES)
+    return [make(f"fresh-{i}", world.CATEGORIES[i % kinds], rng, local=i // kinds % 6 != 5) for i in range(n)]
 
 
 def words(items: Sequence[Item], family: str, seed: int = 78) -> dict[str, list[str]]:

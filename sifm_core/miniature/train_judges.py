@@ -23,7 +23,7 @@ from ..editors import load_editor
 from ..judges.miniature import save_network, tokenize, words_of
 from ..judges.miniature_networks import ConvJudge, Look, PatchJudge
 from . import gate, language, world
-from .benchmark import Item, make
+from .benchmark import Item
 from .pool import material_map
 from .truth import Truth
 
@@ -40,26 +40,30 @@ KINDS = (
     "prediction",
     "mixed",
 )
-GROUP, GROUPS, RENDERED, BATCH = 24, 48, 12_000, 48
-STEPS = {"conv": 1500, "patch": 3000}
+GROUP, GROUPS, RENDERED, BATCH = 24, 90, 12_000, 48
+STEPS = {"conv": 2000, "patch": 4000}
 SCALE = torch.tensor([1.0, 1.0, 4.0, 10.0])
 """Brings the four measures to one size."""
 Cases = dict[str, Tensor]
 
 
 def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: int = 300) -> None:
-    """Collect the editors' outputs in `out`, train both judges, choose thresholds on held-back groups, save all."""
+    """Collect the editors' outputs in `out`, train both judges on two thirds of them, and save both.
+
+    Of the last third, which has every editor under every kind of attack, one half chooses the thresholds and the other
+    half measures.
+    """
     from transformers import CLIPTokenizer
 
     small = steps is not None and steps < 50  # a smoke run
     groups, rendered = (6, 60) if small else (GROUPS, RENDERED)
     editors = [out / name for name in EDITORS if (out / name / "model_index.json").exists()]
     outputs = collect(editors, groups, seed, log, checkpoints / "judge-outputs.pt")
-    held = groups // 6 * GROUP
-    test = _select(outputs, outputs["group"] < groups // 6)
-    train_on = _select(outputs, outputs["group"] >= groups // 6)
+    held = outputs["group"] >= groups - groups // 3
+    train_on, choose = _select(outputs, ~held), _select(outputs, held & (outputs["group"] % 2 == 0))
+    test = _select(outputs, held & (outputs["group"] % 2 == 1))
     drawn = _cached(checkpoints / "judge-rendered.pt", lambda: render_cases(rendered, seed + 5))
-    log(f"{len(train_on['edit'])} cases from editors, {len(drawn['edit'])} rendered; {held} pictures held back")
+    log(f"{len(train_on['edit'])} cases from editors, {len(drawn['edit'])} rendered; {int(held.sum())} held back")
     tokenizer = CLIPTokenizer.from_pretrained(editors[0] / "tokenizer")
     said = [text for e in world.EDITS for text in (*language.phrases(e), *language.captions(e))]
     tokens = tokenize(tokenizer, said, 16).unflatten(0, (len(world.EDITS), -1))
@@ -72,8 +76,9 @@ def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: in
     for name, network in networks.items():
         torch.manual_seed(seed)
         fit(network, train_on, drawn, tokens, steps or STEPS[name], log, checkpoints / f"{name}.pt")
+        thresholds = choose_thresholds(predict(network, choose, tokens), choose["label"].numpy())
         shares = predict(network, test, tokens)
-        thresholds, notes = calibrate(shares, test["label"].numpy())
+        notes = measure(shares, test["label"].numpy(), thresholds)
         said_yes.append(shares >= np.array(thresholds))
         log(f"{name}: thresholds {thresholds}, on held-back editor outputs {json.dumps(notes)}")
         notes = {"held-back editor outputs": notes}
@@ -82,20 +87,25 @@ def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: in
     log(f"the two agree on mismatch in {same[0]:.3f}, on degradation in {same[1]:.3f} of {len(test['edit'])} cases")
 
 
-def calibrate(shares: np.ndarray, truth: np.ndarray) -> tuple[tuple[float, float], dict[str, Any]]:
-    """Both axes' thresholds by :func:`choose_threshold`, and what they give: sensitivity, specificity, agreement."""
-    chosen, notes = [], {}
+def choose_thresholds(shares: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Both axes' thresholds by :func:`choose_threshold`."""
+    return choose_threshold(shares[:, 0], truth[:, 0]), choose_threshold(shares[:, 1], truth[:, 1])
+
+
+def measure(shares: np.ndarray, truth: np.ndarray, thresholds: tuple[float, float]) -> dict[str, Any]:
+    """Sensitivity, specificity and their mean (balanced agreement) per axis."""
+    notes = {}
     for axis, what in enumerate(("mismatch", "degradation")):
-        threshold, sensitivity, specificity = choose_threshold(shares[:, axis], truth[:, axis])
-        chosen.append(threshold)
+        said, yes = shares[:, axis] >= thresholds[axis], truth[:, axis] > 0.5
+        sensitivity, specificity = (float(right.mean()) if len(right) else 0.0 for right in (said[yes], ~said[~yes]))
         notes[what] = {
-            "positives": int(truth[:, axis].sum()),
-            "negatives": int((1 - truth[:, axis]).sum()),
+            "positives": int(yes.sum()),
+            "negatives": int((~yes).sum()),
             "sensitivity": round(sensitivity, 3),
             "specificity": round(specificity, 3),
             "balanced agreement": round((sensitivity + specificity) / 2, 3),
         }
-    return (chosen[0], chosen[1]), notes
+    return notes
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------
@@ -108,7 +118,7 @@ def collect(editors: Sequence[Path], groups: int, seed: int, log: Any, cache: Pa
     for g in range(len(done), groups):
         rng = np.random.default_rng(seed + 10_000 + g)
         editor, kind = loaded[g % len(loaded)], KINDS[(g // len(loaded)) % len(KINDS)]
-        items = [make(f"judge-{i}", world.CATEGORIES[i % 3], rng, local=i % 6 != 5) for i in range(GROUP)]
+        items = gate.fresh(GROUP, seed + 20_000 + g)
         edited = _edited(kind, editor, items, rng)
         rows = []
         for item, picture in zip(items, edited, strict=True):
@@ -310,15 +320,10 @@ def predict(network: ConvJudge | PatchJudge, cases: Cases, tokens: Tensor) -> np
     return torch.cat(parts).numpy()
 
 
-def choose_threshold(share: np.ndarray, truth: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """The threshold (in steps of 0.01) with the best sensitivity among those that clear 95% of the negatives.
+def choose_threshold(share: np.ndarray, truth: Sequence[float] | np.ndarray) -> float:
+    """The lowest threshold (in steps of 0.01) that clears 95% of the negatives, so the most sensitive of those.
 
-    Returns it with its sensitivity and specificity. Most edits are fine, so a judge that often cries wolf would drown
-    what protection does.
+    Most edits are fine, so a judge that often cries wolf would drown what protection does.
     """
-    yes, no = share[np.asarray(truth) > 0.5], share[np.asarray(truth) <= 0.5]
-    if not len(yes) or not len(no):
-        return 0.5, float("nan"), float("nan")
-    clearing = [t for t in np.arange(5, 96) / 100 if (no < t).mean() >= 0.95] or [0.95]
-    best = float(clearing[0])
-    return best, float((yes >= best).mean()), float((no < best).mean())
+    no = share[np.asarray(truth) <= 0.5]
+    return next((float(t) for t in np.arange(5, 96) / 100 if len(no) and (no < t).mean() >= 0.95), 0.95)
