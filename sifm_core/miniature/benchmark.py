@@ -66,13 +66,17 @@ def draw(item: str) -> Item:
     """Draw one picture of the benchmark by its id ("portrait-00" ...)."""
     category, number = item.split("-")
     offset = list(COUNTS).index(category) * 1000 + int(number)
-    return make(item, category, np.random.default_rng(_SEED + offset), local=int(number) % 6 != 5)
+    kinds = ("material",) if int(number) % 6 != 5 else ("identity", "whole")
+    return make(item, category, np.random.default_rng(_SEED + offset), kinds)
 
 
-def make(item: str, category: str, rng: np.random.Generator, *, local: bool = True) -> Item:
-    """A picture with an original instruction (about a material if `local`) and five others, all of distinct edits."""
+def make(item: str, category: str, rng: np.random.Generator, kinds: Sequence[str] = ("material",)) -> Item:
+    """A picture with an original instruction and five others, all of distinct edits.
+
+    The original is of one of the kinds of edit given, of any kind where the scene has none of these.
+    """
     scene = world.sample(rng, category)
-    pool = [e for e in scene.edits if (world.kind(e) == "material") == local]
+    pool = [e for e in scene.edits if world.kind(e) in kinds] or list(scene.edits)
     original = str(rng.choice(pool))
     rest = [str(e) for e in rng.permutation([e for e in scene.edits if e != original])]
     chosen = [original, *_distinct(rest)]

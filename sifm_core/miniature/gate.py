@@ -64,10 +64,14 @@ class Row:
 def fresh(n: int, seed: int = 77) -> list[Item]:
     """n pictures that neither training nor the benchmark has seen, categories in turn.
 
-    One in six of each category has an original edit that is not about a material.
+    One in six of each category has an original edit that is not about a material: of a person, its identity.
     """
-    rng, kinds = np.random.default_rng(seed), len(world.CATEGORIES)
-    return [make(f"fresh-{i}", world.CATEGORIES[i % kinds], rng, local=i // kinds % 6 != 5) for i in range(n)]
+    rng, items = np.random.default_rng(seed), []
+    for i in range(n):
+        turn, category = divmod(i, len(world.CATEGORIES))
+        other = "identity" if world.CATEGORIES[category] == "portrait" else "whole"
+        items.append(make(f"fresh-{i}", world.CATEGORIES[category], rng, ("material",) if turn % 6 != 5 else (other,)))
+    return items
 
 
 def words(items: Sequence[Item], family: str, seed: int = 78) -> dict[str, list[str]]:

@@ -124,7 +124,7 @@ def collect(editors: Sequence[Path], groups: int, seed: int, log: Any, cache: Pa
         for item, picture in zip(items, edited, strict=True):
             asked = item.truth(item.instruction).edit
             wrong = [e for e in item.scene.edits if e != asked]
-            near = [e for e in wrong if world.kind(e) == world.kind(asked)]
+            near = [e for e in wrong if world.kind(e) == world.kind(asked)] or wrong
             rows.append(_case(item.scene, item.image, picture, asked))
             rows.append(_case(item.scene, item.image, picture, str(rng.choice(near))))
             if rng.uniform() < 0.2:  # an editor that changed nothing
