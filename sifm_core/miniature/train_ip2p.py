@@ -8,7 +8,6 @@ and the cross-attention of the material's word tied to that mask.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import language, text, train_vae, world
+from . import language, text, train_vae, training, world
 from .pool import CELLS, PLAIN, Pool, instructions, token_ids
 
 if TYPE_CHECKING:
@@ -170,27 +169,10 @@ def train(
     words = torch.tensor([next(i for i in tokenizer(m).input_ids if i > 1) for m in world.MATERIALS])
     helpers = _Helpers(unet, words)
     schedule = build_scheduler()
-    averaged = copy.deepcopy(nn.ModuleList([unet, text_encoder]))
-    live = nn.ModuleList([unet, text_encoder])
-    optimizer = torch.optim.AdamW(
-        [*live.parameters(), *helpers.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4
-    )
-    first = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for name, part in (("live", live), ("averaged", averaged), ("helpers", helpers), ("optimizer", optimizer)):
-            part.load_state_dict(state[name])
-        first = state["step"]
-        torch.manual_seed(seed + first)
-        log(f"resumed at step {first}")
     weight = torch.ones(1, recipe.code.channels, 1, 1)
     weight[:, :3] = 4  # the three mean colours carry the edit
-    smooth: dict[str, float] = {}
-    started = time.time()
-    for step in range(first, steps):
-        rate = 1e-3 * min(1, (step + 1) / 100) * max(0.02, min(1, (1 - step / steps) / 0.55))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+
+    def loss() -> tuple[Tensor, dict[str, float]]:
         c, z, edit, label, change = pool.batch(batch)
         ids = tokens[edit, torch.randint(language.TRAINED_PHRASES, (batch,))]
         u = torch.rand(batch)
@@ -207,32 +189,20 @@ def train(
             ).sample
         error = (predicted.float() - wanted) ** 2
         extra, shown = helpers.loss(label, change, edit, ids, ~no_image, ~no_image & ~no_text)
-        loss = (weight * (1 + 0.5 * change * (~no_image)[:, None, None, None]) * error).mean() + extra
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([*live.parameters(), *helpers.parameters()], 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            decay = min(0.997, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(averaged.parameters()), list(live.parameters()), 1 - decay)
         last = (t == 999)[:, None, None, None] * change
-        shown |= {"loss": loss.item(), "colour error": ((error[:, :3] * last).sum() / (3 * last.sum() + 1e-6)).item()}
-        smooth = {k: 0.95 * smooth.get(k, v) + 0.05 * v for k, v in shown.items()}
-        if (step + 1) % 50 == 0:
-            log(
-                f"step {step + 1}/{steps} {time.time() - started:.0f} s  "
-                + "  ".join(f"{k} {v:.3f}" for k, v in smooth.items())
-            )
-        if (step + 1) % 250 == 0:
-            parts = {
-                "live": live.state_dict(),
-                "averaged": averaged.state_dict(),
-                "helpers": helpers.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(parts, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+        shown["colour error"] = ((error[:, :3] * last).sum() / (3 * last.sum() + 1e-6)).item()
+        return (weight * (1 + 0.5 * change * (~no_image)[:, None, None, None]) * error).mean() + extra, shown
+
+    averaged = training.fit(
+        nn.ModuleList([unet, text_encoder]),
+        loss,
+        helpers=helpers,
+        steps=steps,
+        rate=lambda step: 1e-3 * min(1, (step + 1) / 100) * max(0.02, min(1, (1 - step / steps) / 0.55)),
+        seed=seed,
+        log=log,
+        checkpoint=checkpoint,
+    )
     helpers.close()
     vae = AutoencoderKL.from_pretrained(out / "vae")  # its decoder may have been trained since
     save(out, averaged[0], averaged[1], tokenizer, vae, recipe.sampling_steps)

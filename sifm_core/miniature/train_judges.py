@@ -7,6 +7,7 @@ judge that is trained on rendered pictures alone says "right" to everything a re
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from .. import pipeline
 from ..editors import load_editor
 from ..judges.miniature import save_network, tokenize, words_of
 from ..judges.miniature_networks import ConvJudge, Look, PatchJudge
-from . import gate, language, world
+from . import gate, language, training, world
 from .benchmark import Item
 from .pool import material_map
 from .truth import Truth
@@ -68,14 +69,23 @@ def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: in
     said = [text for e in world.EDITS for text in (*language.phrases(e), *language.captions(e))]
     tokens = tokenize(tokenizer, said, 16).unflatten(0, (len(world.EDITS), -1))
     words = [w for text in said for w in words_of(text)]
+    torch.manual_seed(seed)
     networks: dict[str, ConvJudge | PatchJudge] = {
         "conv": ConvJudge(len(tokenizer)),
         "patch": PatchJudge(len(tokenizer)),
     }
     said_yes = []
     for name, network in networks.items():
-        torch.manual_seed(seed)
-        fit(network, train_on, drawn, tokens, steps or STEPS[name], log, checkpoints / f"{name}.pt")
+        fit(
+            network,
+            train_on,
+            drawn,
+            tokens,
+            steps=steps or STEPS[name],
+            seed=seed,
+            log=log,
+            checkpoint=checkpoints / f"{name}.pt",
+        )
         thresholds = choose_thresholds(predict(network, choose, tokens), choose["label"].numpy())
         shares = predict(network, test, tokens)
         notes = measure(shares, test["label"].numpy(), thresholds)
@@ -257,39 +267,39 @@ def fit(
     outputs: Cases,
     rendered: Cases,
     tokens: Tensor,
+    *,
     steps: int,
+    seed: int,
     log: Any,
     checkpoint: Path,
 ) -> None:
     """Train one judge, half on editor outputs; positives weigh as much as negatives. Resumes from `checkpoint`."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
     positive = torch.cat([outputs["label"], rendered["label"]]).mean(0).clamp(0.05, 0.95)
-    first, began, smooth = 0, time.time(), 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-        torch.manual_seed(first)
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 1.5e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
-        cases = outputs if step % 2 else rendered
+    turns = itertools.cycle((rendered, outputs))
+
+    def loss() -> tuple[Tensor, dict[str, float]]:
+        cases = next(turns)
         k = torch.randint(len(cases["edit"]), (BATCH,))
         source, edited, ids = _inputs(cases, k, tokens, torch.randint(18, (BATCH,)))
         with torch.autocast("cpu", torch.bfloat16, enabled=isinstance(network, ConvJudge)):
             seen = network.look(source, edited, ids)
-        loss = _loss(seen, cases, k, edited, positive)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        smooth = 0.97 * smooth + 0.03 * loss.item() if step > first else loss.item()
-        if (step + 1) % 100 == 0:
-            log(f"{checkpoint.stem} step {step + 1}/{steps} {time.time() - began:.0f} s  loss {smooth:.3f}")
-            torch.save(
-                {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint
-            )
+        return _loss(seen, cases, k, edited, positive), {}
+
+    training.fit(
+        network,
+        loss,
+        steps=steps,
+        rate=lambda step: (
+            1.5e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
+        ),
+        seed=seed,
+        log=log,
+        checkpoint=checkpoint,
+        betas=(0.9, 0.999),
+        weight_decay=1e-2,
+        average=0.0,
+        save=100,
+    )
 
 
 def _loss(seen: Look, cases: Cases, k: Tensor, edited: Tensor, positive: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ and the mask of the change off the blocks.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import language, text, train_vae, world
+from . import language, text, train_vae, training, world
 from .pool import CELLS, PLAIN, Batch, Pool, captions, instructions, token_ids
 
 if TYPE_CHECKING:
@@ -79,27 +78,10 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
     net = build_transformer()
     tokens, empty = torch.cat([instructions(tokenizer), captions(tokenizer)], 1), token_ids(tokenizer, [""])[0]
     helpers = _Helpers(net)
-    live = nn.ModuleList([net, encoders])
-    averaged = copy.deepcopy(live)
-    optimizer = torch.optim.AdamW(
-        [*live.parameters(), *helpers.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4
-    )
-    first = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for name, part in (("live", live), ("averaged", averaged), ("helpers", helpers), ("optimizer", optimizer)):
-            part.load_state_dict(state[name])
-        first = state["step"]
-        torch.manual_seed(seed + first)
-        log(f"resumed at step {first}")
     weight = torch.ones(1, CODE.channels, 1, 1)
     weight[:, :3] = 4  # the three mean colours carry the edit
-    smooth: dict[str, float] = {}
-    began = time.time()
-    for step in range(first, steps):
-        rate = 1e-3 * min(1, (step + 1) / 200) * max(0.02, min(1, (1 - step / steps) / 0.6))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+
+    def loss() -> tuple[Tensor, dict[str, float]]:
         rows = pool.batch(batch)
         said = torch.rand(batch) < 0.5
         ids = tokens[
@@ -124,33 +106,20 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
         # errors of the result, not of the velocity, which is larger the less noise there is
         error = (predicted.float() - wanted) ** 2 * (sigma / first_noise).clamp(0.3, 1)
         extra, shown = helpers.loss(rows, change)
-        loss = (weight * (1 + change) * error).mean() + extra
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([*live.parameters(), *helpers.parameters()], 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            decay = min(0.997, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(averaged.parameters()), list(live.parameters()), 1 - decay)
         begun = ((sigma == first_noise) * change).float()
         off = (error[:, :3] * first_noise**2 * begun).sum() / (3 * begun.sum() + 1e-6)
-        shown |= {"loss": loss.item(), "colour error": off.item()}
-        smooth = {k: 0.95 * smooth.get(k, v) + 0.05 * v for k, v in shown.items()}
-        if (step + 1) % 50 == 0:
-            log(
-                f"step {step + 1}/{steps} {time.time() - began:.0f} s  "
-                + "  ".join(f"{k} {v:.3f}" for k, v in smooth.items())
-            )
-        if (step + 1) % 250 == 0:
-            parts = {
-                "live": live.state_dict(),
-                "averaged": averaged.state_dict(),
-                "helpers": helpers.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(parts, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+        return (weight * (1 + change) * error).mean() + extra, shown | {"colour error": off.item()}
+
+    averaged = training.fit(
+        nn.ModuleList([net, encoders]),
+        loss,
+        helpers=helpers,
+        steps=steps,
+        rate=lambda step: 1e-3 * min(1, (step + 1) / 200) * max(0.02, min(1, (1 - step / steps) / 0.6)),
+        seed=seed,
+        log=log,
+        checkpoint=checkpoint,
+    )
     helpers.close()
     save(out, averaged[0], averaged[1], tokenizer, AutoencoderKL.from_pretrained(out / "vae"))
 
