@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from ..errors import InputError, SifmError
 from .app import app
-from .judging import Concurrency, MaxCost, Offline, Preset, Prices, ResendLost
+from .judging import Asking, options
 from .output import dump, forecast
 from .shared import Device, Dtype, Json, distinct
 
@@ -31,6 +30,7 @@ NONE = "none"
 
 
 @bench.command()
+@options
 def run(
     what: Annotated[str, typer.Argument(metavar="PRESET|FILE.toml|DIR", help="See `sifm bench presets`.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: runs/NAME-PROFILE.")] = None,
@@ -46,12 +46,8 @@ def run(
     judges: Annotated[
         list[str] | None, typer.Option("--judge", metavar="BACKEND:MODEL", help="Other judges; none: judge later.")
     ] = None,
-    preset: Preset = None,
-    max_cost: MaxCost = None,
-    prices: Prices = None,
-    concurrency: Concurrency = None,
-    offline: Offline = False,
-    resend_lost: ResendLost = False,
+    *,
+    asking: Asking,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Pictures at a time.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -107,39 +103,22 @@ def run(
         for line in lines:
             print(f"  {line.phase:9} {line.jobs:>9} {_hours(line.seconds):>9} {_money(line.dollars):>9}  {line.basis}")
         return None
-    asking = {
-        "preset": preset,
-        "max_cost": max_cost,
-        "prices": prices,
-        "concurrency": concurrency,
-        "offline": offline or None,
-        "resend_lost": resend_lost or None,
-    }
     _fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking)
 
 
 @bench.command()
+@options
 def retry(
     folder: Folder,
     workers: Workers = 0,
     ray: RayAddress = "",
     verify: Verify = False,
-    preset: Preset = None,
-    max_cost: MaxCost = None,
-    prices: Prices = None,
-    concurrency: Concurrency = None,
-    resend_lost: ResendLost = False,
+    *,
+    asking: Asking,
     as_json: Json = False,
 ) -> None:
     """Try again what failed, and do what is missing."""
     _, plan = _opened(folder)
-    asking = {
-        "preset": preset,
-        "max_cost": max_cost,
-        "prices": prices,
-        "concurrency": concurrency,
-        "resend_lost": resend_lost or None,
-    }
     _fill(plan, folder, workers, ray, retry=True, verify=verify, as_json=as_json, asking=asking)
 
 
@@ -230,7 +209,7 @@ def _fill(
     retry: bool,
     verify: bool,
     as_json: bool,
-    asking: Mapping[str, Any],
+    asking: Asking,
 ) -> None:
     from ..bench import config, fill
     from ..store import Store
@@ -239,8 +218,7 @@ def _fill(
     kept = store.get("run", "config")
     if kept and (kept["name"], kept["profile"]) != (plan.name, plan.profile):
         raise InputError(f"{out} holds {kept['name']} ({kept['profile']}): choose another --out for {plan.name}")
-    given = {name: value for name, value in asking.items() if value is not None}
-    grid = plan.grid(config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **given))
+    grid = plan.grid(config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **asking.given()))
     store.put("run", "config", plan.as_dict())
     with forecast(grid.counts(), store) as on_step:
         fill(grid, store, on_step, executor=_executor(workers, ray), retry=retry, verify=verify)

@@ -9,24 +9,13 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .judging import (
-    Batch,
-    CacheFile,
-    Concurrency,
-    MaxCost,
-    Offline,
-    Patience,
-    Preset,
-    Prices,
-    ResendLost,
-    load_judges,
-    run_store,
-)
+from .judging import AskingAlone, load_judges, options, run_store
 from .output import dump, progress
 from .shared import EDITOR, JUDGES, Device, Download, Dtype, EditorName, Json, Judges, Seed, load_editor
 
 
 @app.command()
+@options
 def calibrate(
     judges: Judges = None,
     editor: EditorName = EDITOR,
@@ -40,15 +29,8 @@ def calibrate(
     run: Annotated[
         Path | None, typer.Option("--run", metavar="DIR", help="Keep the result in this run, for its report.")
     ] = None,
-    preset: Preset = None,
-    cache: CacheFile = None,
-    offline: Offline = False,
-    max_cost: MaxCost = None,
-    prices: Prices = None,
-    concurrency: Concurrency = None,
-    batch: Batch = False,
-    patience: Patience = None,
-    resend_lost: ResendLost = False,
+    *,
+    asking: AskingAlone,
     device: Device = "auto",
     dtype: Dtype = "auto",
     download: Download = False,
@@ -67,18 +49,7 @@ def calibrate(
     pipeline.check_seed(seed, 1)
     store = run_store(run) if run else None
     samples = samples_of(data, images, 1)
-    loaded = load_judges(
-        judges or JUDGES,
-        preset=preset,
-        cache=cache,
-        offline=offline,
-        max_cost=max_cost,
-        prices=prices,
-        concurrency=concurrency,
-        batch=batch,
-        patience=patience,
-        resend_lost=resend_lost,
-    )
+    loaded = load_judges(judges or JUDGES, asking)
     found = []
     with progress() as on_step:
         golds = controls.controls(samples, load_editor(editor, device, dtype, download), seed=seed, on_step=on_step(""))

@@ -10,37 +10,20 @@ import typer
 
 from ..errors import SifmError
 from .app import app
-from .judging import (
-    Batch,
-    CacheFile,
-    Concurrency,
-    MaxCost,
-    Offline,
-    Patience,
-    Preset,
-    Prices,
-    ResendLost,
-    load_judges,
-)
+from .judging import AskingAlone, load_judges, options
 from .output import dump, progress
 from .shared import JUDGES, Json, Judges, Prompt, matched
 
 
 @app.command()
+@options
 def judge(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The picture before the edit.", show_default=False)],
     edited: Annotated[Path, typer.Argument(metavar="EDITED", help="The edit to be judged.", show_default=False)],
     prompt: Prompt,
     judges: Judges = None,
-    preset: Preset = None,
-    cache: CacheFile = None,
-    offline: Offline = False,
-    max_cost: MaxCost = None,
-    prices: Prices = None,
-    concurrency: Concurrency = None,
-    batch: Batch = False,
-    patience: Patience = None,
-    resend_lost: ResendLost = False,
+    *,
+    asking: AskingAlone,
     as_json: Json = False,
 ) -> None:
     """Ask judges whether an edit failed.
@@ -53,18 +36,7 @@ def judge(
 
     pairs = matched(source, edited)
     cases = [pipeline.check_case(load_image(one), load_image(two), prompt) for one, two in pairs]
-    loaded = load_judges(
-        judges or JUDGES,
-        preset=preset,
-        cache=cache,
-        offline=offline,
-        max_cost=max_cost,
-        prices=prices,
-        concurrency=concurrency,
-        batch=batch,
-        patience=patience,
-        resend_lost=resend_lost,
-    )
+    loaded = load_judges(judges or JUDGES, asking)
     with progress() as on_step:
         columns = [one.judge(cases, on_step=on_step(one.name)) for one in loaded]
     results, answered = [], False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -15,45 +18,93 @@ if TYPE_CHECKING:
     from ..store import Store
     from ..types import Judge
 
-CacheFile = Annotated[
-    Path | None, typer.Option("--cache", metavar="FILE", help="Keep answers and spending here; resume from it.")
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Send nothing: answer from the cache alone.")]
-MaxCost = Annotated[
-    float | None, typer.Option("--max-cost", metavar="USD", help="All that the cache holds may cost this at most.")
-]
-Prices = Annotated[
-    Path | None, typer.Option("--prices", metavar="FILE", help="Prices (TOML) that add to the shipped ones.")
-]
-Concurrency = Annotated[int | None, typer.Option("--concurrency", metavar="N", help="Calls under way at once.")]
-Preset = Annotated[str | None, typer.Option("--preset", metavar="two_calls|paper", help="What models are asked.")]
-Batch = Annotated[bool, typer.Option("--batch", help="Ask in jobs: cheaper, within a day (Gemini).")]
-Patience = Annotated[
-    float | None, typer.Option("--patience", metavar="SECONDS", help="With --batch: wait so long, then collect later.")
-]
-ResendLost = Annotated[
-    bool, typer.Option("--resend-lost", help="Send calls again that may have been paid but never answered.")
-]
+T = TypeVar("T")
 
 
-def load_judges(specs: Iterable[str], *, cache: Path | None = None, **chosen: Any) -> list[Judge]:
+@dataclass(frozen=True)
+class Asking:
+    """Options of judges that are vision-language models (:class:`sifm_core.judges.vlm.VlmJudge`)."""
+
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="two_calls|paper", help="What models are asked.")
+    ] = None
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", metavar="USD", help="All that the cache holds may cost this at most.")
+    ] = None
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="Prices (TOML) that add to the shipped ones.")
+    ] = None
+    concurrency: Annotated[int | None, typer.Option("--concurrency", metavar="N", help="Calls under way at once.")] = (
+        None
+    )
+    offline: Annotated[bool, typer.Option("--offline", help="Send nothing: answer from the cache alone.")] = False
+    resend_lost: Annotated[
+        bool, typer.Option("--resend-lost", help="Send calls again that may have been paid but never answered.")
+    ] = False
+
+    def given(self) -> dict[str, Any]:
+        """What was chosen; what was not keeps the judge's own default."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True)
+class AskingAlone(Asking):
+    """The same where no run keeps the answers."""
+
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="FILE", help="Keep answers and spending here; resume from it.")
+    ] = None
+    batch: Annotated[bool, typer.Option("--batch", help="Ask in jobs: cheaper, within a day (Gemini).")] = False
+    patience: Annotated[
+        float | None,
+        typer.Option("--patience", metavar="SECONDS", help="With --batch: wait so long, then collect later."),
+    ] = None
+
+
+def options(command: Callable[..., T]) -> Callable[..., T]:
+    """A command whose parameters of a dataclass's type become one option for each field, made one object again."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[Parameter] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in signature(command).parameters.items():
+        if is_dataclass(kind := hints[name]):
+            groups[name] = kind
+            types = get_type_hints(kind, include_extras=True)
+            parameters += [
+                Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+                for field in fields(kind)
+            ]
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @wraps(command)
+    def spread(**given: Any) -> T:
+        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        return command(**given, **made)
+
+    spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spread
+
+
+def load_judges(specs: Iterable[str], asking: AskingAlone) -> list[Judge]:
     """The judges, all with one ledger, so that a cap holds for what they spend together.
 
-    ``chosen``: options of :class:`sifm_core.judges.vlm.VlmJudge`; None and False leave the default. They go
-    to the judges that are vision-language models; InputError when none is.
+    What is chosen in ``asking`` goes to those that are vision-language models; InputError when none is.
     """
     from ..judges import VLM, load_judge
     from ..judges.cache import Cache
 
     specs = distinct(specs)
     models = [spec for spec in specs if spec.partition(":")[0] in VLM]
-    given = {name: value for name, value in chosen.items() if value is not None and value is not False}
-    if (given or cache) and not models:
-        names = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["cache"] if cache else [])])
+    given = asking.given()
+    if given and not models:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise InputError(f"{names}: only for judges that are vision-language models ({', '.join(VLM)}:MODEL)")
-    if given.get("offline") and cache is None:
+    if asking.offline and asking.cache is None:
         raise InputError("--offline answers from a cache: name its file with --cache")
-    shared: dict[str, Any] = {"cache": Cache(cache), **given} if models else {}
+    shared: dict[str, Any] = {**given, "cache": Cache(asking.cache)} if models else {}
     return [load_judge(spec, **(shared if spec in models else {})) for spec in specs]
 
 
