@@ -125,16 +125,23 @@ class StableDiffusion3(LatentEditor):
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The transformer's velocity at timestep ``t`` (B,), for the source's latent mixed with noise by t."""
+        return self.velocity(self.noised(z, noise, t), t, cond.prompt, cond.pooled)
+
+    def noised(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
+        """The latent mixed with noise by timestep ``t`` (B,): all latent at 0, all noise at the last."""
         sigma = (t.to(z) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
-        z_t = (1 - sigma) * z + sigma * noise
-        velocity = self.net(
-            hidden_states=z_t.to(self.dtype),
+        return (1 - sigma) * z + sigma * noise
+
+    def velocity(self, channels: Tensor, t: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
+        """What the transformer makes of its input channels, in float32 or wider."""
+        out = self.net(
+            hidden_states=channels.to(self.dtype),
             timestep=t,
-            encoder_hidden_states=cond.prompt,
-            pooled_projections=cond.pooled,
+            encoder_hidden_states=prompt,
+            pooled_projections=pooled,
             return_dict=False,
         )[0]
-        return wide(velocity)
+        return wide(out)
 
     def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
         """The flow from the latent to the noise."""

@@ -19,7 +19,7 @@ from ..errors import EditorError
 from ..noise import Seed, normal
 from ..types import Image, Latent, OnStep, Step
 from . import sd3
-from .latent import LatentEditor, wide
+from .latent import LatentEditor
 from .sd3 import Cond, StableDiffusion3
 from .sd3 import unneeded as unneeded
 
@@ -51,8 +51,8 @@ class UltraEdit(StableDiffusion3):
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The transformer's velocity at timestep ``t`` (B,), given the prompt and the source's own latent, unscaled."""
-        sigma = (t.to(z) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
-        return self._velocity((1 - sigma) * z + sigma * noise, z / self.latent_scale, t, cond.prompt, cond.pooled)
+        channels = torch.cat([self.noised(z, noise, t), z / self.latent_scale], dim=1)
+        return self.velocity(channels, t, cond.prompt, cond.pooled)
 
     def edit(
         self,
@@ -95,9 +95,8 @@ class UltraEdit(StableDiffusion3):
         scheduler.set_timesteps(chosen["steps"], device=self.device)
         z = normal((len(x), *source.shape[1:]), seed).to(source)
         for i, t in enumerate(scheduler.timesteps, 1):
-            velocity = self._velocity(
-                torch.cat([z] * 3) if guided else z, source, t.expand(len(source)), prompt, pooled
-            )
+            channels = torch.cat([torch.cat([z] * 3) if guided else z, source], dim=1)
+            velocity = self.velocity(channels, t.expand(len(source)), prompt, pooled)
             if guided:
                 both, by_image, none = velocity.chunk(3)
                 velocity = none + text * (both - by_image) + image * (by_image - none)
@@ -105,13 +104,3 @@ class UltraEdit(StableDiffusion3):
             if on_step is not None:
                 on_step(Step("edit", i, len(scheduler.timesteps)))
         return self.decode(z)
-
-    def _velocity(self, z_t: Tensor, source: Tensor, t: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
-        out = self.net(
-            hidden_states=torch.cat([z_t, source], dim=1).to(self.dtype),
-            timestep=t,
-            encoder_hidden_states=prompt,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0]
-        return wide(out)
