@@ -121,10 +121,11 @@ def breakdown(
 
     ``by``: a field of :class:`Record` ("method", "category", "prompt_kind", "editor") or a function of a record, such
     as ``lambda r: (r.method, r.category)``. Records of method "clean" are the floor with which the others of the same
-    picture, prompt, editor and seed are paired; a group that holds nothing else gives the clean rate itself.
+    picture, prompt, attacking editor, preprocessing and seed are paired; a group that holds nothing else gives the
+    clean rate itself.
     """
     records = list(records)
-    floor = {_cell(record): success(record) for record in records if record.method == CLEAN}
+    floor = {_attack(record): success(record) for record in records if record.method == CLEAN}
     groups: dict[Hashable, list[Record]] = {}
     for record in records:
         groups.setdefault(getattr(record, by) if isinstance(by, str) else by(record), []).append(record)
@@ -134,7 +135,7 @@ def breakdown(
         chosen = protected or group
         result[name] = isr(
             [success(record) for record in chosen],
-            clean=[floor.get(_cell(record)) for record in chosen] if protected and floor else None,
+            clean=[floor.get(_attack(record)) for record in chosen] if protected and floor else None,
             clusters=[record.image for record in chosen],
             confidence=confidence,
         )
@@ -167,12 +168,13 @@ def compare(
 ) -> list[Comparison]:
     """Compare methods two by two, such as ``[("sifm", "noise"), ("sifm", "mist")]``, on pictures attacked alike.
 
-    Samples are paired by picture, prompt, editor and seed; those of one picture count as one cluster. Holm's correction
-    covers all the ``pairs`` given: name those that were planned. InputError for a method that has no records.
+    Samples are paired by picture, prompt, both editors (protecting and attacking), preprocessing and seed; those of one
+    picture count as one cluster. Holm's correction covers all the ``pairs`` given: name those that were planned.
+    InputError for a method that has no records.
     """
-    found: dict[str, dict[tuple[str, str, str, int], bool | None]] = {}
+    found: dict[str, dict[tuple[Hashable, ...], bool | None]] = {}
     for record in records:
-        found.setdefault(record.method, {})[_cell(record)] = success(record)
+        found.setdefault(record.method, {})[(*_attack(record), _protector(record))] = success(record)
     results = []
     for first, second in pairs:
         for name in (first, second):
@@ -214,18 +216,18 @@ def worst_of(successes: Sequence[bool | None], groups: Sequence[K]) -> dict[K, b
 
 
 def worst_of_seeds(records: Iterable[Record], success: Success, *, confidence: float = 0.95) -> dict[str, Isr]:
-    """ISR of each method when the attacker keeps the best of all seeds that were run."""
+    """ISR of each method when the attacker keeps the best of all seeds that were run, attack by attack."""
     records = list(records)
-    attacks = [(record.method, record.image, record.prompt, record.editor) for record in records]
-    worst = worst_of([success(record) for record in records], attacks)
+    floor = [record for record in records if record.method == CLEAN]
+    clean = worst_of([success(record) for record in floor], [_attack(record)[:-1] for record in floor])
     result = {}
     for method in dict.fromkeys(record.method for record in records):
-        cells = [cell for cell in worst if cell[0] == method]
-        clean = [worst.get((CLEAN, *cell[1:])) for cell in cells]
+        own = [record for record in records if record.method == method]
+        worst = worst_of([success(record) for record in own], [(*_attack(r)[:-1], _protector(r)) for r in own])
         result[method] = isr(
-            [worst[cell] for cell in cells],
-            clean=clean if method != CLEAN and any(value is not None for value in clean) else None,
-            clusters=[cell[1] for cell in cells],
+            list(worst.values()),
+            clean=[clean.get(cell[:-1]) for cell in worst] if method != CLEAN and clean else None,
+            clusters=[cell[0] for cell in worst],
             confidence=confidence,
         )
     return result
@@ -286,5 +288,10 @@ def _mean(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _cell(record: Record) -> tuple[str, str, str, int]:
-    return record.image, record.prompt, record.editor, record.seed
+def _attack(record: Record) -> tuple[Hashable, ...]:
+    """What the attacker did; the unprotected picture of the same attack is the floor, whatever editor protects."""
+    return record.image, record.prompt, record.editor, record.info.get("purifier", ""), record.seed
+
+
+def _protector(record: Record) -> str:
+    return str(record.info.get("protected_on", record.editor))

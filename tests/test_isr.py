@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -137,6 +138,42 @@ def test_breakdown_pairs_by_picture_prompt_editor_and_seed():
     assert (got["noise"].rate, got["noise"].unclear) == (None, 1)
     other_seed = breakdown([record("clean", "1", F, seed=1), record("sifm", "1", T)], success)
     assert other_seed["sifm"].pairs == 0
+
+
+def attacked(method, success, *, purifier="", protected_on="e", seed=0):
+    return replace(record(method, "1", success, seed=seed), info={"purifier": purifier, "protected_on": protected_on})
+
+
+PURIFIED = [
+    *(attacked("clean", F), attacked("sifm", T), attacked("mist", F)),
+    *(attacked(m, s, purifier="jpeg:50") for m, s in (("clean", T), ("sifm", T), ("mist", T))),
+]
+TRANSFER = [
+    *(attacked("clean", F), attacked("sifm", T), attacked("mist", F)),
+    *(attacked(m, s, protected_on="other") for m, s in (("clean", F), ("sifm", F), ("mist", T))),
+]
+
+
+@pytest.mark.parametrize("order", [list, reversed])
+def test_a_purified_attack_is_paired_with_the_purified_clean_one(order):
+    got = breakdown(order(PURIFIED), success)["sifm"]
+    assert (got.pairs, got.net, got.clean_rate) == (2, 0.5, 0.5), "jpeg alone made the clean edit fail"
+    (tested,) = compare(order(PURIFIED), success, [("sifm", "mist")])
+    assert (tested.pairs, tested.only_first, tested.only_second) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("order", [list, reversed])
+def test_transfer_is_compared_per_protecting_editor_and_has_the_attacked_editors_floor(order):
+    (tested,) = compare(order(TRANSFER), success, [("sifm", "mist")])
+    assert (tested.pairs, tested.only_first, tested.only_second) == (2, 1, 1)
+    unprotected = [r for r in TRANSFER if r.method != "clean" or r.info["protected_on"] == "e"]
+    assert breakdown(order(unprotected), success)["sifm"].pairs == 2, "a clean picture has no protecting editor"
+
+
+def test_seeds_of_one_attack_are_not_mixed_with_other_preprocessing_or_editors():
+    records = [replace(r, seed=seed) for r in (*PURIFIED, *TRANSFER[3:]) for seed in (0, 1)]
+    got = worst_of_seeds(records, success)["sifm"]
+    assert (got.n, got.successes, got.pairs, got.net) == (3, 2, 3, pytest.approx(1 / 3))
 
 
 def test_breakdown_by_category_and_by_function():
