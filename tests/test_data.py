@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
-from sifm_core import data
+from judges.servers import UNSEEN, FakeServer
+from sifm_core import cli, data
 from sifm_core.data import build, prompts
 from sifm_core.errors import InputError
+
+KEY = "not-a-real-key-0123456789"
 
 
 def picture(path: Path, seed: int) -> None:
@@ -112,6 +115,91 @@ def test_a_models_instructions_are_checked():
         prompts.from_model("make it blue", "", lambda question: '["add a dog"]')
     with pytest.raises(InputError, match="JSON list"):
         prompts.from_model("make it blue", "", lambda question: "I cannot")
+
+
+# ---- instructions of a language model
+
+
+def own_pictures(folder: Path, *behaviours: str) -> Path:
+    """A manifest whose instructions script the fake servers."""
+    with (folder / "own.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "instruction", "caption"])
+        for i, behaviour in enumerate(behaviours):
+            picture(folder / "pictures" / f"{i}.png", i)
+            writer.writerow([f"pictures/{i}.png", f"{behaviour} {i}", f"caption {i}"])
+    build.from_csv(folder / "own.csv", folder / "in" / "manifest.jsonl")
+    return folder / "in" / "manifest.jsonl"
+
+
+@pytest.fixture
+def sifm(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr("sifm_core.judges.vlm.random.uniform", lambda low, high: 0.001)  # no long back-off
+
+    def run(manifest: Path, fake: FakeServer, *words: object, out: str = "out/new.jsonl") -> tuple[int, str]:
+        llm = f"{fake.dialect}:fake-model@{fake.url}"
+        code = cli.main([str(x) for x in ("data", "prompts", manifest, tmp_path / out, "--llm", llm, *words)])
+        said = "".join(capsys.readouterr())
+        assert KEY not in said
+        return code, said
+
+    return run
+
+
+@pytest.mark.parametrize("dialect", ["gemini", "openai"])
+def test_a_language_model_writes_unseen_instructions_once(tmp_path, sifm, dialect):
+    manifest = own_pictures(tmp_path, "ok", "few", "fenced", "rate-once")
+    with FakeServer(dialect) as fake:
+        code, said = sifm(manifest, fake)
+        assert code == 0 and "4 pictures" in said
+        items = data.load(tmp_path / "out" / "new.jsonl")
+        assert [item.unseen for item in items] == [tuple(UNSEEN["instructions"][:5])] * 4
+        assert all("fake-model" in item.prompts_from and "unseen-1" in item.prompts_from for item in items)
+        before = data.load(manifest)
+        assert [(x.id, x.instruction, x.sha256) for x in items] == [(x.id, x.instruction, x.sha256) for x in before]
+        assert (items[3].pixels() == before[3].pixels()).all()
+        asked = [json.dumps(request.body) for request in fake.requests]
+        assert sum("caption 1" in text for text in asked) == 2 and sum("Not again" in text for text in asked) == 1
+        assert all("image" in text.replace("image editor", "") for text in asked)
+        code, said = sifm(manifest, fake)
+        assert code == 2 and "made once" in said and len(fake.requests) == len(asked)
+        (tmp_path / "out" / "new.jsonl").unlink()
+        assert sifm(manifest, fake, "--offline")[0] == 0 and len(fake.requests) == len(asked)
+        assert data.load(tmp_path / "out" / "new.jsonl") == items
+        assert sifm(manifest, fake, "--text-only", out="blind.jsonl")[0] == 0
+        assert "image/png" not in json.dumps(fake.requests[-1].body)
+        assert "not shown" in data.load(tmp_path / "blind.jsonl")[0].prompts_from
+
+
+@pytest.mark.parametrize(
+    "behaviour, said",
+    [
+        ("prose", "0: expected a JSON list of instructions from the model, got 'The edit looks fine"),
+        ("truncated", "0 (truncated)"),
+        ("wrong-schema", "expected a JSON list"),
+        ("json-list", "found 0"),
+        ("alike", "expected 5 distinct instructions from the model, found 1"),
+        ("essays", "found 0"),
+        ("safety", "0 (blocked)"),
+        ("refusal", "0 (refused)"),
+        ("key-refused", "0 (missing_key)"),
+        ("bad-request", "0 (error)"),
+        ("html", "0 (unreachable)"),
+    ],
+)
+def test_bad_answers_of_a_language_model_make_no_manifest(tmp_path, sifm, behaviour, said):
+    manifest = own_pictures(tmp_path, behaviour, "ok")
+    with FakeServer("openai") as fake:
+        code, complaint = sifm(manifest, fake)
+    assert code != 0 and said in complaint and complaint.count("\n") == 1
+    assert not (tmp_path / "out" / "new.jsonl").exists()
+
+
+def test_only_a_language_model_writes_instructions(tmp_path, own, capsys):
+    assert cli.main(["data", "prompts", str(own), str(tmp_path / "new.jsonl"), "--llm", "miniature:conv"]) == 2
+    assert "expected a language model such as gemini:MODEL" in capsys.readouterr().err
 
 
 # ---- a copy of instructpix2pix-clip-filtered

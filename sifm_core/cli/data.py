@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from .app import app
+from .judging import Calling, load_model, options
+from .output import progress
 
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data", help="Make and check benchmark data: pictures with frozen instructions.")
@@ -52,6 +54,34 @@ def miniature(
     from ..data.build import miniature as build
 
     print(f"{out / 'manifest.jsonl'}: {len(build(out, images))} pictures")
+
+
+@data.command("prompts")
+@options
+def prompts_(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST.jsonl", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="NEW.jsonl", help="The same with new prompts.", show_default=False)],
+    llm: Annotated[
+        str,
+        typer.Option(
+            "--llm", metavar="BACKEND:MODEL[@URL]", help="Such as gemini:gemini-2.5-flash, openai:llava@http://..."
+        ),
+    ],
+    text_only: Annotated[bool, typer.Option("--text-only", help="Do not show the model the picture.")] = False,
+    *,
+    calling: Calling,
+) -> None:
+    """Let a language model write five unseen prompts for each picture, once, into a new manifest.
+
+    Prompts that are not distinct are refused. Answers and spending stay in NEW.answers.sqlite: the same command again
+    goes on where it was stopped.
+    """
+    from ..data.build import from_model
+
+    model = load_model(llm, cache=out.with_suffix(".answers.sqlite"), **calling.given())
+    with progress() as on_step:
+        items = from_model(manifest, out, model, look=not text_only, on_step=on_step(model.name))
+    print(f"{out}: {len(items)} pictures, prompts {items[0].prompts_from}")
 
 
 @data.command("check")

@@ -15,6 +15,7 @@ from ..errors import InputError
 from .shared import distinct
 
 if TYPE_CHECKING:
+    from ..judges.vlm import VlmJudge
     from ..store import Store
     from ..types import Judge
 
@@ -22,21 +23,18 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Options of judges that are vision-language models (:class:`sifm_core.judges.vlm.VlmJudge`)."""
+class Calling:
+    """Options of vision-language models (:class:`sifm_core.judges.vlm.VlmJudge`), whatever they are asked."""
 
-    preset: Annotated[
-        str | None, typer.Option("--preset", metavar="two_calls|paper", help="What models are asked.")
-    ] = None
     max_cost: Annotated[
         float | None, typer.Option("--max-cost", metavar="USD", help="All that the cache holds may cost this at most.")
     ] = None
     prices: Annotated[
         Path | None, typer.Option("--prices", metavar="FILE", help="Prices (TOML) that add to the shipped ones.")
     ] = None
-    concurrency: Annotated[int | None, typer.Option("--concurrency", metavar="N", help="Calls under way at once.")] = (
-        None
-    )
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", metavar="N", help="How many calls are under way at once.")
+    ] = None
     offline: Annotated[bool, typer.Option("--offline", help="Send nothing: answer from the cache alone.")] = False
     resend_lost: Annotated[
         bool, typer.Option("--resend-lost", help="Send calls again that may have been paid but never answered.")
@@ -46,6 +44,15 @@ class Asking:
         """What was chosen; what was not keeps the judge's own default."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True)
+class Asking(Calling):
+    """The same of judges."""
+
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="two_calls|paper", help="What models are asked.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,19 @@ def load_judges(specs: Iterable[str], asking: AskingAlone) -> list[Judge]:
         raise InputError("--offline answers from a cache: name its file with --cache")
     shared: dict[str, Any] = {**given, "cache": Cache(asking.cache)} if models else {}
     return [load_judge(spec, **(shared if spec in models else {})) for spec in specs]
+
+
+def load_model(spec: str, **options: Any) -> VlmJudge:
+    """A vision-language model to be asked something else than verdicts."""
+    from ..judges import VLM, load_judge
+    from ..judges.vlm import VlmJudge
+
+    model = load_judge(spec, **options) if spec.partition(":")[0] in VLM else None
+    if not isinstance(model, VlmJudge):
+        raise InputError(
+            f"expected a language model such as {' or '.join(f'{name}:MODEL' for name in VLM)}, got {spec!r}"
+        )
+    return model
 
 
 def run_store(run: Path) -> Store:

@@ -1,4 +1,7 @@
-"""Manifests from what there is: a folder with a CSV, a copy of instructpix2pix-clip-filtered, the miniature."""
+"""Manifests from what there is: a folder with a CSV, a copy of instructpix2pix-clip-filtered, the miniature.
+
+And with unseen instructions of a language model in place of those that a manifest has.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,20 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image as Pil
 
-from ..errors import InputError, SifmError
+from ..errors import InputError, JudgeError, SifmError
 from ..images import save_png, write_atomically
-from .manifest import UNSEEN, Item, check, file_hash, write
-from .prompts import from_templates
+from ..judges.rubric import Form, Part, picture
+from ..judges.vlm import VlmJudge
+from ..types import OnStep, Step
+from . import prompts
+from .manifest import UNSEEN, Item, check, file_hash, read, write
 
 COUNTS = {"portrait": 35, "landscape": 35, "artwork": 30}
 """The paper's benchmark (section VII-A)."""
@@ -32,13 +39,15 @@ KEYWORDS: dict[str, str] = {
     r"|island|waterfall|desert|sky|meadow|garden|village|skyline",
 }
 """Category -> words of the caption; the first category that matches is the picture's."""
+FORM = Form("unseen-1", prompts.Instructions)
+"""What a language model is asked for; the number rises when the question of :func:`prompts.from_model` changes."""
 Unseen = Callable[[str, str, str], tuple[str, ...]]
 """(instruction, category, caption) -> unseen instructions."""
 
 
 def templates(instruction: str, category: str, caption: str) -> tuple[str, ...]:
     """Unseen instructions from the package's templates."""
-    return from_templates(instruction, category, UNSEEN)
+    return prompts.from_templates(instruction, category, UNSEEN)
 
 
 def from_csv(table: str | os.PathLike[str], out: str | os.PathLike[str], unseen: Unseen = templates) -> list[Item]:
@@ -125,6 +134,61 @@ def from_instructpix2pix(
     mixed = [item for some in itertools.zip_longest(*items.values()) for item in some if item]  # first n: all kinds
     write(check(mixed), target / "manifest.jsonl")
     return mixed
+
+
+def from_model(
+    manifest: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    model: VlmJudge,
+    *,
+    look: bool = True,
+    on_step: OnStep | None = None,
+) -> list[Item]:
+    """A manifest with the same pictures and new unseen instructions, written by a language model.
+
+    The model sees the instruction and the caption and, with ``look``, the picture. What it answers is in its ledger,
+    so that after a stop, or with a better model for the rest, nothing is asked twice. ``prompts_from`` names the model
+    that answered and the form of the question. Raises InputError where ``out`` is there already and where a picture's
+    answer is of no use, JudgeError where none came.
+    """
+    target = Path(out)
+    if target.exists():
+        raise InputError(f"{target}: unseen instructions are made once, and this file is there; choose another name")
+    items = check(read(manifest))
+
+    def written(item: Item) -> Item:
+        served: list[str] = []
+
+        def ask(question: str) -> str:
+            shown: list[Part] = [question, "The picture:", picture(item.pixels())] if look else [question]
+            reply = model.ask(shown, FORM)
+            if reply.state != "ok":
+                raise JudgeError(f"{model.name} wrote no instructions for {item.id} ({reply.state}): {reply.reason}")
+            served.append(reply.served)
+            return reply.text
+
+        try:
+            unseen = prompts.from_model(item.instruction, item.caption, ask, UNSEEN)
+        except InputError as error:
+            raise InputError(f"{item.id}: {error}; try another model, or write them into {manifest}") from None
+        answered = " + ".join(dict.fromkeys(name for name in served if name)) or "unnamed"
+        who = f"{model.name}, answered by {answered}, {FORM.name}{'' if look else ', picture not shown'}"
+        image = os.path.relpath(item.path, target.parent)
+        return replace(item, unseen=unseen, image=image, prompts_from=who, folder=target.parent)
+
+    with ThreadPoolExecutor(model.concurrency) as pool:
+        coming = [pool.submit(written, item) for item in items]
+        try:
+            for done, future in enumerate(as_completed(coming), 1):
+                future.result()
+                if on_step is not None:
+                    on_step(Step("ask", done, len(items)))
+        except BaseException:  # calls under way finish and are recorded; nothing further is sent
+            pool.shutdown(cancel_futures=True)
+            raise
+    made = [future.result() for future in coming]
+    write(check(made), target)
+    return made
 
 
 def category_of(caption: str) -> str:

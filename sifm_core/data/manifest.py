@@ -77,8 +77,9 @@ def write(items: Iterable[Item], path: str | os.PathLike[str]) -> None:
     """Write a manifest; what is in it is frozen by the checksums of its pictures."""
     lines = []
     for item in items:
-        plain = {key: value for key, value in asdict(replace(item, drawn=None, tell=None)).items() if key in _FIELDS}
-        lines.append(json.dumps({key: value for key, value in plain.items() if value}, ensure_ascii=False))
+        plain = asdict(replace(item, drawn=None, tell=None))
+        kept = {key: plain[key] for key in _FIELDS if plain[key] or key in _REQUIRED}
+        lines.append(json.dumps(kept, ensure_ascii=False))
     write_atomically(Path(path), ("\n".join(lines) + "\n").encode())
 
 

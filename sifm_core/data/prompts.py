@@ -11,9 +11,13 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
+from pydantic import BaseModel, ConfigDict
+
 from ..errors import InputError
 
 OVERLAP = 0.5
+ASKED, LONGEST = 3, 200
+"""How often a model is asked for more; characters of an instruction."""
 _NO_CONTENT = """
 a an the it its this that to of in on at as into with and or be is are was make turn change have has had let add put
 give would could should were his her him she he they them their there some more look looks like
@@ -86,30 +90,59 @@ def from_templates(instruction: str, category: str, n: int = 5, seed: int = 0) -
     """n instructions from :data:`TEMPLATES` that are distinct from the given one and from each other."""
     pool = list(TEMPLATES.get(category) or [text for some in TEMPLATES.values() for text in some])
     random.Random(f"{seed}/{instruction}").shuffle(pool)
-    return _distinct(instruction, pool, n, "templates")
+    return _enough(_distinct([instruction], pool, n), n, instruction, "templates")
+
+
+class Instructions(BaseModel):
+    """What a language model answers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    instructions: list[str]
 
 
 def from_model(instruction: str, caption: str, ask: Callable[[str], str], n: int = 5) -> tuple[str, ...]:
-    """n instructions that a language model wrote (``ask``: question -> answer); InputError when they do not suffice."""
-    question = (
-        f"A picture shows: {caption or 'unknown'}. Somebody asks an image editor: {instruction!r}. Write {2 * n} "
-        "other, semantically different short editing instructions for the same picture, about different things in it. "
-        "Answer with a JSON list of strings and nothing else."
-    )
-    answer = ask(question)
-    start, end = answer.find("["), answer.rfind("]")
+    """n instructions that a language model wrote (``ask``: question -> answer).
+
+    It is asked for twice as many and, where too few are of use (one line, at most :data:`LONGEST` characters, distinct
+    from all others), up to :data:`ASKED` times for more. Raises InputError for an answer that holds no list, and when
+    there are still too few.
+    """
+    chosen: tuple[str, ...] = ()
+    for _ in range(ASKED):
+        taken = f" Not again, nor in these words: {json.dumps(chosen)}." if chosen else ""
+        answer = ask(
+            f"A picture shows: {caption or 'unknown'}. Somebody asks an image editor: {instruction!r}. Write {2 * n} "
+            "other, semantically different short editing instructions for the same picture, about different things in "
+            f'it.{taken} Answer with a JSON object {{"instructions": [...]}}, a list of strings, and nothing else.'
+        )
+        more = _distinct([instruction, *chosen], _listed(answer), n)
+        chosen += more
+        if len(chosen) == n or not more:
+            break
+    return _enough(chosen, n, instruction, "the model")
+
+
+def _listed(answer: str) -> list[str]:
+    """The texts of the one list in an answer that can serve as instructions."""
     try:
-        found = json.loads(answer[start : end + 1])
+        found = json.loads(answer[answer.find("[") : answer.rfind("]") + 1])
     except ValueError:
         raise InputError(f"expected a JSON list of instructions from the model, got {answer[:200]!r}") from None
-    return _distinct(instruction, [text for text in found if isinstance(text, str) and text.strip()], n, "the model")
+    texts = [text.strip() for text in found if isinstance(text, str)]
+    return [text for text in texts if text.isprintable() and 0 < len(text) <= LONGEST]
 
 
-def _distinct(instruction: str, pool: Sequence[str], n: int, who: str) -> tuple[str, ...]:
-    chosen = [instruction]
+def _distinct(known: Sequence[str], pool: Sequence[str], n: int) -> tuple[str, ...]:
+    """From the pool, in order, what is distinct from all known and from each other; with the known, at most n + 1."""
+    chosen = list(known)
     for text in pool:
         if len(chosen) <= n and not clash([*chosen, text]):
-            chosen.append(text.strip())
-    if len(chosen) <= n:
-        raise InputError(f"{instruction!r}: expected {n} distinct instructions from {who}, found {len(chosen) - 1}")
-    return tuple(chosen[1:])
+            chosen.append(text)
+    return tuple(chosen[len(known) :])
+
+
+def _enough(chosen: tuple[str, ...], n: int, instruction: str, who: str) -> tuple[str, ...]:
+    if len(chosen) < n:
+        raise InputError(f"{instruction!r}: expected {n} distinct instructions from {who}, found {len(chosen)}")
+    return chosen

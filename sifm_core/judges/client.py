@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from ..errors import InputError, JudgeError
 from ..types import State
-from .rubric import Part, Question
+from .rubric import Form, Part, Question
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Client(ABC):
         """Get ready to send; raises JudgeError where the provider's package is missing."""
 
     @abstractmethod
-    def send(self, parts: Sequence[Part], question: Question) -> Reply:
+    def send(self, parts: Sequence[Part], form: Form) -> Reply:
         """One attempt; every failure that can be told apart is a Reply, not an exception."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import JudgeError
 from ..types import Judge, State
 from .client import JobClient, Reply, check_base_url, environment_key, http_failure, transport_failure
-from .rubric import Part, Question
+from .rubric import Form, Part, Question
 from .vlm import VlmJudge
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
@@ -49,10 +49,10 @@ class GeminiClient(JobClient):
             ),
         )
 
-    def send(self, parts: Sequence[Part], question: Question) -> Reply:
+    def send(self, parts: Sequence[Part], form: Form) -> Reply:
         response = _attempt(
             lambda: self._client.models.generate_content(
-                model=self.model, contents=_contents(parts), config=self._settings(question)
+                model=self.model, contents=_contents(parts), config=self._settings(form)
             )
         )
         return response if isinstance(response, Reply) else _read(response)
@@ -98,7 +98,7 @@ class GeminiClient(JobClient):
                 replies.append(replace(mine[0], state="unparsable", text="", reason=why))
         return replies
 
-    def _settings(self, question: Question) -> Any:
+    def _settings(self, form: Form) -> Any:
         from google.genai import types
 
         budget = self.config["thinking_budget"]
@@ -107,7 +107,7 @@ class GeminiClient(JobClient):
             seed=self.config["seed"],
             max_output_tokens=self.config["max_output_tokens"],
             response_mime_type="application/json",
-            response_schema=question.answer,
+            response_schema=form.answer,
             thinking_config=None if budget is None else types.ThinkingConfig(thinking_budget=budget),
             safety_settings=[
                 types.SafetySetting(

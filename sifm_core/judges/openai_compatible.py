@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import JudgeError
 from ..types import Judge, State
 from .client import Client, Reply, check_base_url, environment_key, http_failure, transport_failure
-from .rubric import Part, Question
+from .rubric import Form, Part
 from .vlm import VlmJudge
 
 URL = "https://api.openai.com/v1"
@@ -36,8 +36,8 @@ class OpenAiClient(Client):
         )
         self._rung = 0
 
-    def send(self, parts: Sequence[Part], question: Question) -> Reply:
-        formats = _formats(question)
+    def send(self, parts: Sequence[Part], form: Form) -> Reply:
+        formats = _formats(form)
         for rung in range(self._rung, len(formats)):
             reply, code = self._send(parts, formats[rung])
             if code not in _REFUSES_FORMAT or rung == len(formats) - 1:
@@ -75,8 +75,8 @@ class OpenAiClient(Client):
 _NOT_OURS = "the server answered with something other than a chat completion; check base_url (it often ends in /v1)"
 
 
-def _formats(question: Question) -> tuple[dict[str, Any], ...]:
-    schema = {"name": question.answer.__name__.lower(), "schema": question.schema, "strict": True}
+def _formats(form: Form) -> tuple[dict[str, Any], ...]:
+    schema = {"name": form.answer.__name__.lower(), "schema": form.schema, "strict": True}
     return (
         {"response_format": {"type": "json_schema", "json_schema": schema}},
         {"response_format": {"type": "json_object"}},

@@ -118,20 +118,31 @@ class Paper(Answer):
 
 
 @dataclass(frozen=True)
-class Question:
-    """One call's prompt file and the answer it demands."""
+class Form:
+    """What one call demands: an answer of this shape."""
 
     name: str
-    answer: type[Answer]
-
-    @cached_property
-    def template(self) -> str:
-        return (Path(__file__).parent / "prompts" / f"{self.name}.md").read_text(encoding="utf-8")
+    answer: type[BaseModel]
 
     @cached_property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of the answer, in the order in which the fields are to be written."""
         return _untitled(self.answer.model_json_schema())
+
+    @cached_property
+    def hash(self) -> str:
+        return _sha(json.dumps(self.schema, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class Question(Form):
+    """One of a judge's calls: the prompt file of that name, and the answer it demands."""
+
+    answer: type[Answer]
+
+    @cached_property
+    def template(self) -> str:
+        return (Path(__file__).parent / "prompts" / f"{self.name}.md").read_text(encoding="utf-8")
 
     @cached_property
     def hash(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import InputError, JudgeError
 from ..types import Judge
 from .client import Client, Reply
-from .rubric import Part, Question
+from .rubric import Form, Part
 from .vlm import VlmJudge
 
 
@@ -45,7 +45,7 @@ class TransformersClient(Client):
             ) from error
         self._model.eval().requires_grad_(False).to(device)
 
-    def send(self, parts: Sequence[Part], question: Question) -> Reply:
+    def send(self, parts: Sequence[Part], form: Form) -> Reply:
         import torch
         from PIL import Image
 

@@ -24,7 +24,7 @@ from .cases import case_problem
 from .client import Client, JobClient, Reply, redacted
 from .jobs import Jobs, over_cap
 from .prices import FREE, Price, read_prices
-from .rubric import PRESETS, Answer, Part, Question, parse, preset_hash
+from .rubric import PRESETS, Answer, Form, Part, parse, preset_hash
 
 _LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
@@ -105,7 +105,7 @@ class VlmJudge:
             client.connect()
         self._resend_lost = not client.key if resend_lost is None else resend_lost
         self._patience = patience
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._attempts = attempts
         self._first_delay = first_delay
         self._lock = threading.Lock()
@@ -121,7 +121,7 @@ class VlmJudge:
 
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:
         round_ = _Round(self._ask_in_jobs(cases, on_step))
-        with ThreadPoolExecutor(self._concurrency) as pool:
+        with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(self._judge_one, case, round_) for case in cases]
             try:
                 for done, future in enumerate(as_completed(futures), 1):
@@ -133,6 +133,10 @@ class VlmJudge:
                 pool.shutdown(cancel_futures=True)
                 raise
         return [future.result() for future in futures]
+
+    def ask(self, parts: Sequence[Part], form: Form) -> Reply:
+        """The reply to any other question, with the same ledger, cap and back-off."""
+        return self._once(parts, form, _Round())[0]
 
     def _ask_in_jobs(self, cases: Sequence[Case], on_step: OnStep | None) -> dict[str, Reply]:
         if not self._batch or self._offline or not isinstance(self.client, JobClient):
@@ -209,32 +213,32 @@ class VlmJudge:
             warnings.warn(f"{self.name}: {message}", stacklevel=2)
         return message
 
-    def _once(self, parts: Sequence[Part], question: Question, round_: _Round) -> Paid:
+    def _once(self, parts: Sequence[Part], form: Form, round_: _Round) -> Paid:
         """The reply to a question, which is asked once even if several cases share it."""
-        key = self._key(parts, question)
+        key = self._key(parts, form)
         with self._lock:
             mine = key not in round_.asked
             future = round_.asked.setdefault(key, Future())
         if mine:
             try:
-                future.set_result(self._ask(key, parts, question, round_))
+                future.set_result(self._ask(key, parts, form, round_))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
 
-    def _key(self, parts: Sequence[Part], question: Question) -> str:
+    def _key(self, parts: Sequence[Part], form: Form) -> str:
         client = self.client
         return key_of(
             backend=client.backend,
             model=client.model,
             base_url=client.base_url,
             config=dict(client.config),
-            prompt=question.hash,
+            prompt=form.hash,
             parts=list(parts),
             repeat=self._repeat,
         )
 
-    def _ask(self, key: str, parts: Sequence[Part], question: Question, round_: _Round) -> Paid:
+    def _ask(self, key: str, parts: Sequence[Part], form: Form, round_: _Round) -> Paid:
         if found := self.cache.find(key):
             reply = Reply(**found[0])
             self._heed(reply)
@@ -257,7 +261,7 @@ class VlmJudge:
             call = self.cache.reserve(key, judge=self.name, at_most=at_most, cap=self.max_cost)
             if call is None:
                 return over_cap(self.max_cost, self.cache.spent(), at_most), 0.0
-            reply = self._send(parts, question)
+            reply = self._send(parts, form)
             if reply.billed == "yes":
                 cost = self._cost(reply)
                 self.cache.settle(call, "answered", reply=asdict(reply), cost=cost)
@@ -272,10 +276,10 @@ class VlmJudge:
                 self._not_before = max(self._not_before, not_before)
         return reply, None if reply.billed == "maybe" else 0.0
 
-    def _send(self, parts: Sequence[Part], question: Question) -> Reply:
+    def _send(self, parts: Sequence[Part], form: Form) -> Reply:
         started = time.perf_counter()
         try:
-            reply = self.client.send(parts, question)
+            reply = self.client.send(parts, form)
         except Exception as error:  # what no backend foresaw still leaves a verdict, an unclear one
             reply = Reply("error", reason=f"{type(error).__name__}: {error}", billed="maybe")
         return replace(redacted(reply, self.client.key), seconds=time.perf_counter() - started)

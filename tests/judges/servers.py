@@ -48,6 +48,9 @@ PAPER = {
     "verdict": "success",
     "confidence": 0.7,
 }
+UNSEEN = {
+    "instructions": ["add fog", "paint it blue", "remove the hat", "melt the doors", "make it rain", "add a boat"]
+}
 USAGE = (700, 120)
 """Tokens in and out that every answer is billed at."""
 
@@ -69,7 +72,9 @@ class Request:
     body: dict[str, Any]
 
     def answer(self, **changes: Any) -> str:
-        return json.dumps({"semantic": SEMANTIC, "quality": QUALITY, "paper": PAPER}[self.question] | changes)
+        return json.dumps(
+            {"semantic": SEMANTIC, "quality": QUALITY, "paper": PAPER, "unseen": UNSEEN}[self.question] | changes
+        )
 
 
 @dataclass
@@ -137,6 +142,11 @@ BEHAVIOURS = {
     "drop": lambda r: Response(drop=True),
     "rerouted": lambda r: Response(r.answer(), served="other-model"),
     "two-choices": lambda r: Response(r.answer(), copies=2),
+    "few": lambda r: Response(  # three at a time, and what it was told not to say again
+        r.answer(instructions=UNSEEN["instructions"][: 6 if "Not again" in json.dumps(r.body) else 3])
+    ),
+    "alike": lambda r: Response(r.answer(instructions=[f"{verb} the fog" for verb in ("add", "put", "make", "give")])),
+    "essays": lambda r: Response(r.answer(instructions=["add\nfog", "x" * 300, "", 5, None])),
     "echo-key": lambda r: Response(r.answer(observations=f"the key is {r.key}"), served=f"fake-{r.key}"),
     "no-schema": lambda r: (
         error(400, "response_format is not supported") if "response_format" in r.body else Response(r.answer())
@@ -175,10 +185,11 @@ class FakeServer:
     def respond(self, raw: bytes, key: str) -> tuple[Response, str]:
         sha, body = hashlib.sha256(raw).hexdigest(), json.loads(raw)
         text = raw.decode()
-        behaviour = re.search(r'Instruction: \\"([\w-]+)|PROMPT: \\"([\w-]+)', text)
-        question = "paper" if "PROMPT:" in text else "quality" if "technical quality" in text else "semantic"
+        behaviour = re.search(r"""(?:Instruction: \\"|PROMPT: \\"|asks an image editor: ')([\w-]+)""", text)
+        marks = {"PROMPT:": "paper", "technical quality": "quality", "asks an image editor": "unseen"}
+        question = next((name for mark, name in marks.items() if mark in text), "semantic")
         with self._lock:
-            request = Request(self._seen[sha], behaviour[1] or behaviour[2], question, key, body)
+            request = Request(self._seen[sha], behaviour[1], question, key, body)
             self._seen[sha] += 1
             self.requests.append(request)
         response = BEHAVIOURS[request.behaviour](request)
