@@ -180,8 +180,9 @@ def test_nodes_of_a_workflow_do_not_overlap_and_lie_in_a_group(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_workflow_has_a_picture(name):
-    assert (WORKFLOWS / f"{name}.jpg").exists()
+def test_the_template_browser_gets_every_workflow_and_its_picture(server, name):
+    for suffix in (".json", ".jpg"):
+        assert server.fetch(f"/api/workflow_templates/sifm/{name}{suffix}") == (WORKFLOWS / f"{name}{suffix}").read_bytes()
 
 
 def test_every_node_is_in_a_workflow(server):

@@ -1,6 +1,6 @@
 """Attack a picture before and after its protection, with several seeds, and count which edits still work.
 
-python examples/does_it_hold.py
+python docs/examples/does_it_hold.py
 """
 
 from sifm_core import consensus, edit, immunize, isr, judge, load_editor

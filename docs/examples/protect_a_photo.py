@@ -1,6 +1,6 @@
 """Protect one photograph and save it.
 
-    python examples/protect_a_photo.py photo.jpg protected.png "turn her into a zombie" [EDITOR]
+    python docs/examples/protect_a_photo.py photo.jpg protected.png "turn her into a zombie" [EDITOR]
 
 EDITOR is a built-in name, a diffusers folder or a hub id that is already on this machine; without one, the embedded
 miniature is used, which protects against nothing real but shows how it goes.

@@ -1,6 +1,6 @@
 """A method of your own in ten lines, compared with the controls: push the latent away from where it was.
 
-    python examples/your_own_method.py
+    python docs/examples/your_own_method.py
 
 To keep it, put `build` in a file of sifm_core/methods and list it in METHODS.
 """
