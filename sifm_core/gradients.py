@@ -28,9 +28,10 @@ def through_latent(
     encoder's graph is kept meanwhile; where that is too much memory, let the encoder checkpoint.
 
     The log holds the named parts of the loss, which sum to it. With ``part_norms`` it also holds, as "grad_<part>",
-    the L2 norm of each part's gradient at the latent, at the cost of one more backward pass of the term per part.
-    With ``lengths`` each part's gradient at the latent is scaled, for each image, to the L2 norm given for it before
-    they are added (one of zero stays zero), and their norms before that are logged: balance, not the gradient of a sum.
+    the L2 norm of each part's gradient at the latent, at the cost of one more backward pass of each term for every part
+    but its first. With ``lengths`` each part's gradient at the latent is scaled, for each image, to the L2 norm given
+    for it before they are added (one of zero stays zero), and their norms before that are logged: balance, not the
+    gradient of a sum.
     Sums are in float32 (float64 where the latent is). Raises EditorError when a loss or gradient is not finite.
     """
 
@@ -66,7 +67,7 @@ def through_latent(
                 )
             (grad,) = torch.autograd.grad(encoded, image, _total(latent_grads))
         log = {name: value for name, value in losses.items() if name}
-        log |= {f"grad_{name}": value for name, value in norms.items()}
+        log |= {f"grad_{name}": value for name, value in norms.items() if name}
         return finite(Gradient(_total(losses), grad, log), step)
 
     return grad_fn

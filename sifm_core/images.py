@@ -13,13 +13,11 @@ stand: editors ignore alpha and colour profiles. So those values are what is loa
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import os
 import struct
-import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from PIL import ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import BudgetError, ImageError, InputError
+from .files import write_atomically as write_atomically
 from .types import Image
 
 MIN_SIDE = 16
@@ -144,22 +143,33 @@ def round_to_budget(
     return near.float() / 255
 
 
-def verify_budget(path: str | os.PathLike[str], x0: Image, eps: float, ball: Literal["linf", "l2"] = "linf") -> float:
+def verify_budget(
+    path: str | os.PathLike[str],
+    x0: Image,
+    eps: float,
+    ball: Literal["linf", "l2"] = "linf",
+    mask: Tensor | None = None,
+) -> float:
     """Read the saved picture back and return its largest difference from ``x0`` (1, 3, H, W), in [0, 1] units.
 
-    ``ball`` "l2": the root mean square of its differences instead of the largest.
+    ``ball`` "l2": the root mean square of its differences instead. With a ``mask`` (broadcastable to ``x0``) each
+    difference is divided by it, and a mean is over what may change, see :func:`sifm_core.pgd.pgd`. Both pictures count
+    as their 8-bit values, so that what rounding did to the file is in the figure.
 
-    Raises BudgetError when the difference is above ``eps`` or the sizes differ.
+    Raises BudgetError when it is above ``eps``, when a pixel changed where the mask is 0, or when the sizes differ.
     """
     saved = load_image(path)
     if saved.shape != x0.shape:
         came = tuple(saved.shape)
         raise BudgetError(f"{path}: expected the shape {tuple(x0.shape)}, but the file holds {came}; name its source")
-    delta = saved - x0.detach().cpu().float()
-    largest = float(delta.abs().max() if ball == "linf" else delta.square().mean().sqrt())
+    delta = ((saved.double() * 255).round() - (x0.detach().cpu().double() * 255).round()) / 255
+    weight = torch.ones_like(delta) if mask is None else mask.detach().cpu().to(delta).expand_as(delta)
+    delta = torch.where(delta == 0, 0, delta / weight)  # infinite where nothing may change
+    largest = float(delta.abs().max() if ball == "linf" else (delta.square().sum() / (weight > 0).sum()).sqrt())
     if largest > eps + 1e-6:
+        what = "a perturbation" if ball == "linf" else "a root mean square (RMS) of changes"
         raise BudgetError(
-            f"{path}: expected a perturbation of at most {eps:g} ({255 * eps:.1f} of 255 levels), but the file holds "
+            f"{path}: expected {what} of at most {eps:g} ({255 * eps:.1f} of 255 levels), but the file holds "
             f"{largest:.4f} ({255 * largest:.1f}); it was changed after saving, or this is not its source"
         )
     return largest
@@ -200,26 +210,6 @@ def png_bytes(image: Image, *, like: Picture | None = None, metadata: Mapping[st
     out = io.BytesIO()
     Pil.fromarray(pixels).save(out, "PNG", pnginfo=text, icc_profile=like.icc if like else None)
     return out.getvalue()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds all of it or what was there before, even after kill -9 or power loss.
-
-    Raises InputError when the place cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a place you may write to") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def to_uint8(image: Image) -> np.ndarray:

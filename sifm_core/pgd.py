@@ -55,8 +55,9 @@ def pgd(
 
     ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales what each pixel
     may change (where it is 0 nothing does, and an RMS is over the rest). ``on_step`` gets the loss before the step, its
-    log with "saturated" (linf: the share of values at the edge of their budget; l2: the share of eps that is used), and
-    the image after it; what it raises comes through. Works inside ``torch.inference_mode``.
+    log with "grad" (the L2 norm of the gradient at the image) and "saturated" (linf: the share of values at the edge of
+    their budget; l2: the share of eps that is used), and the image after it; what it raises comes through. Works inside
+    ``torch.inference_mode``.
 
     Raises InputError for arguments out of range, and when an image's gradient is zero everywhere at the first step, so
     that it would never move; EditorError when a loss or gradient is not finite.
@@ -84,7 +85,7 @@ def pgd(
             x = (x0 + delta).clamp(0, 1)
             if on_step is not None:
                 log = {name: float(value.mean()) for name, value in gradient.log.items()}
-                log["saturated"] = room.used(delta)
+                log |= {"grad": float(gradient.grad.flatten(1).norm(dim=1).mean()), "saturated": room.used(delta)}
                 on_step(Step("immunize", i + 1, steps, float(gradient.loss.mean()), log, x))
         return x
 

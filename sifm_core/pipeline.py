@@ -36,7 +36,8 @@ class Immunized:
 
     ``image`` (B, 3, H, W) lies on the 8-bit grid, so saving it as PNG changes nothing; ``linf`` is the largest
     difference from the 8-bit source and ``rms`` the largest root mean square of an image's differences, whichever the
-    ball bounds at most eps; ``history`` holds one :class:`Step` per iteration without previews (none for controls that
+    ball bounds at most eps; ``rounding`` is the largest root mean square of what rounding to 8 bits changed, which is
+    part of both; ``history`` holds one :class:`Step` per iteration without previews (none for controls that
     take no gradient); ``settings`` is everything needed to do it again; ``peak_memory`` in bytes, see
     :func:`sifm_core.memory.peak`.
     """
@@ -45,6 +46,7 @@ class Immunized:
     history: tuple[Step, ...]
     linf: float
     rms: float
+    rounding: float
     seconds: float
     peak_memory: Metric
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -144,6 +146,7 @@ def immunize(
                 on_step=keep,
             )
         protected = round_to_budget(x, x0, eps, mask, ball if build else "linf").cpu()
+        rounding = _rms(protected - x.cpu())
     settings = {
         "method": method,
         "options": options,
@@ -162,9 +165,8 @@ def immunize(
         "prompt": prompts,
     }
     delta = protected - x0.cpu()
-    rms = float(delta.square().flatten(1).mean(dim=1).sqrt().max())
-    seconds = time.perf_counter() - start
-    return Immunized(protected, tuple(history), float(delta.abs().max()), rms, seconds, measured[0], settings)
+    sizes = (float(delta.abs().max()), _rms(delta), rounding)
+    return Immunized(protected, tuple(history), *sizes, time.perf_counter() - start, measured[0], settings)
 
 
 def edit(
@@ -337,6 +339,10 @@ def check_edit_options(editor: Editor, chosen: Mapping[str, Any]) -> dict[str, A
             if name not in known:
                 raise unknown(f"option of {editor.name}", name, known)
     return dict(chosen)
+
+
+def _rms(delta: Tensor) -> float:
+    return float(delta.square().flatten(1).mean(dim=1).sqrt().max())
 
 
 def _listed(values: Any, name: str) -> list[Any]:

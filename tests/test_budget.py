@@ -64,8 +64,10 @@ def test_the_file_keeps_the_budget(dtype: str, case: str, ip2p_folder, picture, 
     measured = float(delta.abs().max() if ball == "linf" else delta.square().mean().sqrt())
     assert 0 < measured <= eps + 1e-6
     assert verify_budget(tmp_path / "out.png", picture.pixels, eps, ball) == pytest.approx(measured, rel=1e-5)
+    assert measured / 2 <= verify_budget(tmp_path / "out.png", picture.pixels, eps, ball, settings.get("mask"))
     assert torch.equal(back.alpha, picture.alpha) and torch.equal(back.pixels, done.image)
     assert done.linf == pytest.approx(float(delta.abs().max())) and done.rms <= done.linf
+    assert 0 < done.rounding < 1 / 255, "up or down a level, never further"
     if "mask" in settings:
         assert not delta[..., 0, :].any()
     assert png_bytes(pipeline.immunize(picture.pixels, editor, **settings).image) == png_bytes(done.image)
@@ -158,6 +160,21 @@ def test_l2_of_a_file_outside_is_found(tmp_path: Path) -> None:
     with pytest.raises(BudgetError):
         verify_budget(tmp_path / "x.png", x0, 3 / 255, "l2")
     assert verify_budget(tmp_path / "x.png", x0, 4 / 255, "l2") == pytest.approx(4 / 255, rel=1e-4)
+
+
+@pytest.mark.parametrize("ball", ["linf", "l2"])
+def test_a_mask_is_part_of_the_budget_of_a_file(tmp_path: Path, ball: str) -> None:
+    x0 = torch.full((1, 3, 24, 36), 100 / 255)
+    allowed = (255 * 0.04 * MASK).floor() / 255
+    save_png(x0 + allowed, tmp_path / "x.png")
+    found = verify_budget(tmp_path / "x.png", x0, 0.04, ball, MASK)
+    relative = (allowed[1:] / MASK[1:]).double()  # the first row may not change, so it does not count
+    assert found == pytest.approx(float(relative.max() if ball == "linf" else relative.square().mean().sqrt()))
+    with pytest.raises(BudgetError):
+        verify_budget(tmp_path / "x.png", x0, 0.04, ball, MASK.flip(0))
+    save_png(torch.where(torch.arange(24)[:, None] == 0, x0 + 1 / 255, x0), tmp_path / "x.png")
+    with pytest.raises(BudgetError, match="at most"):
+        verify_budget(tmp_path / "x.png", x0, 0.04, ball, MASK)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_reports_every_step_with_the_loss_before_and_the_image_after_it() -> Non
     x = pgd(x0, pull_to(goal), **SETTINGS, on_step=steps.append)
     assert [(s.phase, s.i, s.n) for s in steps] == [("immunize", i, 5) for i in range(1, 6)]
     assert steps[0].loss == pytest.approx(float(0.5 * (x0 - goal).square().sum()))
+    assert steps[0].log["grad"] == pytest.approx(float((x0 - goal).norm()), rel=1e-5)
     assert steps[1].loss == pytest.approx(float(0.5 * (steps[0].preview - goal).square().sum()))
     assert torch.equal(steps[-1].preview, x)
 

@@ -16,10 +16,13 @@ from .shared import (
     Dtype,
     EditorName,
     Json,
+    NoT5,
+    Offload,
     Options,
     Out,
     Prompt,
     Seed,
+    Size,
     Source,
     jobs_of,
     key_values,
@@ -39,6 +42,9 @@ def edit(
         str, typer.Option("--purify", metavar="CHAIN", help="What the attacker does first; see `sifm purify`.")
     ] = "",
     option: Options = None,
+    offload: Offload = "none",
+    no_t5: NoT5 = False,
+    size: Size = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     download: Download = False,
@@ -57,7 +63,7 @@ def edit(
     pipeline.check_seed(seed, 1)
     pictures = [load_picture(path) for path, _ in jobs]
     options = {key: parse_value(text) for key, text in key_values(option or []).items()}
-    loaded = load_editor(editor, device, dtype, download)
+    loaded = load_editor(editor, device, dtype, download, offload=offload, size=size, t5=False if no_t5 else None)
     options = pipeline.check_edit_options(loaded, options)
     results = []
     with progress() as on_step:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,21 +14,28 @@ from .app import app
 from .output import progress, show
 from .shared import (
     EDITOR,
+    Checkpointing,
     Device,
     Download,
     Dtype,
     EditorName,
     Json,
+    NoT5,
+    Offload,
     Options,
     Out,
     Prompt,
     Seed,
+    Size,
     Source,
+    check_writable,
     jobs_of,
     load_editor,
     method_options,
     number,
 )
+
+LOOP = "Loop (of every method with a gradient)"
 
 
 @app.command()
@@ -52,6 +62,67 @@ def immunize(
         Path | None, typer.Option("--mask", metavar="FILE", help="A picture of the same size: black stays as it is.")
     ] = None,
     option: Options = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log",
+            metavar="FILE.jsonl",
+            help="Every iteration's loss, terms, gradient norm and share of saturated values, one JSON object a line; "
+            "with --option part_norms=true each term's gradient norm too.",
+        ),
+    ] = None,
+    ball: Annotated[
+        str | None,
+        typer.Option(
+            "--ball",
+            metavar="linf|l2",
+            rich_help_panel=LOOP,
+            help="What eps bounds: the largest change, or the root mean square of a picture's changes.",
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule", metavar="NAME", rich_help_panel=LOOP, help="Of the step size: constant, linear or cosine."
+        ),
+    ] = None,
+    update: Annotated[
+        str | None,
+        typer.Option(
+            "--update", metavar="NAME", rich_help_panel=LOOP, help="steepest (linf: the gradient's sign) or adam."
+        ),
+    ] = None,
+    eot: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eot",
+            metavar="KIND:STRENGTH",
+            rich_help_panel=LOOP,
+            help="What the protection is to survive: jpeg:50-95, resize:0.5, noise:0.02, blur:1 or none; may be "
+            "repeated, and one is drawn in each iteration.",
+        ),
+    ] = None,
+    random_start: Annotated[
+        bool | None,
+        typer.Option(
+            "--random-start/--no-random-start",
+            rich_help_panel=LOOP,
+            help="Start from noise; default: the method's rule.",
+        ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="NAME|FOLDER|HUB_ID",
+            rich_help_panel=LOOP,
+            help="A further editor to protect against at once; may be repeated.",
+        ),
+    ] = None,
+    offload: Offload = "none",
+    checkpointing: Checkpointing = False,
+    no_t5: NoT5 = False,
+    size: Size = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     download: Download = False,
@@ -62,22 +133,37 @@ def immunize(
     It is changed by at most eps, so that the editor no longer edits it as asked, and saved as PNG.
     """
     from .. import pipeline
-    from ..images import load_picture, save_png, verify_budget
+    from ..images import load_picture, save_png, verify_budget, write_atomically
 
     jobs = jobs_of(source, out)
+    if log is not None:
+        check_writable(log)
     options = method_options(method, option or [])
-    chosen = pipeline.check_preset(method, preset, {"eps": eps, "steps": steps, "alpha": alpha})
+    loop: dict[str, Any] = {
+        "eps": eps,
+        "steps": steps,
+        "alpha": alpha,
+        "ball": ball,
+        "schedule": schedule,
+        "update": update,
+    }
+    chosen = pipeline.check_preset(method, preset, loop)
+    transforms = [part for text in eot or () for part in text.split(",")]
     pipeline.check_budget(chosen["eps"])
     pipeline.check_unit(chosen["alpha"], "alpha")
     pipeline.check_count(chosen["steps"], "steps")
+    pipeline.check_loop(chosen["ball"], chosen["schedule"], chosen["update"], transforms, random_start)
     pipeline.check_prompts(prompt, 1)
     pipeline.check_seed(seed, 1)
     pictures = [load_picture(path) for path, _ in jobs]
     cover = None if mask is None else load_picture(mask).pixels.mean(dim=1, keepdim=True)
     for picture in pictures:
         pipeline.check_mask(cover, picture.pixels)
-    loaded = load_editor(editor, device, dtype, download)
-    results = []
+    load = partial(load_editor, device=device, dtype=dtype, download=download)
+    load = partial(load, offload=offload, checkpointing=checkpointing)
+    loaded = load(editor, size=size, t5=False if no_t5 else None)
+    others = [load(name) for name in also or ()]
+    results, lines = [], []
     with progress() as on_step:
         for (path, target), picture in zip(jobs, pictures, strict=True):
             done = pipeline.immunize(
@@ -86,28 +172,39 @@ def immunize(
                 prompt=prompt,
                 method=method,
                 preset=preset,
-                eps=eps,
-                steps=steps,
-                alpha=alpha,
                 seed=seed,
                 mask=cover,
+                eot=transforms,
+                random_start=random_start,
+                also=others,
                 on_step=on_step(path.name),
+                **loop,
                 **options,
             )
-            public = {k: v for k, v in done.settings.items() if k not in ("prompt", "editor")}
-            save_png(done.image, target, like=picture, metadata={"sifm": public})
-            verify_budget(target, picture.pixels, chosen["eps"], chosen["ball"])
+            save_png(done.image, target, like=picture, metadata={"sifm": _public(done.settings)})
+            verify_budget(target, picture.pixels, chosen["eps"], chosen["ball"], cover)
             losses = [step.loss for step in done.history]
+            lines += [{"source": str(path), "step": s.i, "loss": s.loss, **s.log} for s in done.history]
             results.append(
                 {
                     "source": str(path),
                     "output": str(target),
                     "linf": done.linf,
                     "rms": done.rms,
+                    "rounding": done.rounding,
                     "seconds": round(done.seconds, 3),
                     "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
                     **done.settings,
                 }
             )
-    text = "{output}: changed by at most {linf:.4f} ({ball} eps {eps:g}) with {method} in {seconds:.1f} s"
+    if log is not None:
+        write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    change = "at most {linf:.4f}" if chosen["ball"] == "linf" else "{rms:.4f} RMS, {rounding:.4f} by rounding"
+    text = "{output}: changed by " + change + " ({ball} eps {eps:g}) with {method} in {seconds:.1f} s"
     show(results, source, as_json, text)
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file may say: not the instruction, nor an editor's name, which may be a path of this machine."""
+    also = [{"editor_fingerprint": other["editor_fingerprint"]} for other in settings["also"]]
+    return {k: v for k, v in settings.items() if k not in ("prompt", "editor")} | {"also": also}

@@ -58,6 +58,31 @@ Judges = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Download = Annotated[bool, typer.Option("--download", help="Allow fetching a hub editor that is not here yet.")]
+MEMORY = "Memory (`sifm plan` says what fits)"
+Offload = Annotated[
+    str,
+    typer.Option(
+        "--offload",
+        metavar="none|text|sequential",
+        rich_help_panel=MEMORY,
+        help="text: the text encoders are on the device only while they read; sequential: the others then leave it.",
+    ),
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", rich_help_panel=MEMORY, help="Compute again instead of keeping; slower.")
+]
+NoT5 = Annotated[
+    bool, typer.Option("--no-t5", rich_help_panel=MEMORY, help="Leave out Stable Diffusion 3's largest text encoder.")
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        metavar="PX",
+        rich_help_panel=MEMORY,
+        help="Longer side at which the editor works; default: its own.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
 
 
@@ -83,12 +108,17 @@ def jobs_of(source: Path, out: Path) -> list[tuple[Path, Path]]:
     for path, target in jobs:
         if target.exists() and path.exists() and target.samefile(path):
             raise InputError(f"{target}: would overwrite its own source; choose another output")
-        if target.is_dir():
-            raise InputError(f"{target}: expected a file to write, but this is a folder")
-        parent = next(p for p in target.absolute().parents if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise InputError(f"{target}: cannot be written, {parent} is no folder that you may write to")
+        check_writable(target)
     return jobs
+
+
+def check_writable(target: Path) -> None:
+    """Raise InputError when a file could not be written there; folders on the way may be missing."""
+    if target.is_dir():
+        raise InputError(f"{target}: expected a file to write, but this is a folder")
+    parent = next(p for p in target.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{target}: cannot be written, {parent} is no folder that you may write to")
 
 
 def matched(one: Path, two: Path) -> list[tuple[Path, Path]]:
@@ -163,10 +193,12 @@ def _type_name(kind: Any) -> str:
     return name.replace("typing.", "").replace("collections.abc.", "")
 
 
-def load_editor(name: str, device: str, dtype: str, download: bool) -> Editor:
+def load_editor(name: str, device: str, dtype: str, download: bool, **options: Any) -> Editor:
+    """An editor; ``options`` are :func:`sifm_core.editors.load_editor`'s, those of value None its own."""
     from ..editors import load_editor
 
     def say(hub_id: str, size: int) -> None:
         print(f"sifm: fetching {size / 1e9:.2f} GB of {hub_id}", file=sys.stderr)
 
-    return load_editor(name, device=device, dtype=dtype, local_files_only=not download, on_download=say)
+    given = {key: value for key, value in options.items() if value is not None}
+    return load_editor(name, device=device, dtype=dtype, local_files_only=not download, on_download=say, **given)

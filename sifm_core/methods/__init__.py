@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
-import torch
-
 from ..errors import unknown
 
 METHODS: dict[str, str] = {
@@ -41,6 +39,8 @@ EQUAL_BUDGET: dict[str, Any] = {
     "update": "steepest",
 }
 """What the SIFM paper's tables give every method (section V-A), in [0, 1]; the step size is the engine's default."""
+PART_NORMS = "log each term's gradient norm too, for one more backward pass per timestep and further term"
+"""What the option of that name does, for methods whose loss has several terms."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,6 +107,8 @@ def configured(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        import torch  # here, since who reads a table of methods needs none of it
+
         for name, option in _options(function).items():
             if get_origin(option.type) is Literal and kwargs.get(name, option.default) not in get_args(option.type):
                 raise unknown(name, str(kwargs[name]), get_args(option.type))

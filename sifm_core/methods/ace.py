@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..gradients import through_latent
 from ..noise import Seed, fork, integers, normal
 from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
-from . import configured
+from . import PART_NORMS, configured
 from .pattern import target_latent
 from .posterior import encoder
 
@@ -46,6 +46,7 @@ def build(
     official_quirks: Annotated[
         bool, "encode by a sample of the posterior (caradryanl/ACE); in ace+ push the latent away (mist-v2's sign)"
     ] = False,
+    part_norms: Annotated[bool, PART_NORMS] = False,
     seed: Seed = 0,
 ) -> GradFn:
     """The gradient of MSE(prediction, z_T) [+ 100 MSE(z, z_T)] at one new timestep and noise per step.
@@ -70,6 +71,7 @@ def build(
                 parts["latent"] = plus * (z - goal).square().flatten(1).mean(dim=1)
             return parts
 
-        return through_latent(encoder(editor, official_quirks, fork(seed, "posterior", step)), [term])(x_adv, step)
+        encode = encoder(editor, official_quirks, fork(seed, "posterior", step))
+        return through_latent(encode, [term], part_norms=part_norms)(x_adv, step)
 
     return grad_fn

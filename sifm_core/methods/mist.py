@@ -13,7 +13,7 @@ from torch import Tensor
 from ..gradients import through_latent
 from ..noise import Seed, fork, integers, normal
 from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
-from . import configured
+from . import PART_NORMS, configured
 from .pattern import target_latent
 from .posterior import encoder
 
@@ -39,6 +39,7 @@ def build(
     rate: Annotated[float, "weight of the diffusion loss"] = 1e4,
     target_image: Annotated[Any, "an image (1 or B, 3, h, w) to pull towards instead of the lettering"] = None,
     official_quirks: Annotated[bool, "encode by a sample of the posterior, as the official code does"] = False,
+    part_norms: Annotated[bool, PART_NORMS] = False,
     seed: Seed = 0,
 ) -> GradFn:
     """The gradient of ||z - z_T||^2 - rate * MSE(prediction, its target) at one new timestep and noise per step.
@@ -62,6 +63,7 @@ def build(
                 parts["semantic"] = -rate * miss.square().flatten(1).mean(dim=1)
             return parts
 
-        return through_latent(encoder(editor, official_quirks, fork(seed, "posterior", step)), [term])(x_adv, step)
+        encode = encoder(editor, official_quirks, fork(seed, "posterior", step))
+        return through_latent(encode, [term], part_norms=part_norms)(x_adv, step)
 
     return grad_fn

@@ -22,7 +22,7 @@ from ..features import capture, resolve
 from ..gradients import through_latent
 from ..noise import Seed, fork, normal
 from ..types import Cond, Editor, GradFn, Image, Latent, Term
-from . import configured
+from . import PART_NORMS, configured
 from .posterior import encoder
 
 PROVENANCE = "reconstructed from the paper (no official code known); what it leaves open is an option of `build`"
@@ -66,7 +66,7 @@ def build(
     prompts: Annotated[
         Sequence[str], "further instructions to protect against; the gradient is the mean over all"
     ] = (),
-    part_norms: Annotated[bool, "log each term's gradient norm too, for one more backward pass per timestep"] = False,
+    part_norms: Annotated[bool, PART_NORMS] = False,
     posterior: Annotated[Literal["mode", "sample"], "the latent: the posterior's mode or a draw from it"] = "mode",
     branch: Annotated[
         Literal["conditional", "all"], "the instruction's prediction, or also that of no text, which guidance subtracts"

@@ -69,6 +69,18 @@ def test_mist(editor: Editor, kind: str) -> None:
     assert close(ours.grad, grad) and torch.allclose(ours.loss, value, rtol=1e-10)
 
 
+@pytest.mark.parametrize("method", [mist, ace])
+def test_each_terms_gradient_norm_is_logged_when_asked(editor: Editor, method) -> None:
+    cond, sides = editor.prepare(PROMPTS), ({"mode": "textural"}, {}) if method is mist else ({}, {"variant": "ace+"})
+    alone, both = (method.build(editor, X0, cond, seed=5, part_norms=True, **o)(X, STEP) for o in sides)
+    plain = method.build(editor, X0, cond, seed=5, **sides[1])(X, STEP)
+    assert close(both.grad, plain.grad) and not any(name.startswith("grad") for name in plain.log)
+    parts = [name for name in both.log if not name.startswith("grad_")]
+    assert len(parts) == 2 and all(bool(both.log[f"grad_{name}"].all()) for name in parts)
+    (own,) = (name for name in alone.log if name.startswith("grad_"))
+    assert torch.allclose(both.log[own], alone.log[own], rtol=1e-10)
+
+
 @pytest.mark.parametrize("variant", ["ace", "ace+"])
 def test_ace_pulls_the_prediction_to_the_targets_latent(editor: Editor, variant: str) -> None:
     t, noise = draw(600)
