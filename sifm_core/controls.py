@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from .bench import Sample
 from .errors import InputError
 from .judges.calibration import Calibration, Gold, Rate, gold_controls
-from .pipeline import edit
 from .store import Store
 from .types import Case, Editor, OnStep
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .bench import Sample
 
 
 def controls(
@@ -65,6 +66,10 @@ def _edits(
     on_step: OnStep | None,
 ) -> list[Tensor]:
     """Clean edits in order; pictures of one size go together."""
+    import torch
+
+    from .pipeline import edit
+
     sizes: dict[torch.Size, list[int]] = {}
     for i, source in enumerate(sources):
         sizes.setdefault(source.shape, []).append(i)

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image as Pil
 
 from .errors import InputError, StoreError
-from .images import from_uint8, png_bytes, to_uint8, write_atomically
+from .files import write_atomically
 from .types import Image, Metric, Record, Verdict
 
 SCHEMA = 1
@@ -157,6 +157,8 @@ class Store:
 
         What is off the 8-bit grid is rounded to the nearest level: judge and measure what :meth:`get_image` gives.
         """
+        from .images import png_bytes, to_uint8
+
         pixels = to_uint8(image)
         name = _name(pixels)
         if not self.has_image(name):
@@ -168,6 +170,12 @@ class Store:
 
     def get_image(self, name: str) -> Image:
         """The picture with that id, (1, 3, H, W) float32, exactly k/255; StoreError when it is missing or damaged."""
+        from .images import from_uint8
+
+        return from_uint8(self.get_pixels(name))
+
+    def get_pixels(self, name: str) -> np.ndarray:
+        """The same as uint8 (H, W, 3), for who only looks at it and needs no torch."""
         path = self._path(name)
         try:
             with Pil.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as file:
@@ -178,7 +186,7 @@ class Store:
             raise StoreError(f"{path}: expected a picture, but the file is damaged ({error}); run again") from error
         if _name(pixels) != name:
             raise StoreError(f"{path}: expected the picture of that id, but the file holds another; run again")
-        return from_uint8(pixels)
+        return pixels
 
     def has_image(self, name: str) -> bool:
         """Is the picture there, whole?"""

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"types", "errors"},
+    {"types", "errors", "files"},
     {
         "images",
         "memory",

@@ -1,22 +1,44 @@
 """Benchmarks: a grid of pictures x rows x editors x seeds x purifiers x judges -> records in a store.
 
 ``grid.py`` says what is to be run, ``phases.py`` computes what is missing, ``executors.py`` where, ``work.py`` how one
-batch of it; ``presets/`` holds the paper's tables as TOML, read by ``config.py``.
+batch of it; ``presets/`` holds the paper's tables as TOML, read by ``config.py``. Names load when they are first used:
+who reads a run needs no torch.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ..isr import CLEAN as CLEAN
-from .executors import Executor as Executor
-from .executors import Inline as Inline
-from .executors import Pool as Pool
-from .executors import Ray as Ray
-from .grid import ROWS as ROWS
-from .grid import Grid as Grid
-from .grid import Row as Row
-from .grid import Sample as Sample
-from .grid import benchmark as benchmark
-from .phases import FIDELITY as FIDELITY
-from .phases import fill as fill
-from .phases import provenance as provenance
-from .phases import run as run
-from .provenance import hardware as hardware
-from .provenance import package_version as package_version
+
+if TYPE_CHECKING:
+    from .executors import Executor as Executor
+    from .executors import Inline as Inline
+    from .executors import Pool as Pool
+    from .executors import Ray as Ray
+    from .grid import ROWS as ROWS
+    from .grid import Grid as Grid
+    from .grid import Row as Row
+    from .grid import Sample as Sample
+    from .grid import benchmark as benchmark
+    from .machine import hardware as hardware
+    from .machine import package_version as package_version
+    from .phases import FIDELITY as FIDELITY
+    from .phases import fill as fill
+    from .phases import provenance as provenance
+    from .phases import run as run
+
+_HOME = {
+    "executors": ("Executor", "Inline", "Pool", "Ray"),
+    "grid": ("ROWS", "Grid", "Row", "Sample", "benchmark"),
+    "machine": ("hardware", "package_version"),
+    "phases": ("FIDELITY", "fill", "provenance", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,14 +14,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..data import load as load_data
 from ..errors import InputError, unknown
 from ..judges import load_judge
-from ..pipeline import ALPHA, EPS, STEPS
+from ..methods import EQUAL_BUDGET
 from ..types import Judge
-from .grid import Grid, Row, Sample
+
+if TYPE_CHECKING:
+    from .grid import Grid, Row, Sample
 
 FOLDER = Path(__file__).with_name("presets")
 ROWS = Path(__file__).with_name("rows.toml")
@@ -44,9 +45,9 @@ class Settings:
     judges: tuple[str, ...] = ("miniature:conv", "miniature:patch", "miniature:renderer")
     seeds: tuple[int, ...] = (0,)
     purifiers: tuple[str, ...] = ("",)
-    eps: float = EPS
-    steps: int = STEPS
-    alpha: float = ALPHA
+    eps: float = EQUAL_BUDGET["eps"]
+    steps: int = EQUAL_BUDGET["steps"]
+    alpha: float = EQUAL_BUDGET["alpha"]
     batch: int = 8
     edit_options: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
@@ -70,6 +71,8 @@ class RowSpec:
 
     def rows(self) -> list[Row]:
         """The rows that it stands for."""
+        from .grid import Row
+
         made = []
         for values in itertools.product(*self.sweep.values()):
             swept = dict(zip(self.sweep, values, strict=True))
@@ -129,6 +132,8 @@ class Plan:
 
     def grid(self, judges: Sequence[Judge | str] | None = None) -> Grid:
         """The grid, its pictures found and checked; editors and local judges are loaded when they are needed."""
+        from .grid import Grid
+
         s = self.settings
         return Grid(
             samples=samples(s.data, s.images, s.unseen),
@@ -203,6 +208,9 @@ def changed(plan: Plan, **changes: Any) -> Plan:
 
 def samples(data: str, images: int, unseen: int) -> list[Sample]:
     """The attacks that a benchmark's data ask for: pictures x (original and the first `unseen` other prompts)."""
+    from ..data import load as load_data
+    from .grid import Sample
+
     found = []
     for item in load_data(data, images or None):
         for n, prompt in enumerate([item.instruction, *item.unseen[:unseen]]):

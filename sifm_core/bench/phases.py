@@ -27,7 +27,7 @@ from ..store import Store, fingerprint
 from ..types import Editor, Metric, OnStep, Record, Step, Verdict
 from .executors import Executor, Failure, Inline, said
 from .grid import Grid, Row, Sample, names, needs_editor, takes_gradient
-from .provenance import commit, versions
+from .machine import commit, versions
 from .work import Model, Task, perform
 
 VERSION = 2

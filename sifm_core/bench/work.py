@@ -21,7 +21,7 @@ from ..images import from_uint8, to_uint8
 from ..judges import load_judge
 from ..pipeline import edit, immunize, measure
 from ..types import Case, Image, OnStep
-from .provenance import hardware
+from .machine import hardware
 
 KEPT = 2
 """Models that a process holds at once: enough to protect on one editor and attack with another."""

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown
-from ..images import load_image, write_atomically
+from ..files import write_atomically
 from .prompts import clash
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAME = 1e-9
 """A frozen manifest may hold instructions that differ in one word; what is built here keeps a greater distance."""
@@ -54,6 +55,8 @@ class Item:
 
     def pixels(self) -> Tensor:
         """The picture, (3, H, W) float32 in [0, 1]."""
+        from ..images import load_image
+
         return load_image(self.path)[0] if self.drawn is None else self.drawn
 
     def truth(self, instruction: str) -> Any:

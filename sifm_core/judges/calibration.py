@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..stats import clustered_wilson
 from ..types import Case, Judge, OnStep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AXES = ("semantic_mismatch", "perceptual_degradation", "success")
 """What a verdict says, and what is scored."""
@@ -90,6 +91,8 @@ def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed:
     instruction. Editors fail by themselves at times, so where a case has its truth, the labels of both edits come from
     it; without, a clean edit is taken to be right, and the specificity found is a lower bound.
     """
+    import torch
+
     if len(cases) != len(wrong_edits):
         raise InputError(f"expected one wrong edit for each case, got {len(wrong_edits)} for {len(cases)}")
     golds = []

@@ -7,27 +7,20 @@ edit. What decides is a judge (:mod:`sifm_core.judges`).
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
 from ..errors import InputError, SifmError, unknown
-from ..images import check_image
 from ..types import Image, Metric
-from .fsim import fsim, fsimc
-from .lpips import lpips
-from .psnr import psnr
-from .ssim import ssim, ssim_uniform
-from .vifp import vifp
 
 
 class Kind(NamedTuple):
-    """``function`` (reference, distorted) -> (B,); ``better`` for the defender; ``min_side`` in pixels."""
+    """``file``: where the function of the metric's name is, (reference, distorted) -> (B,); ``better`` for the
+    defender; ``min_side`` in pixels."""
 
-    function: Callable[[Image, Image], Tensor]
+    file: str
     better: Literal["lower", "higher"]
     min_side: int
     definition: str
@@ -35,15 +28,13 @@ class Kind(NamedTuple):
 
 
 METRICS: dict[str, Kind] = {
-    "psnr": Kind(psnr, "lower", 1, "psnr:rgb:range1", "pixel-wise closeness, dB"),
-    "ssim": Kind(ssim, "lower", 11, "ssim:wang2004:gauss11x1.5:rgb:piq", "likeness of local structure"),
-    "ssim_uniform": Kind(
-        ssim_uniform, "lower", 7, "ssim:uniform7:rgb:skimage-default", "SSIM as skimage's defaults give it"
-    ),
-    "vifp": Kind(vifp, "lower", 41, "vifp:sheikh2006:luma:piq", "share of the visual information that is left"),
-    "fsim": Kind(fsim, "lower", 16, "fsim:zhang2011:luma:piq", "likeness of edges and phase"),
-    "fsimc": Kind(fsimc, "lower", 16, "fsimc:zhang2011:yiq:piq", "likeness of edges, phase and colour"),
-    "lpips": Kind(lpips, "higher", 31, "lpips:0.1:alex", "distance in a network's features"),
+    "psnr": Kind("psnr", "lower", 1, "psnr:rgb:range1", "pixel-wise closeness, dB"),
+    "ssim": Kind("ssim", "lower", 11, "ssim:wang2004:gauss11x1.5:rgb:piq", "likeness of local structure"),
+    "ssim_uniform": Kind("ssim", "lower", 7, "ssim:uniform7:rgb:skimage-default", "SSIM as skimage's defaults give it"),
+    "vifp": Kind("vifp", "lower", 41, "vifp:sheikh2006:luma:piq", "share of the visual information that is left"),
+    "fsim": Kind("fsim", "lower", 16, "fsim:zhang2011:luma:piq", "likeness of edges and phase"),
+    "fsimc": Kind("fsim", "lower", 16, "fsimc:zhang2011:yiq:piq", "likeness of edges, phase and colour"),
+    "lpips": Kind("lpips", "higher", 31, "lpips:0.1:alex", "distance in a network's features"),
 }
 DEFAULT = ("psnr", "ssim", "vifp", "fsim", "lpips")
 """The paper's five."""
@@ -58,6 +49,10 @@ def measure(reference: Image, distorted: Image, names: Sequence[str] | None = No
     missing, infinite (PSNR of equal pictures: JSON has no infinity). Raises InputError for unknown names and unequal
     shapes, ImageError for what is no image.
     """
+    import torch
+
+    from ..images import check_image
+
     for name in names or ():
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
@@ -70,16 +65,18 @@ def measure(reference: Image, distorted: Image, names: Sequence[str] | None = No
     chunk = max(1, _PIXELS_AT_ONCE // (reference.shape[-2] * reference.shape[-1]))
     parts = list(zip(*(image.split(chunk) for image in pairs), strict=True))
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps 3 digits
-        return {name: [m for part in parts for m in _one(METRICS[name], *part)] for name in names or DEFAULT}
+        return {name: [m for part in parts for m in _one(name, *part)] for name in names or DEFAULT}
 
 
-def _one(kind: Kind, reference: Image, distorted: Image) -> list[Metric]:
+def _one(name: str, reference: Image, distorted: Image) -> list[Metric]:
+    kind = METRICS[name]
     side = min(reference.shape[-2:])
     if side < kind.min_side:
         reason = f"too small: needs {kind.min_side} pixels on the shorter side, this has {side}"
         return [Metric(None, kind.definition, reason)] * len(reference)
     try:
-        values = kind.function(reference, distorted).tolist()
+        function = getattr(importlib.import_module(f"{__name__}.{kind.file}"), name)
+        values = function(reference, distorted).tolist()
     except SifmError as error:
         return [Metric(None, kind.definition, str(error))] * len(reference)
     return [_metric(value, kind.definition) for value in values]

@@ -16,9 +16,8 @@ import torchvision
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from sifm_core import metrics
 from sifm_core.errors import ImageError, InputError
-from sifm_core.metrics import METRICS, measure
+from sifm_core.metrics import METRICS, lpips, measure
 
 SIZE = 128
 
@@ -238,9 +237,9 @@ def test_bad_input():
 def torch_home(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    metrics.lpips.__globals__["_network"].cache_clear()
+    lpips._network.cache_clear()
     yield tmp_path / "checkpoints"
-    metrics.lpips.__globals__["_network"].cache_clear()
+    lpips._network.cache_clear()
 
 
 @pytest.fixture
@@ -283,7 +282,7 @@ def test_lpips_equals_its_formula(torch_home, no_download, monkeypatch):
     expected_by_torchvision = torch_home / "alexnet-owt-7be5be79.pth"
     torch.save(weights, expected_by_torchvision)
     digest = hashlib.sha256(expected_by_torchvision.read_bytes()).hexdigest()
-    monkeypatch.setitem(metrics.lpips.__globals__, "BACKBONE", f"alexnet-owt-{digest[:8]}.pth")
+    monkeypatch.setattr(lpips, "BACKBONE", f"alexnet-owt-{digest[:8]}.pth")
     shutil.copy(expected_by_torchvision, torch_home / f"alexnet-owt-{digest[:8]}.pth")
     linear = torch.load(f"{lpips_package.__path__[0]}/weights/v0.1/alex.pth", map_location="cpu")
 
