@@ -25,7 +25,9 @@ from sifm_core.types import Record
 
 def timeless(record: Record) -> Record:
     """The record without what differs from run to run."""
-    return replace(record, seconds={}, verdicts=tuple(replace(v, latency=None) for v in record.verdicts))
+    info = {name: value for name, value in record.info.items() if name != "peak_memory"}
+    verdicts = tuple(replace(v, latency=None) for v in record.verdicts)
+    return replace(record, seconds={}, verdicts=verdicts, info=info)
 
 
 def main() -> None:

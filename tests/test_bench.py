@@ -43,7 +43,9 @@ def toy_grid(**changes) -> Grid:
 
 
 def timeless(record: Record) -> Record:
-    return replace(record, seconds={}, verdicts=tuple(replace(v, latency=None) for v in record.verdicts))
+    info = {name: value for name, value in record.info.items() if name != "peak_memory"}
+    verdicts = tuple(replace(v, latency=None) for v in record.verdicts)
+    return replace(record, seconds={}, verdicts=verdicts, info=info)
 
 
 def by_method(records: list[Record], image: str = "toy-0", seed: int = 0) -> dict[str, Record]:

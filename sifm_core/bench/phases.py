@@ -492,7 +492,7 @@ class _Run:
         }
         if row.method:
             info |= {"linf": protection.get("linf"), "protection_key": a.protected_key}
-            info |= {"fidelity": compared["fidelity"]}
+            info |= {"fidelity": compared["fidelity"], "peak_memory": protection.get("peak_memory")}
         if reasons:
             info["failed"] = "; ".join(reasons)
         return Record(

@@ -92,7 +92,7 @@ def _immunize(
     shared = {
         "seconds": done.seconds / len(pixels),
         "history": [{"loss": step.loss, **step.log} for step in done.history],
-        "gigabytes": None if done.peak_memory.value is None else done.peak_memory.value / 1e9,
+        "peak_memory": asdict(done.peak_memory),
     }
     linf = (done.image - sources).abs().amax(dim=(1, 2, 3)).tolist()
     return [{"pixels": to_uint8(x), "linf": largest, **shared} for x, largest in zip(done.image, linf, strict=True)]
