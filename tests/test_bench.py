@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sifm_core import bench
 from sifm_core.bench import CLEAN, Grid, Row
-from sifm_core.errors import InputError
+from sifm_core.errors import InputError, SifmError
+from sifm_core.methods import presets
 from sifm_core.pipeline import edit
 from sifm_core.store import Store
 from sifm_core.types import Record, Step
@@ -192,6 +195,7 @@ def test_progress_never_falls_and_ends_at_its_total(tmp_path):
         ({"rows": (*ROWS, Row("SIFM"))}, "distinct"),
         ({"rows": (Row(CLEAN), Row("x", "sfim"))}, "did you mean sifm"),
         ({"rows": (Row(CLEAN), Row("x", "sifm", {"timestep": 1}))}, "did you mean timesteps"),
+        ({"rows": (Row(CLEAN), Row("x", "sifm", loop={"preset": "papr"}))}, "did you mean paper"),
     ],
 )
 def test_a_wrong_grid_is_refused_at_once(changes, said):
@@ -312,6 +316,61 @@ def test_the_purifier_stands_between_protection_and_edit(tmp_path):
         attacked = purify.apply(store.get_image(record.protected), record.info["purifier"])
         again = edit(attacked, grid.editors[0], prompt=record.prompt, seed=record.info["edit_seed"])
         assert torch.equal(again, store.get_image(record.edited))
+
+
+def upscaler(folder: Path, weights: float) -> str:
+    """What an upscaler's folder needs to be told from others."""
+    index: dict[str, object] = {"_class_name": "StableDiffusionUpscalePipeline"}
+    for part, config in UPSCALER_CONFIGS.items():
+        index[part] = ["diffusers", "Any"]
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part / config).write_text("{}")
+        if config == "config.json":
+            save_file({"w": torch.full((3,), weights)}, folder / part / "diffusion_pytorch_model.safetensors")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return str(folder)
+
+
+UPSCALER_CONFIGS = {"vae": "config.json", "text_encoder": "config.json", "unet": "config.json"}
+UPSCALER_CONFIGS |= {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
+
+
+def test_noisy_upscaling_uses_the_upscaler_that_was_named(tmp_path, monkeypatch):
+    used: list[str | None] = []
+
+    def redraw(image, deviation, *, upscaler=None, seed=0):
+        used.append(upscaler)
+        return image * 0.9
+
+    monkeypatch.setattr("sifm_core.purify.noisy_upscale.purify", redraw)
+    one = upscaler(tmp_path / "up", 0.0)
+    grid = toy_grid(samples=samples(1), rows=ROWS[:1], purifiers=("", "noisy_upscale:0.1"), upscaler=one, batch=1)
+    first = bench.run(grid, Store(tmp_path / "run"))
+    assert used == [one] and first[0].edited != first[1].edited
+    assert bench.run(grid, Store(tmp_path / "run")) == first and len(used) == 1
+    upscaler(tmp_path / "up", 1.0)  # other weights under the same name: the keys of what went through them differ
+    other = bench.run(replace(grid, samples=samples(2)), Store(tmp_path / "run"))
+    assert len(used) == 3, "the picture that was there went through the old weights"
+    assert len(other) == 4
+    with pytest.raises(SifmError, match="nowhere"):
+        bench.run(replace(grid, upscaler=str(tmp_path / "nowhere" / "x" / "y")), Store(tmp_path / "new"))
+    assert bench.run(replace(grid, purifiers=("",), upscaler="nowhere"), Store(tmp_path / "new"))
+
+
+def test_a_row_may_name_the_settings_of_the_methods_paper(tmp_path):
+    rows = (
+        Row(CLEAN),
+        Row("plain", "photoguard_encoder"),
+        Row("as published", "photoguard_encoder", loop={"preset": "paper", "steps": 3}),
+    )
+    grid = toy_grid(samples=samples(1), rows=rows)
+    published = presets("photoguard_encoder")["paper"]
+    store = Store(tmp_path)
+    record = by_method(bench.run(grid, store))["as published"]
+    assert record.eps == published["eps"] and "failed" not in record.info
+    assert len(store.get("immunize", record.info["protection_key"])["history"]) == 3
+    assert rows[2].steps(grid) == 3 and rows[0].steps(grid) == 0
+    assert replace(rows[2], loop={"preset": "paper"}).steps(grid) == published["steps"] != grid.steps
 
 
 def test_rows_may_have_a_loop_of_their_own(tmp_path):

@@ -50,6 +50,7 @@ class Settings:
     alpha: float = EQUAL_BUDGET["alpha"]
     batch: int = 8
     edit_options: dict[str, Any] = field(default_factory=dict)
+    upscaler: str = ""
     device: str = "auto"
     dtype: str = "auto"
     download: bool = False
@@ -147,6 +148,7 @@ class Plan:
             alpha=s.alpha,
             batch=s.batch,
             edit_options=s.edit_options,
+            upscaler=s.upscaler,
             load={"device": s.device, "dtype": s.dtype, "local_files_only": not s.download},
         )
 

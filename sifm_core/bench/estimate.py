@@ -14,7 +14,7 @@ from typing import Any
 from ..judges.prices import read_prices
 from ..store import Store
 from .config import Plan, read_toml
-from .grid import names, takes_gradient
+from .grid import Grid, names, takes_gradient
 
 ANSWER_TOKENS, ASKED_BYTES = 2000, 4000
 """Of one question to a judge, for its cost: tokens of the answer with its thoughts, bytes of the text."""
@@ -55,7 +55,7 @@ def estimate(
         else:
             units = float(jobs)
         rate = measured.get(phase)
-        work = _teraflop(plan, phase, units) if tflops else None
+        work = _teraflop(plan, grid, phase, units) if tflops else None
         if not jobs:
             seconds, basis = 0.0, ""
         elif rate:
@@ -83,7 +83,7 @@ def _rows(plan: Plan, only_gradient: bool) -> int:
     return sum(1 for row in plan.all_rows() if row.method and (takes_gradient(row) or not only_gradient))
 
 
-def _teraflop(plan: Plan, phase: str, units: float) -> float | None:
+def _teraflop(plan: Plan, grid: Grid, phase: str, units: float) -> float | None:
     """Operations (2 x multiply-add) of a phase, from the table; None where the table says nothing."""
     table: dict[str, Any] = read_toml(Path(__file__).with_name("costs.toml"))
     pairs = [names(editor) for editor in plan.settings.editors]
@@ -100,8 +100,7 @@ def _teraflop(plan: Plan, phase: str, units: float) -> float | None:
                 passes = known[protect].get("passes", {}).get(row.method, table["passes"].get(row.method))
                 if passes is None:
                     return None
-                steps = int(row.loop.get("steps", plan.settings.steps))
-                iterations.append(steps * (known[protect]["encode"] + passes * known[protect]["predict"]))
+                iterations.append(row.steps(grid) * (known[protect]["encode"] + passes * known[protect]["predict"]))
     return units * sum(iterations) / len(iterations) if iterations else 0.0
 
 

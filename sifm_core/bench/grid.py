@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from .. import purify
 from ..errors import InputError, unknown
 from ..isr import CLEAN
 from ..methods import get_method, presets
-from ..pipeline import ALPHA, EPS, STEPS, check_method
+from ..pipeline import ALPHA, EPS, STEPS, check_method, check_preset
 from ..types import Editor, Judge
 
 ARROW = "->"
@@ -70,8 +70,16 @@ class Row:
         """The budget; 0 where nothing is protected."""
         if self.method is None:
             return 0.0
+        return float(self._value("eps", grid))
+
+    def steps(self, grid: Grid) -> int:
+        """How many iterations; noise has none."""
+        return int(self._value("steps", grid)) if takes_gradient(self) else 0
+
+    def _value(self, name: str, grid: Grid) -> Any:
         settings = self.settings(grid)
-        return float(settings.get("eps") or presets(self.method)[settings["preset"]]["eps"])
+        known = presets(self.method)[settings["preset"]] if self.method and "preset" in settings else {}
+        return (known | settings)[name]
 
 
 ROWS = (
@@ -93,8 +101,9 @@ class Grid:
 
     ``editors``: live ones, or what :func:`sifm_core.editors.load_editor` takes; "A -> B" protects on A and attacks with
     B. ``judges``: live ones or "backend:model". What is named is loaded with ``load`` (device, dtype,
-    local_files_only), where and when it is needed. ``purifiers``: chains that the attacker applies first, "" for none.
-    ``batch`` pictures of one size go through a model together.
+    local_files_only), where and when it is needed. ``purifiers``: chains that the attacker applies first, "" for none;
+    ``upscaler``: folder or hub id for noisy upscaling, "" for the usual one. ``batch`` pictures of one size go through
+    a model together.
     """
 
     samples: Sequence[Sample]
@@ -108,6 +117,7 @@ class Grid:
     alpha: float = ALPHA
     batch: int = 8
     edit_options: Mapping[str, Any] = field(default_factory=dict)
+    upscaler: str = ""
     load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,6 +130,7 @@ class Grid:
                 for name in row.loop:
                     if name not in LOOP:
                         raise unknown(f"setting of row {row.name}", name, LOOP)
+                check_preset(row.method, row.loop.get("preset", "equal_budget"), {})
         for chain in self.purifiers:
             purify.parse(chain)
         for what in ("samples", "editors", "seeds", "purifiers"):
@@ -180,10 +191,10 @@ def takes_gradient(row: Row) -> bool:
 
 
 @cache
-def needs_editor(chain: str) -> bool:
-    """Does a purifier of the chain work with the attacker's own editor?"""
+def takes(chain: str, tool: Literal["editor", "upscaler"]) -> bool:
+    """Does a purifier of the chain work with the attacker's own editor, or with the upscaler?"""
     modules = (importlib.import_module(f"{purify.__name__}.{stage.name}") for stage in purify.parse(chain))
-    return any("editor" in inspect.signature(module.purify).parameters for module in modules)
+    return any(tool in inspect.signature(module.purify).parameters for module in modules)
 
 
 @cache

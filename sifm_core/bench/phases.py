@@ -23,10 +23,11 @@ from .. import purify
 from ..errors import SifmError, StoreError
 from ..images import from_uint8, to_uint8
 from ..isr import CLEAN
+from ..purify.noisy_upscale import UPSCALER
 from ..store import Store, fingerprint
 from ..types import Editor, Metric, OnStep, Record, Step, Verdict
 from .executors import Executor, Failure, Inline, said
-from .grid import Grid, Row, Sample, names, needs_editor, takes_gradient
+from .grid import Grid, Row, Sample, names, takes, takes_gradient
 from .machine import commit, versions
 from .work import Model, Task, perform
 
@@ -124,7 +125,10 @@ class _Run:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.editors = {name: self._editor(name, live) for live in grid.editors for name in _sides(live)}
         self.judges = [_model("judge", judge, {}) for judge in grid.judges]
-        self.known = {model: self._identity(model) for model in (*self.editors.values(), *self.judges)}
+        self.upscaler = Model("upscaler", grid.upscaler or UPSCALER)
+        upscales = any(takes(chain, "upscaler") for chain in grid.purifiers)
+        used = (*self.editors.values(), *self.judges, *([self.upscaler] if upscales else []))
+        self.known = {model: self._identity(model) for model in used}
         self.confirmed = {model for model in self.known if model.live is not None}
         self.shard = ""
 
@@ -148,9 +152,9 @@ class _Run:
         self.store.put("model", _spelled(model), found)
         return found
 
-    def _confirm(self, model: Model | None) -> None:
+    def _confirm(self, model: Model) -> None:
         """Before a model computes anything: is it still the one that the keys were made with?"""
-        if model is None or model.kind == "judge" or model in self.confirmed:
+        if model in self.confirmed:
             return
         if self._ask(model)["fingerprint"] != self.known[model]["fingerprint"]:
             raise _OtherWeights
@@ -232,7 +236,9 @@ class _Run:
                 "chain": batch[0].chain,
                 "seed": [a.edit_seed for a in batch],
             }
-            return Task("purify", self._attacker(batch[0]) if needs_editor(batch[0].chain) else None, settings)
+            if takes(batch[0].chain, "upscaler"):
+                settings |= {"upscaler": self.upscaler.name, "device": self.grid.load.get("device", "auto")}
+            return Task("purify", self._attacker(batch[0]) if takes(batch[0].chain, "editor") else None, settings)
 
         cells = {a.attacked_key: a for a in attacks if a.attacked_key}
         chunks = self._chunks(cells, lambda a: (self._attacker(a).name, a.chain, *self._alike(a)))
@@ -326,9 +332,10 @@ class _Run:
         return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
 
     def _attacked_key(self, a: _Attack) -> Key:
-        editor = self._id(self._attacker(a)) if needs_editor(a.chain) else ""
+        editor = self._id(self._attacker(a)) if takes(a.chain, "editor") else ""
         stages = [list(stage) for stage in purify.parse(a.chain)]
-        return fingerprint(version=VERSION, image=a.protected, chain=stages, seed=a.edit_seed, editor=editor)
+        uses = {"upscaler": self._id(self.upscaler)} if takes(a.chain, "upscaler") else {}
+        return fingerprint(version=VERSION, image=a.protected, chain=stages, seed=a.edit_seed, editor=editor, **uses)
 
     def _edit_key(self, a: _Attack) -> Key:
         return fingerprint(
@@ -413,7 +420,7 @@ class _Run:
                     progress.begin(sizes[i])
                     yield i, task
 
-        for model in {id(m): m for m in map(self._model_of(name), todo) if m}.values():
+        for model in dict.fromkeys(model for chunk in todo for model in self._computes(name, chunk[0][1])):
             self._confirm(model)
         progress.begin(0.0)
         executor = executor or self.executor
@@ -426,14 +433,14 @@ class _Run:
             progress.end(sizes[i])
         self._note_rate(name, todo, sum(sizes), (time.perf_counter() - start) * executor.workers)
 
-    def _model_of(self, phase: str) -> Callable[[list[tuple[Key, Any]]], Model | None]:
-        def of(chunk: list[tuple[Key, Any]]) -> Model | None:
-            a = chunk[0][1]
-            if phase == "immunize":
-                return self._protector(a) if takes_gradient(a.row) else None
-            return self._attacker(a) if phase == "edit" else None
-
-        return of
+    def _computes(self, phase: str, a: Any) -> list[Model]:
+        """The models, named in the keys, whose networks a batch of the phase goes through."""
+        if phase == "immunize":
+            return [self._protector(a)] if takes_gradient(a.row) else []
+        if phase == "purify":
+            tools = {"editor": self._attacker(a), "upscaler": self.upscaler}
+            return [model for tool, model in tools.items() if takes(a.chain, tool)]
+        return [self._attacker(a)] if phase == "edit" else []
 
     def _keep(self, phase: str, kind: str, chunk: list[tuple[Key, Any]], outcome: list[dict[str, Any]]) -> None:
         values = []

@@ -10,13 +10,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from .. import purify
-from ..editors import load_editor
+from ..editors import check_device, folder, load_editor
 from ..images import from_uint8, to_uint8
 from ..judges import load_judge
 from ..pipeline import edit, immunize, measure
@@ -29,7 +30,7 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Model:
-    """An editor or a judge: by name, to be loaded where the work is, or (``live``) as it is."""
+    """An editor, a judge or an upscaler: by name, to be loaded where the work is, or (``live``) as it is."""
 
     kind: str
     name: str
@@ -53,6 +54,8 @@ def model(wanted: Model | None) -> Any:
     """The loaded model; the one that was not used for longest makes room."""
     if wanted is None or wanted.live is not None:
         return wanted and wanted.live
+    if wanted.kind == "upscaler":
+        return _Upscaler(wanted.name)
     if wanted not in _loaded:
         while len(_loaded) >= KEPT:
             _loaded.popitem(last=False)
@@ -60,6 +63,21 @@ def model(wanted: Model | None) -> Any:
         _loaded[wanted] = load(wanted.name, **wanted.load)
     _loaded.move_to_end(wanted)
     return _loaded[wanted]
+
+
+@dataclass(frozen=True)
+class _Upscaler:
+    """What keys need to know of an upscaler, which its purifier loads for itself."""
+
+    name: str
+    family, dtype, device = "upscaler", torch.float32, torch.device("cpu")
+
+    @property
+    def fingerprint(self) -> str:
+        place = Path(self.name) if Path(self.name).is_dir() else folder.download(self.name, local_files_only=True)
+        parts = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+        folder.check(place, parts)
+        return folder.fingerprint(place, parts)
 
 
 def perform(task: Task, on_step: OnStep | None = None) -> list[dict[str, Any]]:
@@ -111,9 +129,16 @@ _NO_EDITOR: Any = _NoEditor()
 
 
 def _purify(
-    editor: Any, on_step: OnStep | None, pixels: Sequence[np.ndarray], chain: str, seed: list[int]
+    editor: Any,
+    on_step: OnStep | None,
+    pixels: Sequence[np.ndarray],
+    chain: str,
+    seed: list[int],
+    upscaler: str | None = None,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    return _timed(pixels, partial(purify.apply, stack(pixels), chain, editor=editor, seed=seed))
+    images = stack(pixels).to(check_device(device))
+    return _timed(pixels, partial(purify.apply, images, chain, editor=editor, upscaler=upscaler, seed=seed))
 
 
 def _edit(editor: Any, on_step: OnStep | None, pixels: Sequence[np.ndarray], **settings: Any) -> list[dict[str, Any]]:

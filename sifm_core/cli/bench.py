@@ -46,6 +46,9 @@ def run(
     judges: Annotated[
         list[str] | None, typer.Option("--judge", metavar="BACKEND:MODEL", help="Other judges; none: judge later.")
     ] = None,
+    upscaler: Annotated[
+        str | None, typer.Option("--upscaler", metavar="FOLDER|HUB_ID", help="For noisy_upscale; must be here already.")
+    ] = None,
     *,
     asking: Asking,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Pictures at a time.")] = None,
@@ -80,6 +83,7 @@ def run(
         "data": data,
         "editors": editor,
         "judges": [] if judges == [NONE] else distinct(judges) if judges else None,
+        "upscaler": upscaler,
         "batch": batch,
         "device": None if device == "auto" else device,
         "dtype": None if dtype == "auto" else dtype,
