@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sifm_core import pipeline
 from sifm_core.errors import InputError
@@ -35,13 +36,15 @@ FIDELITY = ("psnr", "ssim", "lpips")
 
 @dataclass(frozen=True)
 class Protection:
-    """What saving needs to prove the budget: original and protected (B, 3, H, W), 8-bit values, and the settings."""
+    """What saving needs to prove the budget: original and protected (B, 3, H, W), 8-bit values, the settings, and the
+    mask (1 or B, 1, H, W), if there was one."""
 
     original: Image
     image: Image
     settings: Mapping[str, Any]
     seconds: float = 0.0
     history: Sequence[Mapping[str, float]] = ()
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def plan(
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each protection is called: its method, and what tells it from the others of that method."""
     flat = [{k: v for k, v in s.items() if k not in ("options", "prompt")} | dict(s["options"]) for s in settings]
+    flat = [s | {"also": [other["editor"] for other in s.get("also", ())]} for s in flat]
     names = []
     for mine in flat:
         alike = [other for other in flat if other["method"] == mine["method"]]

@@ -8,7 +8,7 @@ looked at. ComfyUI itself is imported inside the functions that need it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,30 +83,47 @@ class ManagedEditor:
         patchers = {name: ModelPatcher(_Part(network), self._device, offload) for name, network in networks.items()}
         self._text = [patcher for name, patcher in patchers.items() if name.startswith("text_encoder")]
         self._rest = [patcher for name, patcher in patchers.items() if not name.startswith("text_encoder")]
-        self._prepared: set[str] = set()
+        self._return: Callable[[], None] = lambda: None
+        editor.reading = self._reading
 
     @contextmanager
-    def at_work(self, prompts: Sequence[str], image: Image) -> Iterator[Editor]:
+    def at_work(self, prompts: Sequence[str], image: Image, also: Sequence[ManagedEditor] = ()) -> Iterator[Editor]:
         """The editor, in the engine room, on its device, with room for the gradient of ``image``.
 
-        It remembers the prompts: the text encoder is loaded only for a new one, and may leave before the others come.
+        ``also``: further editors that are on the device at the same time. An editor remembers prompts: the text
+        encoders come only for new ones, before the other networks for ``prompts``; for any that a method asks for
+        later they come in between, and may drive the others out, which then return.
         """
+        team = [self, *also]
         with engine_room():
-            self.editor.device = self._device
-            if new := set(prompts) - self._prepared:
-                self._load(self._text)
-                self.editor.prepare(sorted(new))
-                self._prepared |= new
-            height, width = self.editor.work_size(*image.shape[-2:])
-            self._load(self._rest, len(image) * height * width * GRADIENT_BYTES_PER_PIXEL)
-            yield self.editor
+            for managed in team:
+                managed.editor.device = managed._device
+                managed.editor.prepare(list(prompts))
+            sizes = [managed.editor.work_size(*image.shape[-2:]) for managed in team]
+            memory = len(image) * GRADIENT_BYTES_PER_PIXEL * max(height * width for height, width in sizes)
+            load = functools.partial(_load, [patcher for managed in team for patcher in managed._rest], memory)
+            load()
+            try:
+                for managed in team:
+                    managed._return = load
+                yield self.editor
+            finally:
+                for managed in team:
+                    managed._return = lambda: None
 
-    def _load(self, patchers: list[Any], memory: int = 0) -> None:
-        from comfy import model_management
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        _load(self._text)
+        yield
+        self._return()
 
-        model_management.load_models_gpu(patchers, memory_required=memory, force_full_load=True)
-        for patcher in patchers:
-            heal(patcher.model)
+
+def _load(patchers: list[Any], memory: int = 0) -> None:
+    from comfy import model_management
+
+    model_management.load_models_gpu(patchers, memory_required=memory, force_full_load=True)
+    for patcher in patchers:
+        heal(patcher.model)
 
 
 def reporter(original: Image | None = None, eps: float = 1.0, every: int = 5) -> OnStep:

@@ -8,8 +8,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from comfy_api.latest import io
 
-from sifm_core import methods, purify
+from sifm_core import methods, purify, transforms
 from sifm_core.errors import InputError
+from sifm_core.pgd import Ball, Schedule, Update
+
+from . import sockets
+
+STARTS = {"auto": None, "yes": True, "no": False}
 
 
 def prompt_input(tooltip: str) -> io.Input:
@@ -58,6 +63,52 @@ def chain_problem(chain: str | None) -> bool | str:
     except InputError as error:
         return str(error)
     return True
+
+
+def eot_problem(eot: str | None) -> bool | str:
+    """True, or what is wrong with transforms typed into their widget; ones that come through a link are None."""
+    try:
+        transforms.parse(eot or "")
+    except InputError as error:
+        return str(error)
+    return True
+
+
+def loop_inputs() -> list[io.Input]:
+    """What every method with a gradient can be told, folded; and a socket for a second editor."""
+
+    def combo(name: str, options: Sequence[str], tooltip: str) -> io.Input:
+        return io.Combo.Input(
+            name, options=list(options), default=options[0], optional=True, advanced=True, tooltip=tooltip
+        )
+
+    return [
+        sockets.Editor.Input("also", optional=True, tooltip="A second editor to protect against at the same time."),
+        combo("ball", get_args(Ball), "What eps bounds: the largest change, or the root mean square of a picture's."),
+        combo("schedule", get_args(Schedule), "How the step size decays; linear and cosine go down to 1%."),
+        combo("update", get_args(Update), "Along the gradient (linf: its sign), or Adam's update."),
+        io.String.Input(
+            "eot",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="What the protection is to survive, such as none, jpeg:50-95, resize:0.5, noise:0.02, blur:1; one "
+            "is drawn in each iteration. Empty: nothing.",
+        ),
+        combo("random_start", [*STARTS], "Start from noise inside the budget; auto: the method's own rule."),
+    ]
+
+
+def loop_options(widgets: dict[str, Any]) -> dict[str, Any]:
+    """The engine's arguments for what stands in :func:`loop_inputs`, taken out of ``widgets``; not the socket."""
+    taken = {
+        name: widgets.pop(name) for name in ("ball", "schedule", "update", "eot", "random_start") if name in widgets
+    }
+    if "eot" in taken:
+        taken["eot"] = [part.strip() for part in taken["eot"].split(",") if part.strip()]
+    if "random_start" in taken:
+        taken["random_start"] = STARTS[taken["random_start"]]
+    return taken
 
 
 def method_inputs(name: str, skip: Sequence[str] = ()) -> list[io.Input]:

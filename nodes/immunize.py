@@ -21,7 +21,17 @@ from sifm_core.types import Image
 from . import sockets
 from ._attacks import Protection
 from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
-from ._inputs import choice_problem, method_inputs, method_options, prompt_input, prompt_problem, seed_input
+from ._inputs import (
+    choice_problem,
+    eot_problem,
+    loop_inputs,
+    loop_options,
+    method_inputs,
+    method_options,
+    prompt_input,
+    prompt_problem,
+    seed_input,
+)
 from ._store import editor_id, recall
 
 BASELINES = [name for name in methods.METHODS if name != "sifm"]
@@ -46,20 +56,24 @@ class SifmImmunize(io.ComfyNode):
                     "hook", optional=True, tooltip="Layers and timesteps; without it the editor's deep layers."
                 ),
                 *method_inputs("sifm", skip=HOOKED),
+                *loop_inputs(),
             ],
             outputs=_outputs(),
             has_intermediate_output=True,
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
-        return prompt_problem(prompt)
+    def validate_inputs(cls, prompt: str | None = None, eot: str | None = None) -> bool | str:
+        problem = prompt_problem(prompt)
+        return eot_problem(eot) if problem is True else problem
 
     @classmethod
-    def execute(cls, image, editor, prompt, eps, steps, seed, alpha, mask=None, hook=None, **options) -> io.NodeOutput:
-        options = method_options("sifm", options) | (hook or {})
+    def execute(
+        cls, image, editor, prompt, eps, steps, seed, alpha, mask=None, hook=None, also=None, **rest
+    ) -> io.NodeOutput:
+        budget = {"eps": eps, "steps": steps, "alpha": alpha, "seed": seed, **loop_options(rest)}
         return _immunize(
-            image, editor, prompt, "sifm", options, eps=eps, steps=steps, alpha=alpha, seed=seed, mask=mask
+            image, editor, prompt, "sifm", method_options("sifm", rest) | (hook or {}), mask=mask, also=also, **budget
         )
 
 
@@ -79,21 +93,25 @@ class SifmBaselineImmunize(io.ComfyNode):
                     options=[io.DynamicCombo.Option(name, method_inputs(name, skip=TAKEN)) for name in BASELINES],
                     tooltip="Each method shows its own settings. random_noise needs neither gradient nor prompt.",
                 ),
+                *loop_inputs(),
             ],
             outputs=_outputs(),
             has_intermediate_output=True,
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None = None, method: Any = None) -> bool | str:
-        problem = choice_problem("method", method, BASELINES)
-        return prompt_problem(prompt) if problem is True else problem
+    def validate_inputs(cls, prompt: str | None = None, method: Any = None, eot: str | None = None) -> bool | str:
+        problems = (choice_problem("method", method, BASELINES), prompt_problem(prompt), eot_problem(eot))
+        return next((problem for problem in problems if problem is not True), True)
 
     @classmethod
-    def execute(cls, image, editor, prompt, eps, steps, seed, alpha, method, mask=None) -> io.NodeOutput:
+    def execute(
+        cls, image, editor, prompt, eps, steps, seed, alpha, method, mask=None, also=None, **rest
+    ) -> io.NodeOutput:
         name = method["method"]
         options = method_options(name, {key: value for key, value in method.items() if key != "method"})
-        return _immunize(image, editor, prompt, name, options, eps=eps, steps=steps, alpha=alpha, seed=seed, mask=mask)
+        budget = {"eps": eps, "steps": steps, "alpha": alpha, "seed": seed, **loop_options(rest)}
+        return _immunize(image, editor, prompt, name, options, mask=mask, also=also, **budget)
 
 
 class SifmSaveProtected(io.ComfyNode):
@@ -122,12 +140,15 @@ class SifmSaveProtected(io.ComfyNode):
             filename_prefix, folder_paths.get_output_directory(), width, height
         )
         saved, read = [], []
-        pairs = zip(protection.image.split(1), protection.original.split(1), strict=True)
-        for i, (image, original) in enumerate(pairs):
+        settings, masks = protection.settings, protection.mask
+        for i, (image, original) in enumerate(
+            zip(protection.image.split(1), protection.original.split(1), strict=True)
+        ):
             file = f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
-            about = dict(protection.settings) | {"original": _hash(original), "protected": _hash(image)}
+            about = dict(settings) | {"original": _hash(original), "protected": _hash(image)}
             save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
-            verify_budget(Path(folder, file), original, protection.settings["eps"])
+            mask = None if masks is None else masks[i % len(masks)]
+            verify_budget(Path(folder, file), original, settings["eps"], settings.get("ball", "linf"), mask)
             read.append(load_image(Path(folder, file)))
             saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
         return io.NodeOutput(to_comfy(torch.cat(read)), ui=ui.SavedImages(saved))
@@ -168,7 +189,10 @@ def _common_inputs() -> list[io.Input]:
 def _outputs() -> list[io.Output]:
     return [
         io.Image.Output("protected", tooltip="On the 8-bit grid and inside the budget."),
-        io.Image.Output("perturbation", tooltip="Amplified: grey is unchanged, black and white are the budget's ends."),
+        io.Image.Output(
+            "perturbation",
+            tooltip="Amplified: grey is unchanged, black and white are the budget's ends (l2: the largest change).",
+        ),
         sockets.Protection.Output("protection", tooltip="For Save Protected Image."),
     ]
 
@@ -182,13 +206,15 @@ def _immunize(
     *,
     eps: float,
     mask: Any,
+    also: ManagedEditor | None,
     **rest: Any,
 ) -> io.NodeOutput:
     original = to_engine(image)
+    others = [] if also is None else [also]
     mask = None if mask is None else to_engine(mask[..., None])[:, :1]
 
     def compute() -> tuple[Image, dict[str, Any]]:
-        with editor.at_work([prompt.strip(), *options.get("prompts", ())], original) as engine:
+        with editor.at_work([prompt.strip(), *options.get("prompts", ())], original, others) as engine:
             size = engine.work_size(*original.shape[-2:])
             fitted = {k: resize(to_engine(v), size) if isinstance(v, Tensor) else v for k, v in options.items()}
             done = pipeline.immunize(
@@ -198,26 +224,31 @@ def _immunize(
                 method=method,
                 eps=eps,
                 mask=mask,
+                also=[other.editor for other in others],
                 on_step=reporter(original, eps),
                 **rest,
                 **fitted,
             )
         settings = {**done.settings, "options": {k: _plain(v) for k, v in done.settings["options"].items()}}
         curve = {"loss": [s.loss for s in done.history], "log": [dict(s.log) for s in done.history]}
-        return done.image, {"settings": settings, "curve": curve, "linf": done.linf, "seconds": done.seconds}
+        sizes = {"linf": done.linf, "rms": done.rms, "rounding": done.rounding}
+        return done.image, {"settings": settings, "curve": curve, "seconds": done.seconds, **sizes}
 
     uses = {"picture": original, "mask": mask, "prompt": prompt.strip(), "method": method, "eps": eps, **rest}
-    protected, about = recall("immunize", uses | {"options": options, "editor": editor_id(editor.editor)}, compute)
+    ids = [editor_id(managed.editor) for managed in (editor, *others)]
+    protected, about = recall("immunize", uses | {"options": options, "editors": ids}, compute)
     settings, curve = about["settings"] | {"editor": editor.editor.name}, about["curve"]
+    settings["also"] = [
+        known | {"editor": other.editor.name} for known, other in zip(settings["also"], others, strict=True)
+    ]
     history = [{"loss": loss, **log} for loss, log in zip(curve["loss"], curve["log"], strict=True)]
     return io.NodeOutput(
         to_comfy(protected),
-        to_comfy(perturbation_view(protected, original, gain=0.5 / eps)),
-        Protection(original, protected, settings, about["seconds"], history),
+        to_comfy(perturbation_view(protected, original, gain=0.5 / eps if settings["ball"] == "linf" else None)),
+        Protection(original, protected, settings, about["seconds"], history, mask),
         ui={
             "sifm_curve": [{"method": method, **curve}],
-            "sifm_linf": [about["linf"]],
-            "sifm_seconds": [about["seconds"]],
+            **{f"sifm_{name}": [about[name]] for name in ("linf", "rms", "rounding", "seconds")},
         },
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy import model_management
@@ -45,6 +46,21 @@ class SifmLoadEditor(io.ComfyNode):
                     advanced=True,
                     tooltip="Of the networks; perturbation and gradient sums are float32 in any case.",
                 ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Compute inner results again on the way back instead of keeping them: far less memory for "
+                    "about a third more time. (ComfyUI itself takes networks off the device where memory is short.)",
+                ),
+                io.Boolean.Input(
+                    "t5",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Stable Diffusion 3's largest text encoder, over half of its weights; off leaves it out.",
+                ),
             ],
             outputs=[sockets.Editor.Output("editor")],
         )
@@ -56,18 +72,26 @@ class SifmLoadEditor(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, editor: str, folder: str = "", dtype: str = "auto") -> list[tuple[str, int, int]]:
+    def fingerprint_inputs(cls, editor: str, folder: str = "", **_: Any) -> list[tuple[str, int, int]]:
         """Changes when a file of the editor does, so that a new model under an old name is loaded again."""
         files = sorted(Path(_source(editor, folder)).expanduser().glob("*/*"))
         return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
     @classmethod
-    def execute(cls, editor: str, folder: str = "", dtype: str = "auto") -> io.NodeOutput:
+    def execute(
+        cls, editor: str, folder: str = "", dtype: str = "auto", checkpointing: bool = False, t5: bool = True
+    ) -> io.NodeOutput:
         if dtype == "auto":
             fast = model_management.should_use_bf16(model_management.get_torch_device())
             dtype = "bfloat16" if fast else "float32"
         with engine_room():
-            loaded = load_editor(_source(editor, folder), device=model_management.unet_offload_device(), dtype=dtype)
+            loaded = load_editor(
+                _source(editor, folder),
+                device=model_management.unet_offload_device(),
+                dtype=dtype,
+                checkpointing=checkpointing,
+                **({} if t5 else {"t5": False}),
+            )
         loaded.name = folder or editor  # as chosen: no path of this machine in a file's metadata
         return io.NodeOutput(ManagedEditor(loaded))
 

@@ -80,8 +80,11 @@ class LatentEditor:
                 network.enable_gradient_checkpointing()
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """The text encoders are on the device inside, and gone from it, and from the pipeline, afterwards."""
+    def reading(self) -> Iterator[None]:
+        """The text encoders are on the device inside, and gone from it, and from the pipeline, afterwards.
+
+        Entered for every prompt that is new, whoever asks; who moves the networks by other means replaces it.
+        """
         others = [self.net, self.pipe.vae] if self._alone else []
         try:
             for network in others:
@@ -145,7 +148,7 @@ class LatentEditor:
             if not isinstance(prompt, str):
                 raise InputError(f"prompt: expected text, got {prompt!r}")
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prompts]:
-            with torch.inference_mode(False), torch.no_grad(), self._reading():
+            with torch.inference_mode(False), torch.no_grad(), self.reading():
                 self._prompts |= {prompt: encode(prompt) for prompt in new}
         columns = zip(*(self._prompts[prompt] for prompt in prompts), strict=True)
         return [torch.cat(rows).to(self.device) for rows in columns]

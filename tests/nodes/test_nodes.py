@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,10 +148,160 @@ def test_widgets_stand_for_the_options_of_the_signature():
     assert method_options("sifm", {"timesteps": "200\n400"})["timesteps"] == "200,400"
 
 
-def test_further_prompts_are_encoded_before_the_text_encoder_leaves(editor):
-    prompts = "further one\nfurther two"
-    assert not torch.equal(immunize(editor, picture(1), prompts=prompts)[0], immunize(editor, picture(1))[0])
-    assert {"abc", "further one", "further two"} <= editor._prepared
+@pytest.fixture
+def small_device(editor, sd3_editor, monkeypatch):
+    """A device that holds what was loaded last and nothing else; what is not on it cannot run. Counts the loads."""
+    from comfy import model_management
+
+    there, loads = set(), []
+
+    def load(patchers, **_):
+        there.clear()
+        there.update(patchers)
+        loads.append(len(patchers))
+
+    def guard(patcher):
+        def look(module, args):
+            assert patcher in there, f"{type(patcher.model.network).__name__} is not on the device"
+
+        return [module.register_forward_pre_hook(look) for module in patcher.model.network.modules()]
+
+    monkeypatch.setattr(model_management, "load_models_gpu", load)
+    hooks = [hook for each in (editor, sd3_editor) for part in each._text + each._rest for hook in guard(part)]
+    for each in (editor, sd3_editor):
+        monkeypatch.setattr(each.editor, "_prompts", {})
+    yield loads
+    for hook in hooks:
+        hook.remove()
+
+
+TEXTS = {
+    "further prompts": ("sifm", {"prompts": "further one\nfurther two"}),
+    "no text beside the prompt": ("sifm", {"branch": "all"}),
+    "a subject": ("semantic_attack", {"subject": "cat"}),
+    "the notebook's edit without a prompt": ("photoguard_diffusion", {"official_quirks": True}),
+}
+TEXTS |= {name: (name, {}) for name in methods.METHODS}
+
+
+@pytest.mark.parametrize("family", ["editor", "sd3_editor"])
+@pytest.mark.parametrize(("method", "options"), TEXTS.values(), ids=TEXTS)
+def test_texts_that_a_method_asks_for_are_read_where_memory_is_short(
+    small_device, request, family: str, method: str, options: dict
+):
+    from nodes.immunize import SifmBaselineImmunize
+
+    chosen = request.getfixturevalue(family)
+    settings = SETTINGS | {"steps": 1}
+    if method == "sifm":
+        out = immunize(chosen, picture(1), steps=1, **options)
+    else:
+        forget()
+        choice = {"method": method} | widgets(method) | options
+        out = SifmBaselineImmunize.execute(picture(1), chosen, **settings, method=choice)
+    assert 0 < (out[0] - picture(1)).abs().max() <= 0.03
+    assert len(small_device) == (2 if not options or "prompts" in options else 4), "there, away for the text, and back"
+
+
+def test_two_editors_are_on_the_device_together(small_device, editor, sd3_editor):
+    both = immunize(editor, picture(1), also=sd3_editor, steps=2)
+    assert small_device == [len(editor._text), len(sd3_editor._text), len(editor._rest) + len(sd3_editor._rest)]
+    assert both[2].settings["also"] == [
+        {"editor": sd3_editor.editor.name, "editor_fingerprint": sd3_editor.editor.fingerprint}
+    ]
+    assert "1.loss" in both[2].history[0] and not torch.equal(both[0], immunize(editor, picture(1), steps=2)[0])
+
+
+LOOP = {
+    "l2": {"ball": "l2", "alpha": 0.02},
+    "decaying": {"schedule": "cosine", "random_start": "yes"},
+    "adam": {"update": "adam", "alpha": 0.01},
+    "transforms": {"eot": "none, jpeg:50-90, resize:0.5"},
+    "terms": {"part_norms": True},
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("node", ["sifm", "photoguard_encoder"])
+@pytest.mark.parametrize("name", LOOP)
+def test_every_option_of_the_loop_keeps_its_budget_in_the_file(
+    editor, tmp_path, monkeypatch, name: str, node: str, masked: bool
+):
+    import folder_paths
+    from PIL import Image
+
+    from nodes.immunize import SifmBaselineImmunize, SifmSaveProtected
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    image, mask = picture(2), torch.linspace(0, 1, 32).expand(1, 24, 32)
+    options = LOOP[name] | ({"mask": mask} if masked else {})
+    if node == "sifm":
+        out, plain = immunize(editor, image, **options), immunize(editor, image)
+    else:
+        options = {key: value for key, value in options.items() if key != "part_norms"}
+        method = {"method": node} | widgets(node)
+        out, plain = (
+            SifmBaselineImmunize.execute(image, editor, **SETTINGS | o, method=dict(method)) for o in (options, {})
+        )
+    if name != "terms" or masked:
+        assert not torch.equal(out[0], plain[0])
+    elif node == "sifm":
+        assert {"norm", "dist", "grad", "grad_norm", "grad_dist", "saturated"} <= out[2].history[1].keys()
+        assert out.ui["sifm_curve"][0]["log"][1]["grad_norm"] > 0
+    SifmSaveProtected.PREPARE_CLASS_CLONE(None).execute(out[2], "x")
+    for file, original in zip(sorted(tmp_path.glob("x*.png")), image, strict=True):
+        saved = Image.open(file)
+        delta = (torch.tensor(np.asarray(saved)) / 255 - original).double()
+        size = delta.square().mean().sqrt() if name == "l2" else delta.abs().max()
+        assert 0 < float(size) <= 0.03 + 1e-6
+        assert not masked or not delta[:, 0].any()
+        assert json.loads(saved.text["sifm"])["ball"] == LOOP[name].get("ball", "linf")
+
+
+@pytest.mark.parametrize("ball", ["linf", "l2"])
+def test_saving_checks_the_ball_and_the_mask_that_were_asked_for(editor, tmp_path, monkeypatch, ball):
+    import folder_paths
+
+    from nodes.immunize import Protection, SifmSaveProtected
+    from sifm_core.errors import BudgetError
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    save = SifmSaveProtected.PREPARE_CLASS_CLONE(None).execute
+    original = torch.full((1, 3, 24, 32), 100 / 255)
+    one = original.clone()
+    one[..., 0, 0] += 60 / 255  # an RMS of 0.0085, a largest change of 0.235
+    settings, mask = {"eps": 0.01, "ball": ball}, torch.ones(1, 1, 24, 32)
+    if ball == "l2":
+        save(Protection(original, one, settings), "x")
+    else:
+        with pytest.raises(BudgetError):
+            save(Protection(original, one, settings), "x")
+    mask[..., 0, 0] = 0
+    with pytest.raises(BudgetError):
+        save(Protection(original, original + (one - original) / 60, settings, mask=mask), "x")
+
+
+def test_wrong_transforms_are_said_before_anything_runs():
+    from nodes.immunize import SifmBaselineImmunize, SifmImmunize
+
+    for node in (SifmImmunize, SifmBaselineImmunize):
+        given = {"prompt": "a"} | ({"method": {"method": "mist"}} if node is SifmBaselineImmunize else {})
+        assert "did you mean jpeg" in node.validate_inputs(**given, eot="jpg:75")
+        assert "quality" in node.validate_inputs(**given, eot="none, jpeg:175")
+        assert node.validate_inputs(**given, eot="none, jpeg:50-75") is True and node.validate_inputs(**given) is True
+
+
+def test_checkpointing_and_no_t5_reach_the_editor(folder, sd3_folder, editor):
+    from nodes.load import SifmLoadEditor
+    from sifm_core.errors import InputError
+
+    saving = SifmLoadEditor.execute("miniature-ip2p", folder=str(folder), checkpointing=True)[0]
+    assert saving.editor.net.is_gradient_checkpointing and not editor.editor.net.is_gradient_checkpointing
+    assert torch.equal(immunize(saving, picture(1))[0], immunize(editor, picture(1))[0])
+    small = SifmLoadEditor.execute("sd3-medium", folder=str(sd3_folder), t5=False)[0]
+    assert small.editor.pipe.text_encoder_3 is None and immunize(small, picture(1))[0].shape == (1, 24, 32, 3)
+    with pytest.raises(InputError, match="t5"):
+        SifmLoadEditor.execute("miniature-ip2p", folder=str(folder), t5=False)
 
 
 def test_an_editor_that_was_evicted_in_inference_mode_works_again(editor):
