@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .counting import counting
+from .editors.sd3 import T5
 from .editors.skeleton import skeleton
 from .errors import InputError
 from .methods import sifm
@@ -27,7 +28,10 @@ SMALLER = (1024, 768, 512, 256)
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the cost of SIFM on an editor; ``size`` is the longer side at which it works, in pixels."""
+    """What decides the cost of SIFM on an editor.
+
+    ``size`` is the longer side at which it works, in pixels; ``t5`` False leaves that text encoder out.
+    """
 
     editor: str
     size: int
@@ -39,6 +43,7 @@ class Settings:
     device: str = "cpu"
     offload: str = "none"
     checkpointing: bool = False
+    t5: bool = True
 
 
 class Cost(NamedTuple):
@@ -81,6 +86,8 @@ def plan(settings: Settings, *, memory: float | None = None, calibrate: bool = T
     for name in ("size", "timesteps", "steps", "batch"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {getattr(settings, name)}")
+    if not settings.t5 and not _parameters(settings.editor)[2]:
+        raise InputError(f"t5: {settings.editor} has no T5 text encoder to leave out")
     if memory is not None and not memory > 0:
         raise InputError(f"memory: expected gigabytes above 0, such as 12, got {memory / 1e9:g}")
     counted, cost = _counted(settings), _cost(settings)
@@ -181,17 +188,18 @@ def _iteration(editor: str, size: int, layers: str | tuple[str, ...], checkpoint
 
 
 @cache
-def _parameters(editor: str) -> tuple[int, int]:
-    """Of the networks in the loop, of the text encoders."""
+def _parameters(editor: str) -> tuple[int, int, int]:
+    """Of the networks in the loop, of the text encoders, and of T5 among these."""
     parts = skeleton(editor).pipe.components.items()
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts if isinstance(part, nn.Module)}
     text = sum(size for name, size in sizes.items() if name.startswith("text_encoder"))
-    return sum(sizes.values()) - text, text
+    return sum(sizes.values()) - text, text, sizes.get(T5[0], 0)
 
 
 def _cost(settings: Settings) -> Cost:
     counted = _counted(settings)
-    networks, text = (n * getattr(torch, settings.dtype).itemsize for n in _parameters(settings.editor))
+    networks, text, t5 = (n * getattr(torch, settings.dtype).itemsize for n in _parameters(settings.editor))
+    text -= 0 if settings.t5 else t5
     working = counted.peak * settings.batch
     loop = networks + working + (text if settings.offload == "none" else 0)
     reading = text + (0 if settings.offload == "sequential" else networks)
@@ -210,11 +218,12 @@ def _fitting(settings: Settings, memory: float) -> tuple[Settings, Cost] | None:
     offloads = [settings.offload]
     if torch.device(settings.device).type != "cpu":
         offloads = list(dict.fromkeys((settings.offload, "text", "sequential")))
-    dtypes = dict.fromkeys((settings.dtype, "bfloat16"))
+    dtypes, batches = dict.fromkeys((settings.dtype, "bfloat16")), dict.fromkeys((settings.batch, 1))
+    t5s = dict.fromkeys((settings.t5, settings.t5 and not _parameters(settings.editor)[2]))
     sizes = [settings.size, *(size for size in SMALLER if size < settings.size)]
-    for size, dtype, batch in itertools.product(sizes, dtypes, dict.fromkeys((settings.batch, 1))):
+    for size, t5, dtype, batch in itertools.product(sizes, t5s, dtypes, batches):
         for checkpointing, offload in itertools.product(dict.fromkeys((settings.checkpointing, True)), offloads):
-            change = {"size": size, "dtype": dtype, "batch": batch}
+            change = {"size": size, "t5": t5, "dtype": dtype, "batch": batch}
             other = replace(settings, **change, checkpointing=checkpointing, offload=offload)
             cost = _cost(other)
             if cost.memory <= memory:

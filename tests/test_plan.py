@@ -128,6 +128,57 @@ def test_what_fits_is_found_or_said_not_to_exist(wanted: Settings) -> None:
     assert (none.fits, none.fitting) == (False, None)
 
 
+SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+
+
+@pytest.fixture
+def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Stable Diffusion 3, its weights as they are, its activations as they were once counted."""
+
+    def counted(editor: str, size: int, layers: object, checkpointing: bool) -> tuple:
+        count = plans._Count(10**12, 10**12, int((2.06e9 if checkpointing else 5.3e9) * (size / 512) ** 2))
+        return count, count
+
+    monkeypatch.setattr(plans, "_iteration", counted)
+    return Settings(SD3, size=512, timesteps=4, steps=100, dtype="bfloat16", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "expected"),
+    [
+        (18, {"offload": "text"}),
+        (14, {"offload": "sequential"}),
+        (10, {"t5": False}),
+        (8, {"offload": "text", "t5": False}),
+        (7, {"offload": "text", "checkpointing": True, "t5": False}),
+        (6, {"offload": "sequential", "checkpointing": True, "t5": False}),
+        (5.5, {"size": 256, "offload": "sequential", "t5": False}),
+        (4, None),
+    ],
+)
+def test_first_what_costs_time_then_t5_then_the_size(on_a_card: Settings, gigabytes: float, expected: object) -> None:
+    found = plan(on_a_card, memory=gigabytes * 1e9, calibrate=False)
+    assert found.fits is False and found.cost.memory == pytest.approx(18.6e9, rel=0.01)
+    if expected is None:
+        assert found.fitting is None
+        return
+    other, cost = found.fitting
+    assert {name: value for name, value in vars(other).items() if value != vars(on_a_card)[name]} == expected
+    assert cost.memory <= gigabytes * 1e9 and plan(other, memory=gigabytes * 1e9, calibrate=False).fits is True
+    assert (cost.text < 2e9) == ("t5" in expected), "T5 is most of the text encoders"
+
+
+def test_the_command_proposes_flags_that_immunize_takes(on_a_card: Settings, capsys) -> None:
+    given = ["plan", "--editor", SD3, "--timesteps", "4", "--device", "cpu", "--dtype", "bfloat16", "--memory", "9"]
+    assert main(given) == 0
+    flags = capsys.readouterr().out.splitlines()[-1].split()
+    assert flags == ["--no-t5"]
+    assert main([*given, "--no-t5", "--offload", "text", "--checkpointing"]) == 0
+    assert "fits into 9 GB" in capsys.readouterr().out
+    assert main(["immunize", "none.png", "-o", "x.png", "--prompt", "a", *flags, "--checkpointing"]) == 2
+    assert "no such file" in capsys.readouterr().err, "the flags are known"
+
+
 @pytest.mark.parametrize("editor", sorted(KNOWN))
 def test_the_known_architectures_have_the_true_number_of_weights(editor: str) -> None:
     parts = skeleton(editor).pipe.components
@@ -162,6 +213,7 @@ def test_a_skeleton_with_numbers_runs_as_an_editor(ip2p_folder) -> None:
         ({"batch": 0}, InputError, "batch"),
         ({"size": 0}, InputError, "size"),
         ({"layers": "mid_blok"}, LayerError, "mid_block"),
+        ({"t5": False}, InputError, "no T5"),
     ],
     ids=str,
 )

@@ -9,24 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from .app import app
-from .shared import EDITOR, Device, Dtype, EditorName, Json
+from .shared import EDITOR, Checkpointing, Device, Dtype, EditorName, Json, NoT5, Offload, Size
 
 
 @app.command()
 def plan(
     editor: EditorName = EDITOR,
-    size: Annotated[
-        int | None, typer.Option("--size", metavar="PX", help="Longer side at which it works; default: the editor's.")
-    ] = None,
     timesteps: Annotated[int, typer.Option("--timesteps", metavar="T", help="How many.")] = 10,
     steps: Annotated[int, typer.Option("--steps", metavar="N", help="Iterations.")] = 100,
     layers: Annotated[str, typer.Option("--layers", help="Presets of the editor or module paths.")] = "deep",
     batch: Annotated[int, typer.Option("--batch", metavar="B", help="Pictures at a time.")] = 1,
-    offload: Annotated[str, typer.Option("--offload", help="none, text or sequential.")] = "none",
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute instead of keeping.")] = False,
     memory: Annotated[
         float | None, typer.Option("--memory", metavar="GB", help="What there is; proposes what fits.")
     ] = None,
+    offload: Offload = "none",
+    checkpointing: Checkpointing = False,
+    no_t5: NoT5 = False,
+    size: Size = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -36,13 +35,25 @@ def plan(
     Counted on the editor's architecture, without its weights; the seconds after two of calibration on this machine.
     """
     from .. import plan as plans
-    from ..editors import check_device, check_dtype
+    from ..editors import check_device, check_dtype, check_offload
     from ..editors.skeleton import skeleton
 
     where = check_device(device)
     kind = str(check_dtype(dtype, where)).removeprefix("torch.")
     native = size if size is not None else int(skeleton(editor, text=False).settings["size"])
-    wanted = plans.Settings(editor, native, timesteps, steps, layers, batch, kind, str(where), offload, checkpointing)
+    wanted = plans.Settings(
+        editor,
+        native,
+        timesteps,
+        steps,
+        layers,
+        batch,
+        kind,
+        str(where),
+        check_offload(offload),
+        checkpointing,
+        not no_t5,
+    )
     found = plans.plan(wanted, memory=None if memory is None else memory * 1e9)
     if as_json:
         print(json.dumps(_plain(found)))
@@ -60,9 +71,16 @@ def plan(
         other, less = found.fitting
         changed = {name: value for name, value in asdict(other).items() if value != asdict(wanted)[name]}
         print(f"  does not fit into {memory:g} GB; this does, with {less.memory / 1e9:.2f} GB:")
-        print("  " + ", ".join(f"{name}={value}" for name, value in changed.items()))
+        print("  " + " ".join(_flag(name, value) for name, value in changed.items()))
     elif found.fits is False:
         print(f"  does not fit into {memory:g} GB, and no smaller size, type or batch does")
+
+
+def _flag(name: str, value: Any) -> str:
+    """As this command takes it, and but for the batch `sifm immunize` too."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
 
 
 def _plain(found: Any) -> dict[str, Any]:

@@ -73,8 +73,7 @@ def load_editor(
     """
     where = check_device(device)
     number = check_dtype(dtype, where)
-    if offload not in _OFFLOADS:
-        raise unknown("offload", str(offload), _OFFLOADS)
+    check_offload(offload)
     name = os.fspath(source)
 
     def unneeded(index: Mapping[str, Any]) -> Sequence[str]:
@@ -131,6 +130,13 @@ def check_device(device: str | torch.device) -> torch.device:
             f"device {str(device)!r} cannot be used ({reason}): use 'auto', 'cuda', 'mps' or 'cpu'"
         ) from error
     return torch.device(device)
+
+
+def check_offload(offload: str) -> str:
+    """The name. Raises InputError for an unknown one."""
+    if offload not in _OFFLOADS:
+        raise unknown("offload", str(offload), _OFFLOADS)
+    return offload
 
 
 def check_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

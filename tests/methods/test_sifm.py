@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fakes import images
-from methods.literal import close, predict, somewhere
+from methods.literal import close, gradient, predict, sampled, somewhere
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, LayerError
 from sifm_core.features import capture, resolve
 from sifm_core.methods import options, random_start, sifm
-from sifm_core.noise import normal
+from sifm_core.noise import fork, normal
 from sifm_core.pgd import pgd
 from sifm_core.types import Editor, GradFn, Gradient, Image
 
@@ -174,6 +174,98 @@ def test_norms_distances_and_reductions(editor: Editor, chosen: dict, expected) 
     ours = sifm.build(editor, x0, editor.prepare(["cat"]), timesteps=[300], layers="mid", **chosen)(x, 0)
     f, g = (features(editor, image, "cat", 300, ["mid_block"])[0] for image in (x, x0))
     assert float(ours.loss) == pytest.approx(float(expected(f, g)), rel=1e-12)
+
+
+def loss_6(editor: Editor, x: Image, x0: Image, prompt: str, t: int, posterior: bool = False) -> dict[str, Tensor]:
+    """The two terms of Eq. 6 at one timestep with lambda 7, by plain hooks on the whole network."""
+    noise = normal((len(x), 1, 4, 8, 8), 0)[:, 0].double()
+
+    def phi(image: Image) -> Tensor:
+        seen: list[Tensor] = []
+        hook = editor.net.get_submodule(PLACE[editor.family]).register_forward_hook(lambda m, a, out: seen.append(out))
+        raw = sampled(editor, image, fork(0, "posterior")) if posterior else None
+        predict(editor, image, noise, torch.tensor([t] * len(x)), [prompt] * len(x), raw)
+        hook.remove()
+        return (seen[0][1] if isinstance(seen[0], tuple) else seen[0]).flatten(1)
+
+    with torch.no_grad():
+        clean = phi(x0)
+    found = phi(x)
+    return {"norm": found.abs().sum(1), "dist": -7.0 * (found - clean).square().mean(1)}
+
+
+PLACE = {"instruct-pix2pix": "mid_block", "sd3": "transformer_blocks.1"}
+
+
+@pytest.mark.parametrize("family", ["ip2p", "sd3"])
+def test_a_sampled_posterior_is_the_same_draw_for_clean_and_protected(families, family: str) -> None:
+    editor, x0 = families[family], images(2).double()
+    x = somewhere(x0)
+    layer, cond = PLACE[editor.family], editor.prepare(["cat"] * 2)
+    ours, mode = (
+        sifm.build(editor, x0, cond, timesteps=[300], layers=layer, lam=7.0, posterior=p)(x, 0)
+        for p in ("sample", "mode")
+    )
+    loss, grad = gradient(lambda x: sum(loss_6(editor, x, x0, "cat", 300, posterior=True).values()), x)
+    assert close(ours.grad, grad) and torch.allclose(ours.loss, loss, rtol=1e-10)
+    assert not close(ours.grad, mode.grad, rtol=1e-3), "the draw must matter"
+
+
+@pytest.mark.parametrize("family", ["ip2p", "sd3"])
+def test_all_branches_are_the_mean_of_the_prompts_and_of_no_text(families, family: str) -> None:
+    editor, x0 = families[family], images(2).double()
+    x = somewhere(x0)
+    chosen = {"timesteps": [300], "layers": PLACE[editor.family], "lam": 7.0, "branch": "all", "prompts": ["a hat"]}
+    ours = sifm.build(editor, x0, editor.prepare(["cat"] * 2), **chosen)(x, 0)
+    texts = ("cat", "a hat", "")
+    loss, grad = gradient(lambda x: sum(sum(loss_6(editor, x, x0, text, 300).values()) for text in texts) / 3, x)
+    assert close(ours.grad, grad) and torch.allclose(ours.loss, loss, rtol=1e-10)
+    without = sifm.build(editor, x0, editor.prepare(["cat"] * 2), **chosen | {"branch": "conditional"})(x, 0)
+    assert not close(ours.grad, without.grad, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["ip2p", "sd3"])
+def test_balanced_brings_each_terms_gradient_at_the_latent_to_its_length(families, family: str) -> None:
+    """Of every picture on its own: 1 for the norm, lambda for the distance, summed over timesteps before."""
+    editor, x0 = families[family], images(2).double()
+    x, times = somewhere(x0), [200, 700]
+    cond, layer = editor.prepare(["cat"] * 2), PLACE[editor.family]
+    ours = sifm.build(editor, x0, cond, timesteps=times, layers=layer, lam=0.3, balanced=True)(x, 0)
+    noises = normal((2, 2, 4, 8, 8), 0).double().unbind(dim=1)
+
+    def phi(z: Tensor, k: int) -> Tensor:
+        run = lambda: editor.denoise(z, noises[k], torch.tensor([times[k]] * 2), cond)  # noqa: E731
+        return capture(editor.net, [layer], run)[layer].flatten(1)
+
+    leaf = x.clone().requires_grad_()
+    encoded = editor.encode(leaf)
+    z = encoded.detach().requires_grad_()
+    with torch.no_grad():
+        clean = [phi(editor.encode(x0), k) for k in range(2)]
+    values = {
+        "norm": sum(phi(z, k).abs().sum(1) for k in range(2)) / 2,
+        "dist": -0.3 * sum((phi(z, k) - clean[k]).square().mean(1) for k in range(2)) / 2,
+    }
+    grads = {name: torch.autograd.grad(value.sum(), z)[0] for name, value in values.items()}
+    sizes = {name: grad.flatten(1).norm(dim=1) for name, grad in grads.items()}
+    wanted = sum(
+        length * grads[name] / sizes[name].reshape(-1, 1, 1, 1) for name, length in {"norm": 1.0, "dist": 0.3}.items()
+    )
+    assert close(ours.grad, torch.autograd.grad(encoded, leaf, wanted)[0])
+    assert torch.allclose(ours.loss, sum(values.values()).detach(), rtol=1e-10), "the loss is the plain one"
+    for name in values:
+        assert torch.allclose(ours.log[f"grad_{name}"], sizes[name], rtol=1e-8), "before they were scaled"
+    plain = sifm.build(editor, x0, cond, timesteps=times, layers=layer, lam=0.3)(x, 0)
+    assert not close(ours.grad / ours.grad.norm(), plain.grad / plain.grad.norm(), rtol=1e-2)
+
+
+def test_balanced_does_not_need_the_distance_to_have_a_gradient_yet(editor: Editor) -> None:
+    x0 = images(1).double()
+    both, norm = (
+        sifm.build(editor, x0, editor.prepare(["cat"]), timesteps=1, balanced=True, objective=o)(x0, 0)
+        for o in ("full", "norm")
+    )
+    assert close(both.grad, norm.grad) and float(both.log["grad_dist"]) == 0
 
 
 def test_per_layer_aggregation_is_the_mean_of_the_layers_losses_whatever_their_shapes(editor: Editor) -> None:
