@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
+import time
 from collections import OrderedDict
 from dataclasses import replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 
 from sifm_core import bench
-from sifm_core.bench import CLEAN, Grid, Row
+from sifm_core.bench import CLEAN, Grid, Row, work
 from sifm_core.errors import InputError, SifmError
 from sifm_core.methods import presets
-from sifm_core.pipeline import edit
+from sifm_core.pipeline import edit, measure
 from sifm_core.store import Store
 from sifm_core.types import Record, Step
 from toy import ToyEditor, ToyJudge, samples
@@ -229,7 +232,7 @@ class Dying(Store):
         super().put_record(*arguments)
 
 
-def work(folder: Path, puts: int) -> None:
+def dying_work(folder: Path, puts: int) -> None:
     torch.set_num_threads(1)
     store = Dying(folder)
     store.left = puts
@@ -241,7 +244,7 @@ def test_kill_9_at_any_moment_and_the_run_ends_the_same(tmp_path):
     context.set_forkserver_preload(["torch", "tests.test_bench"])
 
     def run_in_a_process(name: str, puts: int) -> int | None:
-        process = context.Process(target=work, args=(tmp_path / name, puts))
+        process = context.Process(target=dying_work, args=(tmp_path / name, puts))
         process.start()
         process.join(600)
         return process.exitcode
@@ -253,6 +256,58 @@ def test_kill_9_at_any_moment_and_the_run_ends_the_same(tmp_path):
     whole, resumed = ([timeless(r) for r in Store(tmp_path / name).records()] for name in ("whole", "killed"))
     assert len(whole) == 10
     assert resumed == whole
+
+
+def quick_work(folder: Path, started: Event) -> None:
+    """A sweep through all phases that takes about a second: one metric, since the others load for longer than that."""
+    torch.set_num_threads(1)
+    work.measure = lambda reference, distorted, names: measure(reference, distorted, ("psnr",))
+    rows = (Row(CLEAN), ROWS[2], ROWS[3])
+    grid = toy_grid(samples=samples(4), rows=rows, purifiers=("", "jpeg:50"), judges=[ToyJudge("toy:a")], batch=1)
+    started.set()
+    bench.run(grid, Store(folder))
+
+
+def test_twenty_kills_at_random_moments_cost_no_record(tmp_path):
+    """kill -9 from outside, whatever is being computed or written, and a picture torn now and then."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", __name__])
+    rng, kills, torn, sweeps = random.Random(7), 0, 0, 0
+
+    def start(folder: Path) -> multiprocessing.process.BaseProcess:
+        started = context.Event()
+        process = context.Process(target=quick_work, args=(folder, started))
+        process.start()
+        assert started.wait(60)
+        return process
+
+    process, begun = start(tmp_path / "whole"), time.monotonic()
+    process.join(60)
+    takes = time.monotonic() - begun
+    whole = [timeless(r) for r in Store(tmp_path / "whole").records()]
+    assert process.exitcode == 0 and len({r.key for r in whole}) == len(whole) == 24
+    while kills < 20:  # a sweep that got through is compared, and another one begun
+        folder = tmp_path / f"sweep-{sweeps}"
+        process = start(folder)
+        process.join(rng.uniform(0, takes))
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+            pictures = sorted(folder.rglob("*.png"))
+            if pictures and rng.random() < 0.5:
+                path, torn = rng.choice(pictures), torn + 1
+                path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+        if process.exitcode == 0 or kills == 20:
+            if kills == 20:
+                process = start(folder)
+                process.join(60)
+            assert process.exitcode == 0
+            with Store(folder) as store:
+                assert [timeless(r) for r in store.records()] == whole
+                assert all(store.has_image(image) for r in whole for image in (r.source, r.protected, r.edited))
+            sweeps += 1
+    assert torn > 3
 
 
 # ---- editors by name, transfers, purifiers
