@@ -56,7 +56,9 @@ def clustered_wilson(values: Sequence[bool | None], clusters: Sequence[Hashable]
     differ in size; after Korn and Graubard 1998). The design effect is estimated with a tenth of a cluster that
     succeeds throughout and a tenth of one that fails throughout added: near 0 and 1, where the few clusters that differ
     tell the rate and its variance at once, the plain estimate covers 88% only. Simulated coverage of 95% intervals, 8
-    to 100 clusters of 5, rates 0.05 to 0.95: 93-98%, mean 95.5%: ``python -m benchmarks.interval_coverage``.
+    to 100 clusters of 5, rates 0.05 to 0.95, 5000 runs each: 92.7-97.6%, mean 95.3%, above 97% only for 8 or 24
+    clusters at the rates 0.05 and 0.95. Korn and Graubard's own interval, the usual one of surveys, is farther off on
+    both sides: ``python -m benchmarks.interval_coverage``.
     """
     _same_length(values, clusters)
     sums, sizes = _by_cluster(values, clusters)
