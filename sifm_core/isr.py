@@ -23,6 +23,7 @@ AXES = ("semantic_mismatch", "perceptual_degradation")
 FAILURE_AXES = ("mismatch", "degradation", "both", "mixed", "none", "unclear")
 """What :func:`failure_axis` says."""
 
+UNCLEAR = (None, None)
 K = TypeVar("K", bound=Hashable)
 Success: TypeAlias = Callable[[Record], bool | None]
 """Did the edit of this record fail? None: unclear. Such as ``lambda r: consensus(r.verdicts)``."""
@@ -265,13 +266,17 @@ def failure_axis(verdicts: Sequence[Verdict]) -> str:
     "mismatch", "degradation" or "both"; "mixed" when every judge says that it failed but not how; "none" when one says
     that it worked; "unclear" when a judge gave no answer or none was asked.
     """
-    if not verdicts or any(verdict.success is None for verdict in verdicts):
+    return axis_of([(v.semantic_mismatch, v.perceptual_degradation) if v.state == "ok" else UNCLEAR for v in verdicts])
+
+
+def axis_of(answers: Sequence[tuple[bool | None, bool | None]]) -> str:
+    """:func:`failure_axis` of the judges' (mismatch, degradation)."""
+    if not answers or any(None in answer for answer in answers):
         return "unclear"
-    mismatch = all(verdict.semantic_mismatch for verdict in verdicts)
-    degradation = all(verdict.perceptual_degradation for verdict in verdicts)
+    mismatch, degradation = (all(axis) for axis in zip(*answers, strict=True))
     if mismatch or degradation:
         return "both" if mismatch and degradation else "mismatch" if mismatch else "degradation"
-    return "mixed" if all(verdict.success for verdict in verdicts) else "none"
+    return "mixed" if all(map(any, answers)) else "none"
 
 
 def _interval(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ def peak(device: torch.device) -> Iterator[list[Metric]]:
     """Measure the block; the list holds one :class:`Metric`, bytes, once it is done.
 
     CUDA: the most that was allocated on the device, weights and all. CPU (Linux): by how much resident memory rose
-    above what the process held before. Elsewhere the value is None, with the reason.
+    above what the process held before, once what earlier work freed was given back to the system: else a second piece
+    of work would seem to need nothing. Elsewhere the value is None, with the reason.
     """
     found: list[Metric] = []
     if device.type == "cuda":
@@ -33,6 +35,8 @@ def peak(device: torch.device) -> Iterator[list[Metric]]:
     try:
         if device.type != "cpu":
             raise OSError(f"not measured on {device.type}")
+        with suppress(AttributeError):  # glibc keeps what is freed, other allocators have no such call
+            ctypes.CDLL(None).malloc_trim(0)
         _FORGET.write_text("5")  # the highest so far; not getrusage's, which begins with the parent's
         held = _resident("VmRSS")
     except OSError as error:

@@ -6,25 +6,30 @@ import base64
 import csv
 import io
 import re
+import subprocess
+import sys
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Pil
 
-from sifm_core import bench, miniature, report
+from sifm_core import bench, controls, miniature, report
 from sifm_core.bench import config
 from sifm_core.images import to_uint8
 from sifm_core.isr import isr
+from sifm_core.judges.calibration import calibrate
 from sifm_core.report.compare import runs
 from sifm_core.report.page import MAX_SIDE
-from sifm_core.report.table import Line, auc
-from sifm_core.report.text import as_csv, latex, markdown
+from sifm_core.report.table import Line, auc, stage
+from sifm_core.report.text import as_csv, failures, latex, markdown, measured, sheets, tex
 from sifm_core.stats import mcnemar
 from sifm_core.store import Store
 from sifm_core.types import Metric, Record, Verdict
 from test_bench import toy_grid
-from toy import samples
+from toy import ToyEditor, ToyJudge, samples
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +150,7 @@ def test_blocks_marks_tests_and_the_papers_figures():
     text = markdown(found)
     assert "(83%)" in text and "(68%)" in text and "†" in text and "Table III, arXiv" in text
     written = list(csv.DictReader(io.StringIO(as_csv(found))))
-    assert len(written) == 2 * 4 * 6
+    assert sum(row["column"] in found.layout.columns for row in written) == 2 * 4 * 6
     row = next(r for r in written if (r["block"], r["method"], r["column"]) == ("Unseen prompts", "SIFM", "psnr"))
     assert float(row["low"]) < float(row["value"]) < float(row["high"]) and row["paper"] == "15.11"
 
@@ -153,6 +158,145 @@ def test_blocks_marks_tests_and_the_papers_figures():
 def test_equals_share_a_mark():
     found = report.make(records_of(clean=[W, W], noise=[W, W], mist=[F, W], sifm=[W, F]), {})
     assert found.parts[0].marks["isr"] == {"mist": "best", "sifm": "best"}
+
+
+def test_what_most_share_is_no_mark():
+    found = report.make(records_of(clean=[W, W], mist=[W, W], ace=[W, W], sds=[W, W], sifm=[W, F]), {})
+    assert found.parts[0].marks["isr"] == {"sifm": "best"}
+    found = report.make(records_of(clean=[W, W], mist=[W, W], ace=[W, W], sifm=[W, W]), {})
+    assert found.parts[0].marks["isr"] == {}
+
+
+# ---- what else is known of a row
+
+
+def verdicts(*said: tuple[bool, bool] | None) -> tuple[Verdict, ...]:
+    """Judges' (mismatch, degradation); None: no answer."""
+    return tuple(Verdict(f"j{i}", "blocked" if s is None else "ok", *(s or (None, None))) for i, s in enumerate(said))
+
+
+def test_how_edits_failed_is_counted_without_the_ground_truth():
+    said = [((1, 0), (1, 0)), ((1, 1), (0, 1)), ((1, 1), (1, 1)), ((1, 0), (0, 1)), ((0, 0), (1, 1)), ((1, 1), None)]
+    made = [
+        record("sifm", str(i), protection="sifm", verdicts=(*verdicts(*v), Verdict(report.TRUTH, "ok", False, None)))
+        for i, v in enumerate(said)
+    ]
+    line = report.make(made, {}).parts[0].lines[0]
+    assert line.axes == dict.fromkeys(("mismatch", "degradation", "both", "mixed", "none", "unclear"), 1)
+    assert failures([line])["degradation only"] == ["1"]
+
+
+def test_protection_that_helped_is_said():
+    made = report.make(records_of(clean=[F, F, W, W], sifm=[W, F, F, F]), {})
+    assert failures(made.parts[0].lines)["protection improved the edit"][1].startswith("25% (")
+    row = next(
+        r for r in csv.DictReader(io.StringIO(as_csv(made))) if (r["method"], r["column"]) == ("sifm", "improved")
+    )
+    assert float(row["value"]) == 0.25 and int(row["n"]) == 4
+
+
+def test_worst_of_all_seeds_is_by_attack_and_pairs_with_the_clean_edits_of_all_seeds():
+    clean = [record("clean", i, said, seed=seed) for i in "ab" for seed, said in ((0, False), (1, True))]
+    sifm = [record("sifm", i, i == "a" or seed == 0, protection="sifm", seed=seed) for i in "ab" for seed in (0, 1)]
+    made = report.make([*clean, *sifm], {})
+    line = made.parts[0].line("sifm")
+    assert (line.isr.rate, line.worst.rate, line.worst.n, line.worst.net) == (0.75, 0.5, 2, 0.5)
+    assert report.make([*clean[::2], *sifm[::2]], {}).parts[0].line("sifm").worst is None
+    assert "worst of all seeds" in markdown(made)
+
+
+def test_categories_have_their_own_rates_and_floors():
+    made = [
+        record(method, f"{category}{i}", said, protection=HOW.get(method, "sifm"), category=category)
+        for method, category, answers in (
+            ("clean", "portrait", [False, False]),
+            ("clean", "artwork", [True, True]),
+            ("sifm", "portrait", [True, False]),
+            ("sifm", "artwork", [True, True]),
+        )
+        for i, said in enumerate(answers)
+    ]
+    line = report.make(made, {}).parts[0].line("sifm")
+    assert {name: (own.rate, own.net) for name, own in line.groups.items()} == {
+        "portrait": (0.5, 0.5),
+        "artwork": (1.0, 0.0),
+    }
+    assert "| attacked picture | portrait | artwork |" in markdown(report.make(made, {}))
+
+
+def test_memory_is_the_most_of_all_batches_or_null_with_its_reason():
+    peaks = [{"value": v, "definition": "bytes", "reason": ""} for v in (1e9, 3e9, 2e9)]
+    unknown = {"value": None, "definition": "bytes", "reason": "not measured on mps"}
+
+    def made(*found):
+        return report.make(
+            [record("sifm", str(i), True, info={"protection": "sifm", "peak_memory": m}) for i, m in enumerate(found)],
+            {},
+        )
+
+    assert measured(made(*peaks, unknown).parts[0].lines)["peak GB"] == ["3.00"]
+    for nothing, said in ((unknown, "not measured on mps"), (None, "another version")):
+        found = made(nothing)
+        assert measured(found.parts[0].lines)["peak GB"] == ["–"] and said in markdown(found)
+    assert "Peak memory" not in markdown(report.make(records_of(clean=[W]), {})), "nothing was protected"
+
+
+def test_the_judges_calibration_stands_beside_the_rates(tmp_path):
+    with Store(tmp_path) as store:
+        for r in records_of(clean=[W, W], sifm=[F, F]):
+            store.put_record(r)
+        before = report.build(store)
+        assert f"`sifm calibrate --editor toy --judge j0 --judge j1 --run {tmp_path}`" in before.trust[0]
+        golds = controls.controls(samples(3), ToyEditor())
+        known = replace(calibrate(ToyJudge("low", 0.1), golds), judge="j0")
+        controls.keep(store, known)
+        found = report.build(store)
+        assert found.trust[0] == known.sentence() and "--judge j1" in found.trust[1] and "j0" not in found.trust[1]
+        page, sensitivity = report.page(found, store, 0), known.sensitivity["success"]
+    assert known.sentence() in markdown(found) and tex(known.sentence()) in latex(found)
+    assert re.sub(r"\s+", " ", page).count("finds 100%, clears 0%") == 1 and "sifm calibrate" in page
+    rows = {(r["block"], r["method"], r["column"]): r for r in csv.DictReader(io.StringIO(as_csv(found)))}
+    assert float(rows["calibration", "j0", "sensitivity"]["low"]) == sensitivity.low
+
+
+def test_preprocessing_has_a_row_each_and_a_plot_by_strength():
+    chains = ["", *(f"{name}@{at}" for name in ("jpeg", "blur") for at in (0.25, 0.5, 1)), "jpeg:75,blur:1"]
+    made = [
+        record(method, str(i), said, protection=HOW.get(method, "sifm"), info={"protection": how, "purifier": chain})
+        for chain in chains
+        for method, how in (("clean", ""), ("PhotoGE", "photoguard_encoder"), ("SIFM", "sifm"))
+        for i, said in enumerate([method == "SIFM" and not chain, False])
+    ]
+    found = report.make(made, {}, config.load("robustness"))
+    (sheet,) = sheets(found.parts, found.layout)
+    assert [head.name for head, _ in sheet.rows] == ["no preprocessing", *chains[1:]]
+    assert [name for name, _ in sheet.blocks] == ["clean", "PhotoGE", "SIFM"]
+    assert sheet.rows[0][1][6].text == "50%" and sheet.rows[1][1][6].text == "0%"
+    assert list(found.plots) == ["jpeg", "blur", "jpeg:75,blur:1"]
+    assert [at for at, _ in found.plots["jpeg"]["SIFM"]] == ["none", "@0.25", "@0.5", "@1"]
+    assert found.plots["blur"]["SIFM"][0][1].rate == 0.5 and found.plots["blur"]["SIFM"][3][1].rate == 0
+
+
+def test_the_robustness_preset_has_six_ways_at_three_strengths():
+    ways = [stage(chain) for chain in config.load("robustness").settings.purifiers if chain]
+    assert all(n >= 3 for n in Counter(name for name, _ in ways).values()) and len({name for name, _ in ways}) >= 6
+
+
+def test_a_report_loads_no_torch(tmp_path):
+    with Store(tmp_path) as store:
+        picture = store.put_image(samples(1)[0].pixels()[None])
+        for r in records_of(clean=[W], sifm=[F]):
+            store.put_record(replace(r, source=picture, protected=picture, edited=picture))
+        store.put("run", "config", config.load("table3").as_dict())
+        store.put("run", "plan", {"counts": {"records": 2}})
+    code = f"""
+import sys
+from sifm_core.cli import main
+assert main(["bench", "status", {str(tmp_path)!r}]) == main(["bench", "report", {str(tmp_path)!r}]) == 0
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    assert "data:image/png" in (tmp_path / "report.html").read_text()
 
 
 def test_latex_compiles_in_shape():
@@ -197,7 +341,7 @@ def test_predictors_agreement_and_curves():
         for lam in (0.1, 10.0)
     ]
     found = report.make([r for r in two_blocks() if r.method == "clean"] + swept, {}, config.load("table7"))
-    assert [at for at, _ in found.curves["sifm"]] == ["0.1", "10"]
+    assert [at for at, _ in found.plots["ISR by lam"]["sifm"]] == ["0.1", "10"]
     drawn = report.page(found, Store.__new__(Store), 0)
     assert drawn.count("<circle") == 2 and "ISR by lam" in drawn
 
@@ -265,7 +409,7 @@ def test_the_miniature_is_never_shown_without_what_it_is_evidence_for(run):
 def test_markdown_has_all_rows_in_all_tables(run):
     records, _, provenance = run
     text = markdown(report.make(records, provenance))
-    assert all(sum(line.startswith(f"| {r.method} |") for line in text.splitlines()) == 3 for r in records)
+    assert all(sum(line.startswith(f"| {r.method} |") for line in text.splitlines()) == 5 for r in records)
 
 
 def test_large_pictures_are_shown_small(tmp_path):

@@ -7,14 +7,14 @@ only show them; ``compare.py`` sets two runs side by side.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import miniature
+from .. import controls, miniature
 from ..bench.config import Layout, Paper, Plan
-from ..images import write_atomically
-from ..isr import Isr
+from ..files import write_atomically
+from ..judges.calibration import Calibration
 from ..store import Store
 from ..types import Record
 from .drawings import grid as grid
@@ -22,7 +22,7 @@ from .frame import TRUTH as TRUTH
 from .frame import Frame, frame
 from .frame import answer as answer
 from .page import chosen, page
-from .table import Agreement, Part, Predictor, agreements, curves, headline, number, parts, predictors
+from .table import Agreement, Part, Predictor, Series, agreements, headline, number, parts, plots, predictors
 from .text import as_csv, latex, markdown
 from .text import terminal as terminal
 
@@ -42,25 +42,21 @@ class Report:
     paper: Paper
     agreements: list[Agreement]
     predictors: list[Predictor]
-    curves: dict[str, list[tuple[str, Isr]]]
+    plots: dict[str, Series]
     reading: list[str]
     facts: list[tuple[str, str]]
-
-    @property
-    def plot_title(self) -> str:
-        """What the plot shows."""
-        return {
-            "purifier": "ISR after the attacker's preprocessing",
-            "prompts": "ISR by the share of words that the two prompts, attack and protection, do not have in common",
-            "rows": "ISR by row",
-        }.get(self.layout.plot, f"ISR by {self.layout.plot}")
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    trust: list[str] = field(default_factory=list)
+    """What is known of the judges from cases whose answer is known, or how to find out."""
 
 
 def build(store: Store, plan: Plan | None = None, title: str = "Did the immunization work?") -> Report:
     """The report of a run; reads its records once, one at a time."""
     run = store.get("run", "provenance") or {}
     run |= store.get("run", "seconds") or {}
-    return _make(store.rows(), run, plan, title)
+    made = _make(store.rows(), run, plan, title)
+    calibrations = controls.kept(store, made.frame.judges)
+    return replace(made, calibrations=calibrations, trust=trust(made.frame, calibrations, store.folder))
 
 
 def make(
@@ -87,7 +83,7 @@ def _make(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], plan: Plan 
         paper=paper,
         agreements=agreements(f) if len(f.answers) > 1 else [],
         predictors=predictors(f) if layout.kind == "predictors" else [],
-        curves=curves(f, layout, table),
+        plots=plots(f, layout, table),
         reading=reading(f),
         facts=facts(f, run, plan),
     )
@@ -106,6 +102,20 @@ def write(report: Report, store: Store, out: Path, pictures: int = 12) -> list[s
     for name, content in written.items():
         write_atomically(out / name, content)
     return sorted(written)
+
+
+def trust(f: Frame, found: Mapping[str, Calibration], folder: Path) -> list[str]:
+    """Each judge's sensitivity and specificity; where they are not known, the command that finds them."""
+    said = [one.sentence() for one in found.values()]
+    missing = [judge for judge in f.judges if judge not in found and not judge.startswith("human:")]
+    if missing and f.blocks:
+        editor = next(iter(f.blocks)).editor.split(" -> ")[-1]
+        asked = " ".join(f"--judge {judge}" for judge in missing)
+        said.append(
+            f"Not known of {', '.join(missing)}: `sifm calibrate --editor {editor} {asked} --run {folder}` asks about "
+            "cases whose answer is known; then make the report again."
+        )
+    return said
 
 
 def reading(f: Frame) -> list[str]:
@@ -132,8 +142,8 @@ def facts(f: Frame, run: Mapping[str, Any], plan: Plan | None) -> list[tuple[str
         "versions": ", ".join(f"{name} {value}" for name, value in run.get("versions", {}).items()),
     }
     known = [(name, value) for name, value in found.items() if value]
-    own = ("commit", "hardware", "gigabytes", "seconds")
-    titles = {"gigabytes": "GB at the peak", "seconds": "seconds of this run"}
+    own = ("commit", "hardware", "seconds")
+    titles = {"seconds": "seconds of this run"}
     return known + [(titles.get(name, name), _or_null(run.get(name))) for name in own]
 
 

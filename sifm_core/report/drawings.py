@@ -6,11 +6,10 @@ import html
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image as Pil
 from PIL import ImageDraw, ImageFont
-from torch import Tensor
 
-from ..images import to_uint8
 from ..isr import Isr
 from ..store import Store
 from ..types import Record
@@ -60,7 +59,8 @@ def curve(title: str, series: Sequence[Sequence[float]]) -> str:
 def plot(title: str, series: dict[str, list[tuple[str, Isr]]]) -> str:
     """ISR with intervals over named positions, one line per series, as inline SVG with a legend."""
     places = list(dict.fromkeys(at for points in series.values() for at, _ in points))
-    width, height, left, foot = 90 + 56 * max(len(places), 4), 300, 44, 92
+    longest = max(map(len, places), default=0)
+    width, height, left, foot = 90 + 56 * max(len(places), 4), 228 + 4 * longest, 44, 28 + 4 * longest
     x = {at: left + 30 + 56 * i for i, at in enumerate(places)}
 
     def y(rate: float) -> float:
@@ -123,7 +123,7 @@ def grid(records: Sequence[Record], store: Store, side: int = 128) -> bytes:
         for column, (image, failed) in enumerate(shown):
             left = gap + column * (side + gap)
             if image and store.seems_whole(image):
-                sheet.paste(_fit(store.get_image(image), side), (left, top))
+                sheet.paste(_fit(store.get_pixels(image), side), (left, top))
             if failed:
                 draw.rectangle((left - 4, top - 4, left + side + 3, top + side + 3), outline="#4b3fae", width=3)
         draw.text((gap, top + side + foot / 2), f"“{cell[0].prompt}”", "#1d1e22", font, anchor="lm")
@@ -132,9 +132,9 @@ def grid(records: Sequence[Record], store: Store, side: int = 128) -> bytes:
     return out.getvalue()
 
 
-def _fit(x: Tensor, side: int) -> Pil.Image:
+def _fit(pixels: np.ndarray, side: int) -> Pil.Image:
     """The picture within side x side; small ones are enlarged without smoothing."""
-    small = Pil.fromarray(to_uint8(x))
+    small = Pil.fromarray(pixels)
     scale = side / max(small.size)
     how = Pil.Resampling.NEAREST if scale >= 1 else Pil.Resampling.LANCZOS
     return small.resize((round(small.width * scale), round(small.height * scale)), how)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..data.prompts import distance
+from ..isr import FAILURE_AXES, axis_of
 from ..judges import consensus
 from ..store import record_of
 from ..types import Record, Verdict
@@ -19,6 +20,9 @@ TRUTH = "miniature:renderer"
 SHOWN, KEPT = 24, 1000
 """So many pictures, and at most so many records of them, are kept whole to be looked at."""
 AXES = ("semantic_mismatch", "perceptual_degradation", "success")
+UNKNOWN_MEMORY = "Peak memory: not measured when these pictures were protected, or by another version."
+_CODE: dict[bool | None, int] = {None: -1, False: 0, True: 1}
+_AXIS = {name: i for i, name in enumerate(FAILURE_AXES)}
 
 
 class Block(NamedTuple):
@@ -31,21 +35,31 @@ class Block(NamedTuple):
 
 @dataclass
 class Frame:
-    """Columns, one value per record. ``cell`` numbers the attacks: rows of one cell differ in the method alone."""
+    """Columns, one value per record; answers are 1 (the edit failed), 0 (it works) or -1 (unclear).
+
+    ``cell`` numbers the attacks, rows of one cell differ in the method alone; ``attack`` numbers them without their
+    seed; ``axis`` is the place in :data:`sifm_core.isr.FAILURE_AXES`; ``memory`` bytes; unknown values are NaN.
+    """
 
     blocks: dict[Block, int] = field(default_factory=dict)
     methods: dict[str, int] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
+    categories: dict[str, int] = field(default_factory=dict)
+    seeds: set[int] = field(default_factory=set)
     kinds: dict[str, str] = field(default_factory=dict)
     block: array[int] = field(default_factory=lambda: array("l"))
     method: array[int] = field(default_factory=lambda: array("l"))
     image: array[int] = field(default_factory=lambda: array("l"))
+    category: array[int] = field(default_factory=lambda: array("l"))
     cell: array[int] = field(default_factory=lambda: array("q"))
-    failed_edit: list[bool | None] = field(default_factory=list)
-    answers: dict[str, dict[str, list[bool | None]]] = field(default_factory=dict)
+    attack: array[int] = field(default_factory=lambda: array("q"))
+    failed_edit: array[int] = field(default_factory=lambda: array("b"))
+    axis: array[int] = field(default_factory=lambda: array("b"))
+    answers: dict[str, dict[str, array[int]]] = field(default_factory=dict)
     metrics: dict[str, array[float]] = field(default_factory=dict)
     fidelity: dict[str, array[float]] = field(default_factory=dict)
     seconds: array[float] = field(default_factory=lambda: array("d"))
+    memory: array[float] = field(default_factory=lambda: array("d"))
     distance: array[float] = field(default_factory=lambda: array("d"))
     reasons: dict[str, Counter[str]] = field(default_factory=dict)
     missing: Counter[str] = field(default_factory=Counter)
@@ -105,6 +119,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
     """The columns of records as plain data (:meth:`sifm_core.store.Store.rows`), which may come one at a time."""
     f = Frame()
     cells: dict[tuple[Any, ...], int] = {}
+    attacks: dict[tuple[Any, ...], int] = {}
     shown: dict[int, set[str]] = {}
     apart: dict[tuple[str, str], float] = {}
     for n, row in enumerate(rows):
@@ -116,7 +131,11 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
         f.block.append(b)
         f.method.append(f.methods.setdefault(name, len(f.methods)))
         f.image.append(i)
-        f.cell.append(cells.setdefault((b, i, row["prompt"], row["seed"]), len(cells)))
+        f.category.append(f.categories.setdefault(row["category"] or "other", len(f.categories)))
+        a = attacks.setdefault((b, i, row["prompt"]), len(attacks))
+        f.attack.append(a)
+        f.cell.append(cells.setdefault((a, row["seed"]), len(cells)))
+        f.seeds.add(row["seed"])
         if name not in f.kinds:
             f.kinds[name], f.settings[name] = kind(info), record_of(row)
         _verdicts(f, row["verdicts"], n)
@@ -127,6 +146,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
             if metric["value"] is None:
                 f.missing[f"{key.upper()}: {metric['reason']}."] += 1
         f.seconds.append(row["seconds"].get("immunize", 0.0))
+        f.memory.append(_memory(f, info))
         prompts = (row["prompt"], info.get("instruction", row["prompt"]))
         if prompts not in apart:
             apart[prompts] = distance(*prompts)
@@ -143,39 +163,52 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
 
 def _verdicts(f: Frame, verdicts: Sequence[Mapping[str, Any]], n: int) -> None:
     """The judges' answers as columns, and what all but the ground truth agree on."""
-    agreed: bool | None = None
+    said: list[int] = []
+    pairs: list[tuple[bool | None, bool | None]] = []
     for verdict in verdicts:
         judge = verdict["judge"]
         if judge not in f.answers:
-            f.answers[judge] = {axis: [None] * n for axis in AXES}
+            f.answers[judge] = {axis: array("b", [-1]) * n for axis in AXES}
         columns = f.answers[judge]
         ok = verdict["state"] == "ok"
         mismatch, degraded = (verdict[axis] if ok else None for axis in AXES[:2])
-        if judge == TRUTH:
-            failed = mismatch if degraded is None else mismatch or degraded
-        else:
-            failed = None if mismatch is None or degraded is None else mismatch or degraded
+        unclear = mismatch is None or (degraded is None and judge != TRUTH)
+        failed = None if unclear else mismatch or bool(degraded)
         for axis, value in zip(AXES, (mismatch, degraded, failed), strict=True):
-            columns[axis].append(value)
+            columns[axis].append(_CODE[value])
         f.cost += verdict["cost"] or 0.0
         if verdict["model_served"]:
             f.served[judge] = verdict["model_served"]
         if not ok:
             f.missing[f"{judge} gave no answer ({verdict['state']}): {verdict['reasons']}"] += 1
-    said = [f.answers[v["judge"]]["success"][-1] for v in verdicts if v["judge"] != TRUTH]
-    if said and None not in said:
-        agreed = all(said)
-    f.failed_edit.append(agreed)
+        if judge != TRUTH:
+            said.append(_CODE[failed])
+            pairs.append((mismatch, degraded))
+    f.failed_edit.append(min(said, default=-1))
+    f.axis.append(_AXIS[axis_of(pairs)])
     for columns in f.answers.values():
         if len(columns["success"]) <= n:
             for column in columns.values():
-                column.append(None)
+                column.append(-1)
+
+
+def _memory(f: Frame, info: Mapping[str, Any]) -> float:
+    """What protecting took at its peak, in bytes; NaN where nothing was protected or it is not known."""
+    if not info.get("protection"):
+        return math.nan
+    peak = info.get("peak_memory") or {"value": None, "reason": ""}
+    if peak["value"] is None:
+        f.missing[f"Peak memory: {peak['reason']}." if peak["reason"] else UNKNOWN_MEMORY] += 1
+        return math.nan
+    f.definitions.add(f"peak memory: {peak['definition']}")
+    return float(peak["value"])
 
 
 def _values(columns: dict[str, array[float]], values: dict[str, float | None], n: int) -> None:
     for name, value in values.items():
-        column = columns.setdefault(name, array("d", [math.nan]) * n)
-        column.append(math.nan if value is None else value)
-    for column in columns.values():
-        if len(column) <= n:
-            column.append(math.nan)
+        if name not in columns:
+            columns[name] = array("d", [math.nan]) * n
+        columns[name].append(math.nan if value is None else value)
+    if len(values) < len(columns):
+        for name in columns.keys() - values.keys():
+            columns[name].append(math.nan)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from PIL import Image as Pil
 
 from .. import miniature
-from ..images import perturbation_view, png_bytes, resize
 from ..isr import CLEAN
-from ..metrics import DEFAULT
 from ..store import Store
 from ..types import Record, Verdict
 from .drawings import attacks, bar, curve, plot
 from .frame import answer
 from .table import Line, net, number, percent, span, title
-from .text import agreement_table, predictor_table, sheets
+from .text import agreement_table, categories, failures, measured, predictor_table, sheets
 
 if TYPE_CHECKING:
     from . import Report
@@ -33,8 +35,6 @@ PIXEL_ART = 128
 
 def page(report: Report, store: Store, pictures: int = 12) -> str:
     """The report as HTML with the first so many attacks as pictures."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
     shown = chosen(report.frame.kept, pictures)
     images = _Pictures(store, eps=max((r.eps for r in shown), default=0.0))
     environment = Environment(
@@ -44,6 +44,7 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
+    environment.filters["code"] = _code
     lines = [line for part in report.parts for line in part.lines]
     return environment.get_template("report.html").render(
         report=report,
@@ -51,22 +52,27 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         notes=[note for note in report.reading if note != miniature.EVIDENCE],
         failures=list(dict.fromkeys(reason for line in lines for reason in line.failed)),
         sheets=sheets(report.parts, report.layout),
-        metrics=[name for name in DEFAULT if any(name in line.metrics for line in lines)],
-        fidelity=list(dict.fromkeys(name for line in lines for name in line.fidelity)),
         bar=lambda part, line: bar(line.isr, _floor(part.lines)),
-        plots=[plot(report.plot_title, report.curves)] if report.curves else [],
+        plots=[plot(name, series) for name, series in report.plots.items()],
+        failed=failures,
+        categories=categories,
+        measured=measured,
         agreements=agreement_table(report.agreements) if report.agreements else {},
         predictors=predictor_table(report.predictors) if report.predictors else {},
         cells=[_cell(cell, images) for cell in attacks(shown)],
         gain=f"{images.gain:.0f}",
         curves=_curves(shown, store),
         percent=percent,
-        number=number,
-        metric_title=title,
         range=span,
         range_=range,
         net=net,
     )
+
+
+def _code(said: str) -> Markup:
+    """A sentence, what stands between backticks as code."""
+    parts = said.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def chosen(records: Sequence[Record], pictures: int) -> list[Record]:
@@ -90,18 +96,17 @@ class _Pictures:
     def _uri(self, image: str, against: str = "") -> str:
         if not (self.store.seems_whole(image) and (not against or self.store.seems_whole(against))):
             return GONE
-        x = self.store.get_image(image)
+        x = self.store.get_pixels(image)
         if against:
-            x = perturbation_view(x, self.store.get_image(against), self.gain)
-        return "data:image/png;base64," + base64.b64encode(png_bytes(_small(x))).decode()
+            delta = x.astype(float) - self.store.get_pixels(against)
+            x = np.clip(127.5 + self.gain * delta, 0, 255).round().astype(np.uint8)
+        picture, out = Pil.fromarray(x), io.BytesIO()
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+        picture.save(out, "PNG")
+        return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
     def pixelated(self, image: str) -> bool:
-        return self.store.seems_whole(image) and max(self.store.get_image(image).shape[-2:]) <= PIXEL_ART
-
-
-def _small(x: Tensor) -> Tensor:
-    scale = MAX_SIDE / max(x.shape[-2:])
-    return x if scale >= 1 else resize(x, (round(x.shape[-2] * scale), round(x.shape[-1] * scale)))
+        return self.store.seems_whole(image) and max(self.store.get_pixels(image).shape[:2]) <= PIXEL_ART
 
 
 def _cell(records: Sequence[Record], pictures: _Pictures) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 
 from ..bench.config import Layout, Paper
-from ..isr import CLEAN, Isr, isr
+from ..isr import CLEAN, FAILURE_AXES, Isr, isr, worst_of
 from ..metrics import METRICS
 from ..stats import Interval, agreement, bootstrap, cohen_kappa, holm, mcnemar, prevalence
 from .frame import AXES, TRUTH, Block, Frame
@@ -20,6 +22,12 @@ OURS = "SIFM"
 SIGNIFICANT = 0.05
 RESAMPLED = 300
 """Pictures up to which intervals of means are found by resampling."""
+SHARED = 2
+"""Methods that may share a mark; what more have in common distinguishes none."""
+_SAID = (False, True, None)
+"""A frame's 0, 1 and -1."""
+Series: TypeAlias = dict[str, list[tuple[str, Isr]]]
+"""Lines of a plot: name -> points (position, rate), the positions as text in order."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +35,13 @@ class Line:
     """One method in one block: all its records there.
 
     ``kind``: "floor" (nothing done to the picture), "control" (noise) or "method". ``judges``: each judge's own rate;
-    ``truth``: that of the renderer, or None. ``metrics`` and ``fidelity`` are means over the pictures that have the
-    value (None: none has), ``spread`` the metrics' 95% intervals, by picture; ``seconds`` the protection's mean time;
-    ``failed`` the reasons of what could not be done; ``p`` of equal success with :data:`OURS`, by picture and corrected
-    after Holm for the block's lines (None: not tested).
+    ``truth``: that of the renderer, or None. ``axes``: how the edits failed, counts by
+    :data:`sifm_core.isr.FAILURE_AXES`; ``worst``: ISR when the attacker keeps the best of all seeds (None: one seed);
+    ``groups``: ISR by category of picture (empty: one). ``metrics`` and ``fidelity`` are means over the pictures that
+    have the value (None: none has), ``spread`` the metrics' 95% intervals, by picture; ``seconds`` the protection's
+    mean time, with its interval in ``spread``; ``memory`` in bytes the most that protecting a batch took (None: not
+    known); ``failed`` the reasons of what could not be done; ``p`` of equal success with :data:`OURS`, by picture and
+    corrected after Holm for the block's lines (None: not tested).
     """
 
     name: str
@@ -38,10 +49,14 @@ class Line:
     isr: Isr
     judges: Mapping[str, Isr]
     truth: Isr | None
+    axes: Mapping[str, int]
+    worst: Isr | None
+    groups: Mapping[str, Isr]
     metrics: Mapping[str, float | None]
     spread: Mapping[str, Interval | None]
     fidelity: Mapping[str, float | None]
     seconds: float
+    memory: float | None = None
     failed: tuple[str, ...] = ()
     p: float | None = None
 
@@ -109,64 +124,99 @@ def parts(frame: Frame, layout: Layout, paper: Paper) -> list[Part]:
 
 
 def _line(frame: Frame, name: str, where: np.ndarray, floor: np.ndarray | None) -> Line:
-    clusters = [frame.image[i] for i in where]
+    clusters = np.asarray(frame.image)[where]
+    cells = np.asarray(frame.cell)
     paired = name != CLEAN and floor is not None and len(floor) > 0
-    cells = [frame.cell[i] for i in where]
-    clean = {frame.cell[i]: i for i in floor} if paired and floor is not None else {}
+    places = dict(zip(cells[floor].tolist(), floor.tolist(), strict=True)) if paired and floor is not None else {}
+    partner = np.array([places.get(cell, -1) for cell in cells[where].tolist()]) if paired else None
 
-    def rate(column: Sequence[bool | None]) -> Isr:
-        base = [column[clean[cell]] if cell in clean else None for cell in cells] if paired else None
-        return isr([column[i] for i in where], clean=base, clusters=clusters)
+    def rate(column: Sequence[int], only: np.ndarray | slice = slice(None)) -> Isr:
+        said = np.asarray(column)
+        base = None if partner is None else np.where(partner < 0, -1, said[partner])[only]
+        return isr(answers(said[where][only]), clean=None if base is None else answers(base), clusters=clusters[only])
 
-    metrics = {key: [_known(column[i]) for i in where] for key, column in frame.metrics.items()}
-    spread = {key: _spread(values, clusters) for key, values in metrics.items() if name != CLEAN}
+    metrics = {key: np.asarray(column)[where] for key, column in frame.metrics.items()}
+    seconds, category = np.asarray(frame.seconds)[where], np.asarray(frame.category)[where]
+    axes = Counter(np.asarray(frame.axis)[where].tolist())
+    known = {n: i for n, i in frame.categories.items() if len(frame.categories) > 1 and (category == i).any()}
     return Line(
         name=name,
         kind=frame.kinds[name],
         isr=rate(frame.failed_edit),
         judges={judge: rate(frame.answers[judge]["success"]) for judge in frame.judges},
         truth=rate(frame.answers[TRUTH]["success"]) if TRUTH in frame.answers else None,
+        axes={axis: axes[i] for i, axis in enumerate(FAILURE_AXES)},
+        worst=_worst(frame, where, floor if paired else None) if len(frame.seeds) > 1 else None,
+        groups={group: rate(frame.failed_edit, category == i) for group, i in known.items()},
         metrics={key: _mean(values) for key, values in metrics.items()},
-        spread=spread,
-        fidelity={key: _mean([_known(column[i]) for i in where]) for key, column in frame.fidelity.items()},
-        seconds=float(np.mean([frame.seconds[i] for i in where])),
+        spread={key: _spread(values, clusters) for key, values in metrics.items() if name != CLEAN}
+        | {"seconds": _spread(seconds, clusters)},
+        fidelity={key: _mean(np.asarray(column)[where]) for key, column in frame.fidelity.items()},
+        seconds=float(seconds.mean()),
+        memory=_most(np.asarray(frame.memory)[where]),
         failed=tuple(frame.reasons.get(name, ())),
     )
 
 
-def _spread(values: Sequence[float | None], clusters: Sequence[int]) -> Interval | None:
+def _worst(frame: Frame, where: np.ndarray, floor: np.ndarray | None) -> Isr:
+    """ISR of attacks without their seed: one edit that works, with any seed, is enough for the attacker."""
+
+    def worst(some: np.ndarray) -> dict[int, bool | None]:
+        said, attack = np.asarray(frame.failed_edit)[some], np.asarray(frame.attack)[some]
+        return worst_of(answers(said), attack.tolist())
+
+    found = worst(where)
+    clean = None if floor is None else worst(floor)
+    images = dict(zip(np.asarray(frame.attack)[where].tolist(), np.asarray(frame.image)[where].tolist(), strict=True))
+    return isr(
+        list(found.values()),
+        clean=None if clean is None else [clean.get(attack) for attack in found],
+        clusters=[images[attack] for attack in found],
+    )
+
+
+def answers(codes: np.ndarray) -> list[bool | None]:
+    """A frame's answers as :func:`sifm_core.isr.isr` takes them."""
+    return [_SAID[code] for code in codes.tolist()]
+
+
+def _spread(values: np.ndarray, clusters: np.ndarray) -> Interval | None:
     """The interval of a mean by picture: by resampling, or for many pictures, where that agrees, by their variance."""
-    known = np.array([math.nan if value is None else value for value in values])
-    pictures, number = np.unique(np.array(clusters)[~np.isnan(known)], return_inverse=True)
+    known = ~np.isnan(values)
+    pictures, number = np.unique(clusters[known], return_inverse=True)
+    values = values[known]
     if len(pictures) <= RESAMPLED:
-        return bootstrap(values, clusters, draws=1000)
-    known = known[~np.isnan(known)]
-    off = np.bincount(number, weights=known - known.mean())
-    half = 1.96 * math.sqrt(float((off**2).sum()) * len(pictures) / (len(pictures) - 1)) / len(known)
-    return Interval(float(known.mean()) - half, float(known.mean()) + half)
+        return bootstrap(values.tolist(), number.tolist(), draws=1000)
+    off = np.bincount(number, weights=values - values.mean())
+    half = 1.96 * math.sqrt(float((off**2).sum()) * len(pictures) / (len(pictures) - 1)) / len(values)
+    return Interval(float(values.mean()) - half, float(values.mean()) + half)
 
 
 def _tested(frame: Frame, lines: list[Line], rows: Mapping[str, np.ndarray]) -> list[Line]:
     """With p against :data:`OURS` for every other line that protects, controls too."""
-    ours = {frame.cell[i]: frame.failed_edit[i] for i in rows.get(OURS, ())}
+    cells, said, images = (np.asarray(column) for column in (frame.cell, frame.failed_edit, frame.image))
+    mine = rows.get(OURS, np.array([], int))
+    ours = dict(zip(cells[mine].tolist(), answers(said[mine]), strict=True))
     tested = [line for line in lines if ours and line.kind != "floor" and line.name != OURS]
     raw = []
     for line in tested:
-        where = [i for i in rows[line.name] if frame.cell[i] in ours]
-        pairs = [(ours[frame.cell[i]], frame.failed_edit[i]) for i in where]
-        raw.append(mcnemar([a for a, _ in pairs], [b for _, b in pairs], [frame.image[i] for i in where]).p)
+        where = np.array([i for i in rows[line.name].tolist() if int(cells[i]) in ours], int)
+        first = [ours[cell] for cell in cells[where].tolist()]
+        raw.append(mcnemar(first, answers(said[where]), images[where].tolist()).p)
     corrected = {line.name: p for line, p in zip(tested, holm(raw), strict=True)}
     return [replace(line, p=corrected.get(line.name)) for line in lines]
 
 
 def _marks(lines: Sequence[Line], column: str) -> dict[str, str]:
-    """The best and the second of the methods, for the defender, by the figure as it is printed."""
+    """The best and the second of the methods, for the defender, by the figure as it is printed; at most two share."""
     shown = {line.name: figure(column, line.value(column)) for line in lines if line.kind == "method"}
     values = {text: float(text.rstrip("%")) for text in shown.values() if text != "–"}
     up = column == "isr" or METRICS[column].better == "higher"
     first, second = [*sorted(values, key=lambda text: values[text], reverse=up), "", ""][:2]
-    marks = {first: "best", second: "second"} if list(shown.values()).count(first) == 1 else {first: "best"}
-    return {name: marks[text] for name, text in shown.items() if text in marks} if len(shown) > 1 else {}
+    shares = Counter(shown.values())
+    marks = {first: "best"} if shares[first] > 1 else {first: "best", second: "second"}
+    some = {name: marks[text] for name, text in shown.items() if text in marks and shares[text] <= SHARED}
+    return some if len(shown) > 1 else {}
 
 
 def headline(found: Sequence[Part]) -> str:
@@ -176,10 +226,10 @@ def headline(found: Sequence[Part]) -> str:
     if best is None:
         return "No method was compared with the unprotected pictures, so nothing can be said."
     control = _strongest([line for line in table if line.kind == "control"])
-    said = f"{best.name} made {net_count(best)} edits fail that work on the unprotected picture"
+    said = f"{best.name} made {net_count(best.isr)} edits fail that work on the unprotected picture"
     if control is None:
         return f"{said}. No control was run, so noise may do the same."
-    said += f"; the strongest control, {control.name}, {net_count(control)}"
+    said += f"; the strongest control, {control.name}, {net_count(control.isr)}"
     if (best.isr.net or 0) <= (control.isr.net or 0):
         return f"{said}. That is no more than noise does, so nothing is shown."
     return f"{said}. The 95% interval of that share is {span(best.isr.net_low, best.isr.net_high)}."
@@ -194,12 +244,12 @@ def agreements(frame: Frame) -> list[Agreement]:
     found = []
     for axis in AXES:
         for one, two in itertools.combinations(frame.answers, 2):
-            a, b = (frame.answers[judge][axis] for judge in (one, two))
-            both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-            if both:
-                xs, ys = zip(*both, strict=True)
+            a, b = (np.asarray(frame.answers[judge][axis]) for judge in (one, two))
+            both = (a >= 0) & (b >= 0)
+            if both.any():
+                xs, ys = a[both].tolist(), b[both].tolist()
                 yes = prevalence(xs), prevalence(ys)
-                found.append(Agreement(axis, one, two, len(both), agreement(xs, ys), cohen_kappa(xs, ys), yes))
+                found.append(Agreement(axis, one, two, len(xs), agreement(xs, ys), cohen_kappa(xs, ys), yes))
     return found
 
 
@@ -209,9 +259,9 @@ def predictors(frame: Frame) -> list[Predictor]:
     for name, column in frame.metrics.items():
         sign = 1.0 if METRICS[name].better == "higher" else -1.0
         pairs = [
-            (sign * value, bool(said))
+            (sign * value, said == 1)
             for value, said in zip(column, frame.failed_edit, strict=True)
-            if said is not None and not math.isnan(value)
+            if said >= 0 and not math.isnan(value)
         ]
         found.append(Predictor(name, auc(pairs), len(pairs)))
     return found
@@ -229,49 +279,65 @@ def auc(pairs: Sequence[tuple[float, bool]]) -> float | None:
     return float((ranks[labels].sum() - yes * (yes + 1) / 2) / (yes * no))
 
 
-def curves(frame: Frame, layout: Layout, found: Sequence[Part]) -> dict[str, list[tuple[str, Isr]]]:
-    """Series -> points (position, rate) of the layout's plot, the positions as text in order."""
+def plots(frame: Frame, layout: Layout, found: Sequence[Part]) -> dict[str, Series]:
+    """Title -> lines of the layout's plots."""
     if not layout.plot:
         return {}
     if layout.plot == "purifier":
         return _by_purifier(frame, found)
     if layout.plot == "prompts":
-        return _by_distance(frame)
+        title = "ISR by the share of words that the two prompts, attack and protection, do not have in common"
+        return {title: _by_distance(frame)}
     lines = [line for line in found[0].lines if line.kind != "floor"] if found else []
     if layout.plot == "rows":
-        return {"ISR": [(line.name, line.isr) for line in lines if line.kind == "method"]}
-    series: dict[str, list[tuple[str, Isr]]] = {}
+        return {"ISR by row": {"ISR": [(line.name, line.isr) for line in lines if line.kind == "method"]}}
+    series: Series = {}
     for line in lines:
         record = frame.settings[line.name]
         at = record.eps if layout.plot == "eps" else record.info.get("options", {}).get(layout.plot)
         if at is not None:
             series.setdefault(str(record.info.get("protection")), []).append((f"{at:g}", line.isr))
-    return series
+    return {f"ISR by {layout.plot}": series}
 
 
-def _by_purifier(frame: Frame, found: Sequence[Part]) -> dict[str, list[tuple[str, Isr]]]:
-    series: dict[str, list[tuple[str, Isr]]] = {}
-    for part, block in zip(found, frame.blocks, strict=True):
-        for line in part.lines:
-            series.setdefault(line.name, []).append((block.purifier or "none", line.isr))
-    return series
+def stage(purifier: str) -> tuple[str, str]:
+    """(what is done, how strongly) of a chain of preprocessing: ("jpeg", "@0.5"); of a longer chain, all of it."""
+    at = next((i for i, letter in enumerate(purifier) if letter in "@:"), len(purifier))
+    return (purifier, "") if "," in purifier else (purifier[:at], purifier[at:])
 
 
-def _by_distance(frame: Frame) -> dict[str, list[tuple[str, Isr]]]:
+def _by_purifier(frame: Frame, found: Sequence[Part]) -> dict[str, Series]:
+    """One plot for each way of preprocessing: the rate without it, then by its strength."""
+    drawn: dict[str, Series] = {}
+    for name in dict.fromkeys(stage(block.purifier)[0] for block in frame.blocks if block.purifier):
+        series = drawn.setdefault(name, {})
+        for part, block in zip(found, frame.blocks, strict=True):
+            what, strength = stage(block.purifier)
+            also = [block.editor] * (len({b.editor for b in frame.blocks}) > 1)
+            also += [f"{block.prompts} prompts"] * (len({b.prompts for b in frame.blocks}) > 1)
+            for line in part.lines if what in ("", name) else ():
+                point = (strength or what or "none", line.isr)
+                series.setdefault(", ".join([line.name, *also]), []).append(point)
+    return drawn
+
+
+def _by_distance(frame: Frame) -> Series:
     """ISR by how far the attacker's words are from those of the protection, in quarters."""
     edges = (0.0, 1e-9, 0.5, 0.75, 1.0)
     names = ("the same", "to 0.5", "to 0.75", "to 1")
-    floor = frame.methods.get(CLEAN)
-    clean = {frame.cell[i]: frame.failed_edit[i] for i in range(len(frame)) if frame.method[i] == floor}
-    series: dict[str, list[tuple[str, Isr]]] = {}
+    columns = (frame.method, frame.distance, frame.cell, frame.failed_edit, frame.image)
+    method, distance, cell, said, image = (np.asarray(column) for column in columns)
+    floor = method == frame.methods.get(CLEAN, -1)
+    clean = dict(zip(cell[floor].tolist(), answers(said[floor]), strict=True))
+    series: Series = {}
     for name, m in frame.methods.items():
         for low, high, title in zip((-1.0, *edges[1:-1]), edges[1:], names, strict=True):
-            where = [i for i in range(len(frame)) if frame.method[i] == m and low < frame.distance[i] <= high]
-            if where:
+            where = (method == m) & (low < distance) & (distance <= high)
+            if where.any():
                 rate = isr(
-                    [frame.failed_edit[i] for i in where],
-                    clean=None if name == CLEAN else [clean.get(frame.cell[i]) for i in where],
-                    clusters=[frame.image[i] for i in where],
+                    answers(said[where]),
+                    clean=None if name == CLEAN else [clean.get(c) for c in cell[where].tolist()],
+                    clusters=image[where].tolist(),
                 )
                 series.setdefault(name, []).append((title, rate))
     return series
@@ -305,21 +371,35 @@ def span(low: float | None, high: float | None) -> str:
     return "–" if low is None or high is None else f"{100 * low:.0f}–{100 * high:.0f}%"
 
 
-def net_count(line: Line) -> str:
-    return f"{round((line.isr.net or 0) * line.isr.pairs)} of {line.isr.pairs}"
+def net_count(found: Isr) -> str:
+    return f"{round((found.net or 0) * found.pairs)} of {found.pairs}"
 
 
-def net(line: Line) -> str:
-    return "–" if line.isr.net is None else f"{percent(line.isr.net)} ({net_count(line).replace(' of ', '/')})"
+def net(line: Line, found: Isr | None = None) -> str:
+    found = found or line.isr
+    return "–" if found.net is None else f"{percent(found.net)} ({net_count(found).replace(' of ', '/')})"
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def improved(line: Line) -> str:
+    """How often the protection helped the attacker."""
+    if line.isr.improved is None:
+        return "–"
+    return f"{percent(line.isr.improved)} ({span(line.isr.improved_low, line.isr.improved_high)})"
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    some = [value for value in values if value is not None]
-    return sum(some) / len(some) if some else None
+def gigabytes(line: Line) -> str:
+    """The memory that protecting took at its peak."""
+    return "–" if line.memory is None else number(line.memory / 1e9, 2)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _most(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.max()) if len(known) else None
 
 
 __all__ = ["Block", "Line", "Part", "parts"]

@@ -8,12 +8,27 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..bench.config import Layout
+from ..isr import FAILURE_AXES, Isr
 from ..metrics import DEFAULT
 from .frame import AXES
-from .table import SIGNIFICANT, Agreement, Line, Part, Predictor, figure, net, number, percent, span, title
+from .table import (
+    SIGNIFICANT,
+    Agreement,
+    Line,
+    Part,
+    Predictor,
+    figure,
+    gigabytes,
+    improved,
+    net,
+    number,
+    percent,
+    span,
+    title,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,32 +50,54 @@ class Cell:
     star: bool = False
 
 
+class Head(NamedTuple):
+    """What stands before a row, and which kind of row it is; see :class:`sifm_core.report.table.Line`."""
+
+    name: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class Sheet:
     """Rows under two lines of titles: ``blocks`` (title, columns) over ``columns``."""
 
     blocks: tuple[tuple[str, int], ...]
     columns: tuple[str, ...]
-    rows: tuple[tuple[Line, tuple[Cell, ...]], ...]
+    rows: tuple[tuple[Head, tuple[Cell, ...]], ...]
 
 
-def sheets(parts: Sequence[Part], layout: Layout) -> list[Sheet]:
-    """The blocks of a table, :data:`BESIDE` at a time."""
+def sheets(parts: Sequence[Part], layout: Layout, beside: int = BESIDE) -> list[Sheet]:
+    """The blocks of a table, ``beside`` at a time; of one by preprocessing, a row for each way and its strength."""
+    if layout.plot == "purifier":
+        return _turned(parts)
     columns = [title(column) for column in layout.columns]
     if "isr" in layout.columns:
         columns[layout.columns.index("isr") + 1 :] = ["95%", "net ISR", *columns[layout.columns.index("isr") + 1 :]]
     found = []
-    for i in range(0, len(parts), BESIDE):
-        some = parts[i : i + BESIDE]
+    for i in range(0, len(parts), beside):
+        some = parts[i : i + beside]
         names = dict.fromkeys(line.name for part in some for line in part.lines)
         rows = []
         for name in names:
             lines = [part.line(name) for part in some]
             cells = [_cells(part, line, layout, len(columns)) for part, line in zip(some, lines, strict=True)]
-            rows.append((next(line for line in lines if line), tuple(itertools.chain(*cells))))
+            kind = next(line for line in lines if line).kind
+            rows.append((Head(name, kind), tuple(itertools.chain(*cells))))
         blocks = tuple((part.title, len(columns)) for part in some)
         found.append(Sheet(blocks, tuple(columns) * len(some), tuple(rows)))
     return found
+
+
+def _turned(parts: Sequence[Part]) -> list[Sheet]:
+    """One sheet with the blocks as rows and the methods over the columns."""
+    names = list(dict.fromkeys(line.name for part in parts for line in part.lines))
+    columns = (title("isr"), "95%", "net ISR")
+    rows = []
+    for part in parts:
+        lines = [part.line(name) for name in names]
+        cells = itertools.chain(*(_cells(part, line, Layout(("isr",)), len(columns)) for line in lines))
+        rows.append((Head(part.title, "control"), tuple(cells)))
+    return [Sheet(tuple((name, len(columns)) for name in names), columns * len(names), tuple(rows))] if parts else []
 
 
 def _cells(part: Part, line: Line | None, layout: Layout, width: int) -> list[Cell]:
@@ -106,6 +143,64 @@ def distances(table: Sequence[Line]) -> dict[str, list[str]]:
     found["visible PSNR"] = [number(line.fidelity.get("psnr"), 1) for line in table]
     found["s/picture"] = ["–" if line.kind == "floor" else number(line.seconds, 1) for line in table]
     return found
+
+
+def measured(table: Sequence[Line]) -> dict[str, list[str]]:
+    """The same with every metric's interval by picture, and the memory that protecting took."""
+    found = {"attacked picture": [line.name for line in table]}
+    for name in dict.fromkeys(name for line in table for name in line.metrics):
+        found[title(name)] = [ranged(line.metrics.get(name), line.spread.get(name)) for line in table]
+    for name in dict.fromkeys(name for line in table for name in line.fidelity):
+        found[f"visible {title(name)[:-2]}"] = [number(line.fidelity.get(name)) for line in table]
+    spent = [line if line.kind != "floor" else None for line in table]
+    found["s/picture"] = [ranged(line.seconds, line.spread.get("seconds"), 2) if line else "–" for line in spent]
+    found["peak GB"] = [gigabytes(line) if line else "–" for line in spent]
+    return found
+
+
+def failures(table: Sequence[Line]) -> dict[str, list[str]]:
+    """How did the edits fail, how often did protecting help, and what if the attacker tries every seed?"""
+    found = {"attacked picture": [line.name for line in table]}
+    for axis in FAILURE_AXES:
+        found[FAILED[axis]] = [f"{line.axes[axis]}" for line in table]
+    found["protection improved the edit"] = [improved(line) for line in table]
+    if any(line.worst for line in table):
+        found["ISR, worst of all seeds"] = [rate(line.worst) for line in table]
+        found["net, worst of all seeds"] = [net(line, line.worst) if line.worst else "–" for line in table]
+    return found
+
+
+FAILED = {
+    "mismatch": "mismatch only",
+    "degradation": "degradation only",
+    "both": "both",
+    "mixed": "judges differ how",
+    "none": "works",
+    "unclear": "unclear",
+}
+"""Failure axis -> the title of its column."""
+
+
+def categories(table: Sequence[Line]) -> dict[str, list[str]]:
+    """ISR by category of picture; empty where there is but one."""
+    groups = dict.fromkeys(group for line in table for group in line.groups)
+    found = {group: [rate(line.groups.get(group)) for line in table] for group in groups}
+    return {"attacked picture": [line.name for line in table]} | found if groups else {}
+
+
+def rate(found: Isr | None) -> str:
+    """A rate with its counts and interval."""
+    if found is None or found.rate is None:
+        return "–"
+    return f"{percent(found.rate)} ({found.successes}/{found.n}, {span(found.low, found.high)})"
+
+
+def ranged(value: float | None, spread: tuple[float, float] | None, digits: int = 3) -> str:
+    """A mean with its interval."""
+    said = number(value, digits)
+    return (
+        said if spread is None or value is None else f"{said} ({number(spread[0], digits)}–{number(spread[1], digits)})"
+    )
 
 
 def agreement_table(some: Sequence[Agreement]) -> dict[str, list[str]]:
@@ -157,10 +252,13 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.title}", *([report.about] if report.about else []), report.headline]
     parts += [_markdown_sheet(sheet) for sheet in sheets(report.parts, report.layout)]
     parts += [LEGEND.format(source=f" In parentheses: {report.paper.source}." if report.paper.source else "")]
+    if report.trust:
+        parts += ["## Can the judges be trusted?", "\n".join(f"- {said}" for said in report.trust)]
     for part in report.parts[:BESIDE]:
         if len(report.parts) > 1:
             parts.append(f"## {part.title}")
-        parts += [_markdown_table(rates(part.lines)), _markdown_table(distances(part.lines))]
+        tables = (rates, failures, categories, measured)
+        parts += [_markdown_table(cells) for cells in (make(part.lines) for make in tables) if cells]
     if report.agreements:
         parts += ["## Do the judges agree?", _markdown_table(agreement_table(report.agreements))]
         for block in report.paper.blocks if report.layout.kind == "agreement" else ():
@@ -223,7 +321,7 @@ def latex(report: Report) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}}",
-            f"\\caption{{{tex(report.title)}. {tex(report.headline)}}}",
+            f"\\caption{{{tex(report.title)}. {tex(' '.join([report.headline, *report.trust]))}}}",
             r"\end{table*}",
         ]
     return "\n".join(parts) + "\n"
@@ -269,17 +367,52 @@ CSV = [
 
 
 def as_csv(report: Report) -> str:
-    """One row per block, method and column: value, interval, counts, net, p, and the paper's figure."""
+    """One row per block, method and figure: value, interval, counts, net, p, and the paper's figure.
+
+    After the layout's columns stand the metrics that it leaves out, "judge:", "category:" and "axis:" rates,
+    "improved", "worst_of_seeds", "seconds" a picture and "peak_bytes"; judges' calibrations have a block of their own.
+    """
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(CSV)
     for part in report.parts:
         for line in part.lines:
-            for column in report.layout.columns:
-                spread = line.spread.get(column)
-                low, high = (line.isr.low, line.isr.high) if column == "isr" else spread or (None, None)
-                rate = (line.isr.n, line.isr.unclear, line.isr.net, line.isr.net_low, line.isr.net_high, line.p)
-                rest = rate if column == "isr" else (None,) * 6
+            for column, value in _figures(line, report.layout).items():
                 paper = part.paper.get(line.name, {}).get(column)
-                writer.writerow([part.title, line.name, line.kind, column, line.value(column), low, high, *rest, paper])
+                p = line.p if column == "isr" else None
+                writer.writerow([part.title, line.name, line.kind, column, *value, p, paper])
+    for judge, found in report.calibrations.items():
+        for name, right in (
+            ("sensitivity", found.sensitivity["success"]),
+            ("specificity", found.specificity["success"]),
+        ):
+            counts = (right.value, right.low, right.high, right.n)
+            writer.writerow(["calibration", judge, "judge", name, *counts, *[None] * (len(CSV) - 8)])
     return out.getvalue()
+
+
+def _figures(line: Line, layout: Layout) -> dict[str, tuple[float | None, ...]]:
+    """Figure -> (value, low, high, n, unclear, net, low, high)."""
+
+    def share(found: Isr | None) -> tuple[float | None, ...]:
+        if found is None:
+            return (None,) * 8
+        return found.rate, found.low, found.high, found.n, found.unclear, found.net, found.net_low, found.net_high
+
+    def mean(value: float | None, name: str) -> tuple[float | None, ...]:
+        return (value, *(line.spread.get(name) or (None, None)), *[None] * 5)
+
+    found = {}
+    for column in dict.fromkeys((*layout.columns, *line.metrics)):
+        found[column] = share(line.isr) if column == "isr" else mean(line.metrics.get(column), column)
+    found |= {f"judge:{judge}": share(own) for judge, own in line.judges.items()}
+    found |= {f"category:{group}": share(own) for group, own in line.groups.items()}
+    total = sum(line.axes.values())
+    found |= {f"axis:{axis}": (n / total, None, None, total, *[None] * 4) for axis, n in line.axes.items() if total}
+    rest = line.isr
+    found["improved"] = (rest.improved, rest.improved_low, rest.improved_high, rest.pairs, *[None] * 4)
+    if line.worst:
+        found["worst_of_seeds"] = share(line.worst)
+    if line.kind != "floor":
+        found |= {"seconds": mean(line.seconds, "seconds"), "peak_bytes": mean(line.memory, "")}
+    return found
