@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .types import Metric, Record
 
 SIDE, LINE = 256, 36
 """Pixels: a picture of the figure, and the lines of text under it."""
+SHOWN = 12
+"""Pairs in the figure of a run."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,31 @@ def edits_that_work(records: Iterable[Record], store: Store) -> list[tuple[Tenso
         for r in records
         if r.method == CLEAN and r.edited and r.verdicts and all(v.success is False for v in r.verdicts)
     ]
+
+
+def sentence(found: Sequence[Preference], model: str) -> str:
+    """How often the unedited picture is preferred, or why that cannot be said."""
+    known = [one.prefers_unedited for one in found if one.prefers_unedited is not None]
+    if known:
+        return f"CLIP prefers the unedited picture in {sum(known)} of {len(known)} pairs ({model})"
+    why = (
+        found[0].unedited.reason or found[0].edited.reason if found else "there is no edit that every judge says works"
+    )
+    return f"no CLIP score: {why}"
+
+
+def files(pairs: Sequence[tuple[Tensor, Tensor, str]], found: Sequence[Preference]) -> dict[str, bytes]:
+    """Name -> content: the scores as a table, empty with the reason where there is none, and a figure of some pairs."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["prompt", "unedited", "edited", "prefers_unedited", "reason"])
+    for one in found:
+        reason = one.unedited.reason or one.edited.reason
+        table.writerow([one.text, one.unedited.value, one.edited.value, one.prefers_unedited, reason])
+    scored = any(one.prefers_unedited is not None for one in found)
+    return {"clip.csv": text.getvalue().encode()} | (
+        {"clip.png": figure(pairs[:SHOWN], found[:SHOWN])} if scored else {}
+    )
 
 
 def figure(pairs: Sequence[tuple[Tensor, Tensor, str]], found: Sequence[Preference]) -> bytes:

@@ -35,7 +35,7 @@ class Settings:
     """What ``[grid]`` and a profile may say; see :class:`sifm_core.bench.Grid`.
 
     ``data``: "miniature" or a manifest (:mod:`sifm_core.data`); ``images`` its first so many (0: all), ``unseen`` so
-    many other prompts of each.
+    many other prompts of each. ``clip``: a CLIP that scores the clean edits (Fig. 3), "" for none.
     """
 
     data: str = "miniature"
@@ -51,6 +51,7 @@ class Settings:
     batch: int = 8
     edit_options: dict[str, Any] = field(default_factory=dict)
     upscaler: str = ""
+    clip: str = ""
     device: str = "auto"
     dtype: str = "auto"
     download: bool = False

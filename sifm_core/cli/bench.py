@@ -46,6 +46,9 @@ def run(
     judges: Annotated[
         list[str] | None, typer.Option("--judge", metavar="BACKEND:MODEL", help="Other judges; none: judge later.")
     ] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="FOLDER|HUB_ID", help="For fig3: a CLIP that is here already.")
+    ] = None,
     upscaler: Annotated[
         str | None, typer.Option("--upscaler", metavar="FOLDER|HUB_ID", help="For noisy_upscale; must be here already.")
     ] = None,
@@ -84,6 +87,7 @@ def run(
         "editors": editor,
         "judges": [] if judges == [NONE] else distinct(judges) if judges else None,
         "upscaler": upscaler,
+        "clip": clip,
         "batch": batch,
         "device": None if device == "auto" else device,
         "dtype": None if dtype == "auto" else dtype,
@@ -133,7 +137,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
     found = _status(store, plan)
     if as_json:
         return dump(found)
-    print(f"{found['title']} ({found['profile']}): {found['records']} of {found['total']['records']} records")
+    print(f"{found['title']} ({found['profile']}): {found['records']} of {found['total'].get('records', '?')} records")
     for phase, n in found["done"].items():
         print(f"  {phase:9} {n:>9} of {found['total'].get(phase, 0)}")
     for reason, n in found["failed"].items():
@@ -266,7 +270,18 @@ def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[list[st
     from .. import report
 
     found = report.build(store, plan)
-    return report.write(found, store, out, pictures), found.headline
+    written, headline = report.write(found, store, out, pictures), found.headline
+    if plan.settings.clip:
+        from .. import fig3
+        from ..files import write_atomically
+
+        pairs = fig3.edits_that_work(store.records(), store)
+        scored = fig3.preferences(pairs, model=plan.settings.clip)
+        for name, content in fig3.files(pairs, scored).items():
+            write_atomically(out / name, content)
+            written.append(name)
+        headline += "\n" + fig3.sentence(scored, plan.settings.clip)
+    return written, headline
 
 
 def _hours(seconds: float | None) -> str:

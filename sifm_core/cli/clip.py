@@ -66,6 +66,6 @@ def clip(
             if one.unedited.value is not None and one.edited.value is not None:
                 mark = "<- CLIP prefers the unedited" if one.prefers_unedited else ""
                 print(f"unedited {one.unedited.value:.4f}  edited {one.edited.value:.4f}  {one.text!r} {mark}".rstrip())
-        print(f"CLIP prefers the unedited picture in {sum(known)} of {len(known)} pairs ({model})")
+        print(fig3.sentence(found, model))
     if not known:
-        raise SifmError(found[0].unedited.reason or found[0].edited.reason)
+        raise SifmError(fig3.sentence(found, model))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny_clip
 from sifm_core import cli
 from sifm_core.bench import config
 from sifm_core.bench.estimate import estimate
@@ -73,6 +74,20 @@ def test_from_a_file_to_the_report_and_on(sifm):
     assert "another --out" in sifm("bench", "run", "table3", "--out", "run", code=2)
 
 
+def test_fig3_scores_the_clean_edits_that_work_or_says_why_not(sifm, tmp_path):
+    words = ["bench", "run", "fig3", "--out", "run", "--editor", "toy", "--judge", "toy:a", "--images", 3]
+    said = sifm(*words, "--clip", "nowhere")
+    table = list(csv.DictReader(Path("run/clip.csv").read_text().splitlines()))
+    assert "no CLIP score: unavailable: no CLIP model at nowhere" in said and not Path("run/clip.png").exists()
+    assert table and all(row["unedited"] == row["edited"] == "" and "nowhere" in row["reason"] for row in table)
+    folder = tiny_clip.save(tmp_path / "clip")
+    done = sifm("bench", "run", "run", "--clip", folder, "--json")
+    scored = list(csv.DictReader(Path("run/clip.csv").read_text().splitlines()))
+    wins = sum(float(row["unedited"]) > float(row["edited"]) for row in scored)
+    assert f"CLIP prefers the unedited picture in {wins} of {len(table)} pairs" in done["headline"]
+    assert [row["prompt"] for row in scored] == [row["prompt"] for row in table] and "clip.png" in done["files"]
+
+
 def test_failures_are_said_kept_and_retried(sifm, monkeypatch):
     right = ToyEditor.encode
 
@@ -109,7 +124,7 @@ def test_every_preset_is_sound_in_both_profiles():
             rows = {row.name for row in plan.all_rows()}
             for block in plan.paper.blocks if plan.layout.kind == "table" else ():
                 assert block.rows.keys() <= rows and {len(v) for v in block.rows.values()} == {len(plan.paper.columns)}
-    assert {"table1", "table7", "fig1", "fig2", "fig4", "robustness", "layers", "timesteps", "prompts"} <= set(
+    assert {"table1", "table7", "fig1", "fig2", "fig3", "fig4", "robustness", "layers", "timesteps", "prompts"} <= set(
         config.names()
     )
 
