@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..judges.prices import read_prices
 from ..store import Store
 from .config import Plan, read_toml
-from .grid import Grid, names, takes_gradient
+
+if TYPE_CHECKING:
+    from .grid import Grid
 
 ANSWER_TOKENS, ASKED_BYTES = 2000, 4000
 """Of one question to a judge, for its cost: tokens of the answer with its thoughts, bytes of the text."""
@@ -69,22 +71,28 @@ def estimate(
     return lines
 
 
-def remaining(counts: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Seconds for so many pictures per phase at measured rates; None when a phase with work was never measured."""
-    total = 0.0
-    for phase, n in counts.items():
-        if n and phase not in rates:
-            return None
-        total += n * rates[phase]["seconds"] / rates[phase]["units"] if n else 0.0
-    return total
+def remaining(counts: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]) -> tuple[float, list[str]]:
+    """Seconds for so many pictures per phase on one worker at measured rates, and the phases that have no rate yet.
+
+    Verdicts take as long as the slower kind of judge, "judge" here or "ask" elsewhere.
+    """
+    each = {phase: rate["seconds"] / rate["units"] for phase, rate in rates.items()}
+    if "ask" in each:
+        each["judge"] = max(each["ask"], each.get("judge", 0.0))
+    todo = {phase: n for phase, n in counts.items() if n}
+    return sum(n * each[phase] for phase, n in todo.items() if phase in each), [p for p in todo if p not in each]
 
 
 def _rows(plan: Plan, only_gradient: bool) -> int:
+    from .grid import takes_gradient
+
     return sum(1 for row in plan.all_rows() if row.method and (takes_gradient(row) or not only_gradient))
 
 
 def _teraflop(plan: Plan, grid: Grid, phase: str, units: float) -> float | None:
     """Operations (2 x multiply-add) of a phase, from the table; None where the table says nothing."""
+    from .grid import names, takes_gradient
+
     table: dict[str, Any] = read_toml(Path(__file__).with_name("costs.toml"))
     pairs = [names(editor) for editor in plan.settings.editors]
     known = table["editors"]

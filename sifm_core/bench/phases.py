@@ -424,14 +424,16 @@ class _Run:
             self._confirm(model)
         progress.begin(0.0)
         executor = executor or self.executor
-        start = time.perf_counter()
+        start, units = time.perf_counter(), 0.0
         for i, outcome in executor.run(tasks(), progress):
             if isinstance(outcome, Failure):
                 self._fail(name, todo[i], outcome.reason)
             else:
                 self._keep(name, kind, todo[i], outcome)
+                units += sizes[i]  # a failure says nothing about how long the work takes
+                rate = {"units": units, "seconds": (time.perf_counter() - start) * executor.workers}
+                self.store.put("rate", name, rate)
             progress.end(sizes[i])
-        self._note_rate(name, todo, sum(sizes), (time.perf_counter() - start) * executor.workers)
 
     def _computes(self, phase: str, a: Any) -> list[Model]:
         """The models, named in the keys, whose networks a batch of the phase goes through."""
@@ -465,11 +467,6 @@ class _Run:
         known = {key: self.store.get("failed", key) for key, _ in chunk}
         self.failed |= {key: f"{value['phase']}: {value['reason']}" for key, value in known.items() if value}
         return any(known.values())
-
-    def _note_rate(self, phase: str, todo: list[list[tuple[Key, Any]]], units: float, seconds: float) -> None:
-        """How long a picture takes, for estimates: the latest measurement of each phase."""
-        if units:
-            self.store.put("rate", phase, {"units": units, "seconds": seconds})
 
     # ---- records
 

@@ -23,6 +23,7 @@ bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench", help="Run grids of pictures, methods and judges; resume, report, compare.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)]
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR ...", help="The folders of runs.", show_default=False)]
 Workers = Annotated[int, typer.Option("--workers", metavar="N", help="So many processes; 0: in this one.")]
 RayAddress = Annotated[str, typer.Option("--ray", metavar="auto|ADDRESS", help="On the workers of a Ray cluster.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Look at every pixel of what is there already.")]
@@ -140,24 +141,43 @@ def status(folder: Folder, as_json: Json = False) -> None:
     print(f"{found['title']} ({found['profile']}): {found['records']} of {found['total'].get('records', '?')} records")
     for phase, n in found["done"].items():
         print(f"  {phase:9} {n:>9} of {found['total'].get(phase, 0)}")
+    if found["seconds_left"]:
+        but = f", and {' and '.join(found['not_timed'])}, of which none is timed yet" if found["not_timed"] else ""
+        print(f"  left: at most {_hours(found['seconds_left'])} on one worker at this run's pace{but}")
+    elif found["not_timed"]:
+        print(f"  left: not known, none of {' and '.join(found['not_timed'])} is timed yet")
     for reason, n in found["failed"].items():
         print(f"  failed {n:>4}: {reason}")
+    if found["failed"]:
+        print(f"  `sifm bench retry {folder}` tries these again")
 
 
 @bench.command("report")
 def report_(
-    folder: Folder,
+    folders: Folders,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: the run's own folder.")] = None,
     pictures: Annotated[int, typer.Option("--pictures", metavar="N", help="Attacks shown in the gallery.")] = 12,
     as_json: Json = False,
 ) -> None:
-    """Write report.html, .md, .tex and .csv from the records as they are now."""
-    store, plan = _opened(folder)
-    written, headline = _report(store, plan, out or folder, pictures)
+    """Write report.html, .md, .tex and .csv from the records as they are now.
+
+    Of several runs: one table of methods and editors, in --out.
+    """
+    runs = [_opened(folder) for folder in folders]
+    place = out or folders[0]
+    if len(runs) == 1:
+        written, headline = _report(*runs[0], place, pictures)
+    else:
+        from .. import report
+
+        if out is None:
+            raise InputError("--out: expected a folder for the table of several runs")
+        found = report.together([report.build(store, plan) for store, plan in runs])
+        written, headline = report.write(found, runs[0][0], place), found.headline
     if as_json:
-        return dump({"folder": str(out or folder), "files": written, "headline": headline})
+        return dump({"folder": str(place), "files": written, "headline": headline})
     print(headline)
-    print(f"Report: {(out or folder) / 'report.html'}")
+    print(f"Report: {place / 'report.html'}")
 
 
 @bench.command()
@@ -250,17 +270,28 @@ def _executor(workers: int, ray: str) -> Executor | None:
 
 
 def _status(store: Store, plan: Plan) -> dict[str, Any]:
-    counts, total = store.counts(), (store.get("run", "plan") or {}).get("counts", {})
+    from ..bench.estimate import remaining
+
+    counts, grid = store.counts(), store.get("run", "plan") or {"counts": {}, "judges": []}
+    total = grid["counts"]
+    if counts["records"] != total.get("records"):  # verdicts of judges that were asked before stay in the store
+        judges = set(grid["judges"])
+        counts["verdict"] = sum(verdict["judge"] in judges for _, verdict in store.documents("verdict"))
     reasons: dict[str, int] = {}
     for _, failure in store.documents("failed"):
         reason = f"{failure['phase']}: {failure['reason']}"
         reasons[reason] = reasons.get(reason, 0) + 1
     kinds = {"immunize": "immunize", "purify": "purify", "edit": "edit", "measure": "measure", "judge": "verdict"}
+    done = {phase: min(counts.get(kind, 0), total[phase]) for phase, kind in kinds.items() if total.get(phase)}
+    todo = {phase: total[phase] - n for phase, n in done.items()}
+    seconds, untimed = remaining(todo, dict(store.documents("rate")))
     return {
         "title": plan.title,
         "profile": plan.profile,
         "records": counts["records"],
-        "done": {phase: counts.get(kind, 0) for phase, kind in kinds.items() if total.get(phase)},
+        "done": done,
+        "seconds_left": seconds if seconds or not untimed else None,
+        "not_timed": untimed,
         "total": total,
         "failed": dict(sorted(reasons.items(), key=lambda item: -item[1])),
     }

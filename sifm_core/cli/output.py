@@ -87,8 +87,9 @@ def forecast(counts: Mapping[str, int], store: Store) -> Iterator[OnStep]:
             rates[phase] = {"seconds": now - since, "units": (step.i - first) / 100}
             left = f"{(now - since) / (step.i - first) * (step.n - step.i):.0f} s"
         later = list(counts)[list(counts).index(phase) + 1 :] if phase in counts else []
-        all_left = remaining({phase: (step.n - step.i) / 100, **{p: counts[p] for p in later if p != "records"}}, rates)
-        whole = "" if all_left is None else f", all in {all_left:.0f} s at most"
+        todo = {phase: (step.n - step.i) / 100, **{p: counts[p] for p in later if p != "records"}}
+        all_left, untimed = remaining(todo, rates)
+        whole = f", then {' and '.join(untimed)}" if untimed else f", all in {all_left:.0f} s at most"
         text = f"{step.phase} {step.i / 100:.0f} of {step.n / 100:.0f}, {left} left{whole}"
         print(f"\r\033[K{text}" if inplace else text, end="" if inplace else "\n", file=sys.stderr, flush=True)
 

@@ -14,6 +14,7 @@ from sifm_core import cli
 from sifm_core.bench import config
 from sifm_core.bench.estimate import estimate
 from sifm_core.errors import InputError
+from sifm_core.store import Store
 from toy import ToyEditor, ToyJudge
 
 GRID = """
@@ -57,10 +58,10 @@ def test_from_a_file_to_the_report_and_on(sifm):
     assert set(done["files"]) <= {p.name for p in Path("run").iterdir()}
     judged = sifm("bench", "run", "run", "--judge", "toy:a", "--judge", "toy:b", "--json")
     assert judged["done"] == {"immunize": 8, "edit": 20, "measure": 24, "judge": 40}
-    assert sifm("bench", "status", "run", "--json") == {
-        k: v for k, v in judged.items() if k in ("title", "profile", "records", "done", "total", "failed")
-    }
-    assert "20 of 20 records" in sifm("bench", "status", "run")
+    found = sifm("bench", "status", "run", "--json")
+    assert found == {k: v for k, v in judged.items() if k not in ("folder", "files", "headline")}
+    assert found["seconds_left"] == 0 and found["not_timed"] == []
+    assert "20 of 20 records" in sifm("bench", "status", "run") and "left" not in sifm("bench", "status", "run")
     sifm("bench", "export", "run", "all.csv")
     assert len(list(csv.DictReader(Path("all.csv").read_text().splitlines()))) == 20
     sifm("bench", "report", "run", "--out", "again")
@@ -86,6 +87,42 @@ def test_fig3_scores_the_clean_edits_that_work_or_says_why_not(sifm, tmp_path):
     wins = sum(float(row["unedited"]) > float(row["edited"]) for row in scored)
     assert f"CLIP prefers the unedited picture in {wins} of {len(table)} pairs" in done["headline"]
     assert [row["prompt"] for row in scored] == [row["prompt"] for row in table] and "clip.png" in done["files"]
+
+
+def test_the_remaining_time_is_that_of_what_was_timed(sifm, monkeypatch):
+    put = Store.put
+
+    def interrupted(what: str, after: int, *words: str) -> None:
+        left = iter(range(after))
+
+        def interrupting(self, kind, *rest):
+            if kind == what and next(left, None) is None:
+                raise KeyboardInterrupt
+            put(self, kind, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "put", interrupting)
+            sifm("bench", "run", *words, code=130)
+
+    interrupted("edit", 7, "small.toml", "--out", "run")
+    store = Store("run", create=False)
+    rate = store.get("rate", "edit")
+    found = sifm("bench", "status", "run", "--json")
+    assert found["done"] == {"immunize": 8, "edit": 4, "measure": 0, "judge": 0}, "batches are kept whole"
+    assert found["seconds_left"] == pytest.approx(16 * rate["seconds"] / rate["units"])
+    assert found["not_timed"] == ["measure", "judge"]
+    said = sifm("bench", "status", "run")
+    assert (
+        "left: at most" in said
+        and "on one worker" in said
+        and "and measure and judge, of which none is timed yet" in said
+    )
+    store.remove("rate", "edit")
+    assert "left: not known" in sifm("bench", "status", "run")
+    sifm("bench", "run", "run")
+    interrupted("verdict", 9, "run", "--judge", "toy:a", "--judge", "toy:other")
+    found = sifm("bench", "status", "run", "--json")
+    assert found["done"]["judge"] == 28 and found["total"]["judge"] == 40, "other judges' verdicts are not these"
 
 
 def test_failures_are_said_kept_and_retried(sifm, monkeypatch):
