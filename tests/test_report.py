@@ -358,6 +358,25 @@ def test_two_runs_are_compared_on_what_both_have(tmp_path):
     assert (change.row, change.pairs, change.one, change.two, change.difference) == ("sifm", 3, 0.0, 1.0, 1.0)
 
 
+def test_several_runs_stand_side_by_side_each_as_its_own_report_has_it():
+    one = report.make(two_blocks(), {}, plan())
+    also = [replace(r, editor="other", info=r.info | {"purifier": p}) for r in two_blocks() for p in ("", "blur:1")]
+    two = report.make(also, {}, config.load("table4"))
+    both = report.together([one, two])
+    assert [part.title for part in both.parts] == [
+        f"{editor}, {prompts}" for editor in ("toy", "other") for prompts in ("original prompt", "unseen prompts")
+    ]
+    assert [part.lines for part in both.parts] == [part.lines for part in (*one.parts, *two.parts[:1], two.parts[2])]
+    assert [part.paper["SIFM"]["isr"] for part in both.parts] == [0.83, 0.68, 0.97, 0.71]
+    (sheet,) = sheets(both.parts, both.layout, both.beside)
+    assert [head.name for head, _ in sheet.rows] == ["clean", "pixel noise", "PhotoGE", "SIFM"] and len(
+        sheet.blocks
+    ) == 4
+    text = markdown(both)
+    assert all(f"## {part.title}" in text for part in both.parts) and one.headline in text and two.headline in text
+    assert "Where this comes from" in report.page(both, Store.__new__(Store))
+
+
 # ---- the page
 
 

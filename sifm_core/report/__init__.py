@@ -1,7 +1,7 @@
 """Records -> what people read: the paper's tables with its own figures beside, one HTML page, LaTeX, Markdown, CSV.
 
 ``frame.py`` reads the records once, ``table.py`` computes every figure, ``text.py``, ``page.py`` and ``drawings.py``
-only show them; ``compare.py`` sets two runs side by side.
+only show them; ``compare.py`` sets two runs side by side, ``overview.py`` several on one page.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from .drawings import grid as grid
 from .frame import TRUTH as TRUTH
 from .frame import Frame, frame
 from .frame import answer as answer
+from .overview import together as together
 from .page import chosen, page
 from .table import Agreement, Part, Predictor, Series, agreements, headline, number, parts, plots, predictors
-from .text import as_csv, latex, markdown
+from .text import BESIDE, as_csv, latex, markdown
 from .text import terminal as terminal
 
-__all__ = ["TRUTH", "Report", "answer", "build", "grid", "make", "number", "page", "terminal", "write"]
+__all__ = ["TRUTH", "Report", "answer", "build", "grid", "make", "number", "page", "terminal", "together", "write"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Report:
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     trust: list[str] = field(default_factory=list)
     """What is known of the judges from cases whose answer is known, or how to find out."""
+    beside: int = BESIDE
+    """Blocks that stand side by side."""
 
 
 def build(store: Store, plan: Plan | None = None, title: str = "Did the immunization work?") -> Report:
@@ -90,15 +93,16 @@ def _make(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], plan: Plan 
 
 
 def write(report: Report, store: Store, out: Path, pictures: int = 12) -> list[str]:
-    """Write report.html, .md, .tex, .csv and grid.png into a folder; returns their names."""
+    """Write report.html, .md, .tex, .csv and (where there are pictures) grid.png into a folder; returns their names."""
     shown = chosen(report.frame.kept, pictures)
     written = {
         "report.html": page(report, store, pictures).encode(),
         "report.md": markdown(report).encode(),
         "report.tex": latex(report).encode(),
         "report.csv": as_csv(report).encode(),
-        "grid.png": grid(shown, store),
     }
+    if shown:
+        written["grid.png"] = grid(shown, store)
     for name, content in written.items():
         write_atomically(out / name, content)
     return sorted(written)

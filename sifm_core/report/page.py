@@ -51,7 +51,7 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         evidence=[note for note in report.reading if note == miniature.EVIDENCE],
         notes=[note for note in report.reading if note != miniature.EVIDENCE],
         failures=list(dict.fromkeys(reason for line in lines for reason in line.failed)),
-        sheets=sheets(report.parts, report.layout),
+        sheets=sheets(report.parts, report.layout, report.beside),
         bar=lambda part, line: bar(line.isr, _floor(part.lines)),
         plots=[plot(name, series) for name, series in report.plots.items()],
         failed=failures,

@@ -250,11 +250,11 @@ def terminal(table: Sequence[Line]) -> list[Table]:
 def markdown(report: Report) -> str:
     """The headline, the tables, how to read them, and where they come from."""
     parts = [f"# {report.title}", *([report.about] if report.about else []), report.headline]
-    parts += [_markdown_sheet(sheet) for sheet in sheets(report.parts, report.layout)]
+    parts += [_markdown_sheet(sheet) for sheet in sheets(report.parts, report.layout, report.beside)]
     parts += [LEGEND.format(source=f" In parentheses: {report.paper.source}." if report.paper.source else "")]
     if report.trust:
         parts += ["## Can the judges be trusted?", "\n".join(f"- {said}" for said in report.trust)]
-    for part in report.parts[:BESIDE]:
+    for part in report.parts[: report.beside]:
         if len(report.parts) > 1:
             parts.append(f"## {part.title}")
         tables = (rates, failures, categories, measured)
@@ -305,7 +305,7 @@ def _markdown_table(cells: Mapping[str, Sequence[str]]) -> str:
 def latex(report: Report) -> str:
     """The tables as LaTeX (booktabs), the paper's figures small beside ours."""
     parts = [f"% {report.title}: {report.headline}", "% needs \\usepackage{booktabs,graphicx}"]
-    for sheet in sheets(report.parts, report.layout):
+    for sheet in sheets(report.parts, report.layout, report.beside):
         over = " & ".join(f"\\multicolumn{{{width}}}{{c}}{{{tex(block)}}}" for block, width in sheet.blocks)
         rules, at = [], 2
         for _, width in sheet.blocks:
