@@ -72,6 +72,10 @@ def test_from_a_file_to_the_report_and_on(sifm):
     compared = sifm("bench", "diff", "run", "other", "--json")
     assert compared["settings"]["settings.steps"] == [2, 3] and compared["changes"][0]["pairs"] == 4
     assert "grey 0.01" in sifm("bench", "diff", "run", "other")
+    together = sifm("bench", "report", "run", "other", "--out", "both", "--json")
+    assert together["files"] == ["report.csv", "report.html", "report.md", "report.tex"]
+    assert len(list(csv.DictReader(Path("both/report.csv").read_text().splitlines()))) > 2 * 20
+    assert "--out" in sifm("bench", "report", "run", "other", code=2)
     assert "another --out" in sifm("bench", "run", "table3", "--out", "run", code=2)
 
 
