@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,7 +128,11 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Try again what failed, and do what is missing."""
-    _, plan = _opened(folder)
+    store, plan = _opened(folder)
+    for reason, n in (failed := _status(store, plan)["failed"]).items():
+        print(f"again {n:>4}: {reason}", file=sys.stderr)
+    if not failed:
+        print("nothing failed before; this does what is missing", file=sys.stderr)
     _fill(plan, folder, workers, ray, retry=True, verify=verify, as_json=as_json, asking=asking)
 
 
@@ -142,10 +147,10 @@ def status(folder: Folder, as_json: Json = False) -> None:
     for phase, n in found["done"].items():
         print(f"  {phase:9} {n:>9} of {found['total'].get(phase, 0)}")
     if found["seconds_left"]:
-        but = f", and {' and '.join(found['not_timed'])}, of which none is timed yet" if found["not_timed"] else ""
+        but = f", and {' and '.join(found['not_timed'])}, not timed yet" if found["not_timed"] else ""
         print(f"  left: at most {_hours(found['seconds_left'])} on one worker at this run's pace{but}")
     elif found["not_timed"]:
-        print(f"  left: not known, none of {' and '.join(found['not_timed'])} is timed yet")
+        print(f"  left: not known, {' and '.join(found['not_timed'])} not timed yet")
     for reason, n in found["failed"].items():
         print(f"  failed {n:>4}: {reason}")
     if found["failed"]:
@@ -203,7 +208,7 @@ def diff(one: Folder, two: Folder, as_json: Json = False) -> None:
     found = compare.runs(*((store, plan.layout) for store, plan in runs))
     if as_json:
         return dump(asdict(found))
-    print(compare.text(found))
+    print(f"one: {one}, two: {two}; ISR on the attacks that both have, p by picture (exact)\n{compare.text(found)}")
 
 
 @bench.command()
@@ -257,8 +262,9 @@ def _fill(
     else:
         print(f"{headline}\n\n{found['records']} records. Report: {out / 'report.html'}")
     if found["failed"]:
-        first, n = next(iter(found["failed"].items()))
-        raise SifmError(f"{sum(found['failed'].values())} jobs failed, {n} of them: {first}; `sifm bench retry {out}`")
+        (first, n), *others = found["failed"].items()
+        jobs = f"{n + sum(n for _, n in others)} jobs failed{f', {n} of them' if others else ''}"
+        raise SifmError(f"{jobs}: {first}; `sifm bench retry {out}` tries again")
 
 
 def _executor(workers: int, ray: str) -> Executor | None:

@@ -89,7 +89,8 @@ def forecast(counts: Mapping[str, int], store: Store) -> Iterator[OnStep]:
         later = list(counts)[list(counts).index(phase) + 1 :] if phase in counts else []
         todo = {phase: (step.n - step.i) / 100, **{p: counts[p] for p in later if p != "records"}}
         all_left, untimed = remaining(todo, rates)
-        whole = f", then {' and '.join(untimed)}" if untimed else f", all in {all_left:.0f} s at most"
+        after = " and ".join(later for later in untimed if later != phase)
+        whole = f", then {after}" if after else "" if untimed else f", all in {all_left:.0f} s at most"
         text = f"{step.phase} {step.i / 100:.0f} of {step.n / 100:.0f}, {left} left{whole}"
         print(f"\r\033[K{text}" if inplace else text, end="" if inplace else "\n", file=sys.stderr, flush=True)
 
