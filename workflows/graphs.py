@@ -19,14 +19,28 @@ TRANSFERRED = ("photoguard_encoder", "photoguard_diffusion", "semantic_attack")
 TITLES = dict(zip(FULL, ("PhotoGE", "PhotoGD", "ED", "ACE", "SDS", "MIST", "SA"), strict=True))
 LAMBDAS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
-START = (
-    "**{title}**\n\n{text}\n\n"
-    "To try it, choose **miniature-ip2p** as the editor: everything then runs on a CPU in minutes. The judges are the "
-    "paper's and need a key (`GEMINI_API_KEY`); without one every edit stays unclear. For the miniature choose the "
-    "judges *miniature conv* and *patch*, which know its pictures.\n\n"
-    "The pictures are ten of the embedded miniature benchmark's 100; raise **count** for more. Figures on the "
-    "miniature say nothing about real editors."
+MINIATURES = {
+    "instruct-pix2pix": "miniature-ip2p",
+    "hq-edit": "miniature-hq-edit",
+    "sd3-medium": "miniature-sd3",
+}
+"""Editor of the paper -> the built-in one that stands for it."""
+
+ON_MINIATURE = (
+    "**On the miniature**, on any CPU: choose {editors}. Nothing else must change; fewer **Iterations** and a smaller "
+    "**count** make it quick."
 )
+ITS_JUDGES = (
+    " The judges are the paper's and need a key (`GEMINI_API_KEY`); without one every edit stays unclear. On the "
+    "miniature choose *miniature* with *conv* and *patch*, which know its pictures."
+)
+AS_IN_THE_PAPER = (
+    "**As in the paper**: the editor is taken from `models/diffusers` or the Hugging Face cache; write the name of "
+    "your benchmark's `manifest.jsonl` (`sifm data` makes one) into **manifest** of Load Benchmark and raise "
+    "**count**. Until then the pictures are the miniature's: 64 px, drawn by a program, none that a real editor should "
+    "be judged by."
+)
+TOY = "Figures on the miniature say nothing about real editors."
 PROTECT = (
     "One budget, one number of steps and one seed for all methods. Random noise is the control: a method that does no "
     "better than noise of the same budget does nothing."
@@ -50,8 +64,13 @@ GEMINI = ("gemini-2.5-pro", "gemini-2.5-flash")
 class Study(Graph):
     """Parts that the paper's workflows share."""
 
-    def start(self, title: str, text: str, *editors: str, count: int = 10) -> list[Node]:
-        self.group("1  Pictures, editor, settings", START.format(title=title, text=text), width=400)
+    def start(self, title: str, text: str, *editors: str, count: int = 10, judged: bool = True) -> list[Node]:
+        """Title, how to run it, and what all arms share; ``judged``: by the paper's judges."""
+        said = [f"**{title}**", text]
+        if papers := [name for name in editors if name in MINIATURES]:
+            instead = " and ".join(f"**{MINIATURES[name]}** in place of *{name}*" for name in papers)
+            said += [ON_MINIATURE.format(editors=instead) + ITS_JUDGES * judged, AS_IN_THE_PAPER]
+        self.group("1  Pictures, editor, settings", "\n\n".join([*said, TOY]), width=400)
         self.bench = self.add("SIFM_LoadBenchmark", count=count)
         self.picture, self.prompt = self.bench.image, self.bench.prompt
         loaded = [self.add("SIFM_LoadEditor", editor=editor) for editor in editors]
@@ -63,29 +82,35 @@ class Study(Graph):
     def sifm(self, editor: Node, title: str = "SIFM", **options: Any) -> Out:
         return self.add("SIFM_Immunize", title, **self._budget(editor), **options).protection
 
-    def baseline(self, editor: Node, method: str) -> Out:
-        made = {"method": method} | ({"method__pattern": "block8"} if method == "random_noise" else {})
-        title = "Noise control" if method == "random_noise" else TITLES[method]
-        return self.add("SIFM_BaselineImmunize", title, **self._budget(editor), **made).protection
+    def baseline(self, editor: Node, method: str, title: str = "", **options: Any) -> Out:
+        made = self._budget(editor) | {"method": method} | options
+        return self.add("SIFM_BaselineImmunize", title or TITLES[method], **made).protection
+
+    def control(self, editor: Node) -> Out:
+        """Noise of the same budget, in a column of its own."""
+        self.column()
+        return self.baseline(editor, "random_noise", "Noise control", method__pattern="block8")
 
     def methods(
         self, editor: Node, baselines: Sequence[str], title: str = "2  Protect", note: str = PROTECT
     ) -> list[Out]:
-        """The baselines in columns of three, then SIFM."""
+        """The baselines in columns of two, then noise, then SIFM."""
         self.group(title, note)
         arms: list[Out] = []
-        for i, method in enumerate([*baselines, "random_noise"]):
-            if i and i % 3 == 0:
+        for i, method in enumerate(baselines):
+            if i and i % 2 == 0:
                 self.column()
             arms.append(self.baseline(editor, method))
-        self.column()
+        if arms:
+            self.column()
+        arms.append(self.baseline(editor, "random_noise", "Noise control", method__pattern="block8"))
         return [*arms, self.sifm(editor)]
 
     def attack(self, editor: Node, arms: list[Out], title: str = "3  Attack", unseen: bool = True, **plan: Any) -> Node:
         said = " and five unseen ones" if unseen else ""
         self.group(title, ATTACK.format(unseen=said))
         bench = self.bench
-        given = {"image": bench.image, "prompt": bench.prompt, "category": bench.category, "id": bench.id}
+        given = {"image": bench.image, "prompt": bench.prompt, "category": bench.category, "id": Out(bench, "id")}
         given |= {"unseen": bench.unseen} if unseen else {}
         self.plan = self.add("SIFM_AttackPlan", protections=arms, **given, **plan)
         self.edit = self.attacker(editor)
@@ -109,7 +134,6 @@ class Study(Graph):
         self.group(title, RESULT, width=900)
         shown = {"attack": self.plan.attack, "edit": self.edit.edit, "judges": judges}
         table = self.add("SIFM_ResultsTable", **shown, **given)
-        self.add("PreviewAny", "Table", source=table.table, height=560)
         if grid:
             self.add("SIFM_ComparisonGrid", records=table.records, rows=6, side=160)
         if export:
@@ -125,8 +149,9 @@ def protect_my_image(g: Graph) -> None:
     g.group(
         "1  What to protect, against what",
         "**Protect my image.** Choose your picture and the editor you fear, then run. The protected PNG lies in "
-        "ComfyUI's `output/SIFM` folder.\n\n*miniature-ip2p* comes with the pack and runs on any CPU, but it is a toy: "
-        "put a real InstructPix2Pix folder into `models/diffusers` and choose it here.",
+        "ComfyUI's `output/SIFM` folder.\n\n*miniature-ip2p*, *miniature-hq-edit* and *miniature-sd3* come with the pack "
+        "and run on any CPU, but they are toys that know small drawn pictures: put a real editor's folder into "
+        "`models/diffusers` and choose it here.",
     )
     image = g.add("LoadImage", "Your picture", image="example.png")
     editor = g.add("SIFM_LoadEditor", "Editor to protect against")
@@ -155,8 +180,10 @@ def protect_and_test(g: Graph) -> None:
     g.group(
         "1  Pictures, editor, seed",
         "**Protect and test.** Does the protection work, and is it better than plain noise? Every picture of the "
-        "benchmark is protected, attacked and judged; the table at the right puts them together.\n\nThe miniature is a "
-        "toy: its figures say nothing about real editors. For those, load a real editor and real judges.",
+        "benchmark is protected, attacked and judged; the table at the right puts them together.\n\nThe pictures are "
+        "drawn by a program; what is wooden, knitted or of brick shows in a fine texture alone, which the editor must "
+        "read. Try the built-in *miniature-hq-edit* and *miniature-sd3* too. Figures on these toys say nothing about "
+        "real editors: for those, load a real editor, your own pictures and real judges.",
     )
     bench = g.add("SIFM_LoadBenchmark")
     editor = g.add("SIFM_LoadEditor")
@@ -196,11 +223,10 @@ def protect_and_test(g: Graph) -> None:
         "An edit counts as failed only if both judges say so. **unprotected** is the floor: how often the editor fails "
         "by itself. **net ISR**: it worked unprotected and failed protected. A few pictures are an anecdote: mind the "
         "interval.",
-        width=900,
+        width=1060,
     )
     given = {"judges": [judge.verdicts for judge in judges], "metrics": metrics[0], "control_metrics": metrics[1]}
-    isr = g.add("SIFM_ISRAggregate", **given)
-    g.add("PreviewAny", "Result", source=isr.table)
+    g.add("SIFM_ISRAggregate", **given)
     g.add("PreviewAny", "Judge 1: verdicts", source=judges[0].table, height=420)
     g.group("6  Look", "The same pictures, side by side.")
     for title, image in {"Source": bench.image, "Protected": sifm.protected, "Amplified": sifm.perturbation}.items():
@@ -215,7 +241,8 @@ def test_my_image(g: Study) -> None:
         "1  Your picture and editor",
         "**Test my image.** Is *your* picture safe from *your* editor, also when the attacker asks for something that "
         "the protection was not made for?\n\nChoose the picture, the instruction, the editor, and judges that can see: "
-        "a vision model on an Ollama, vLLM or LM Studio server, or Gemini.",
+        "a vision model on an Ollama, vLLM or LM Studio server, or Gemini. The built-in *miniature* editors are toys "
+        "that know small drawn pictures; on yours they only show how it goes.",
         width=400,
     )
     image = g.add("LoadImage", "Your picture", image="example.png")
@@ -302,7 +329,8 @@ def variants(
             if i:
                 g.column()
             arms.append(g.sifm(loaded, name if name == "SIFM" else f"SIFM: {name}", **chosen))
-        g.attack(loaded, arms, unseen=False, names="\n".join(options))
+        arms.append(g.control(loaded))
+        g.attack(loaded, arms, unseen=False, names="\n".join([*options, "noise"]))
         g.results(g.judges(), paper=paper)
 
     return build
@@ -314,7 +342,7 @@ def layers_and_timesteps(g: Study) -> None:
         "Which inner layers, at which timesteps? The paper leaves both open. Each Feature Hook lists what it matches.",
         "instruct-pix2pix",
     )
-    g.group("2  Protect", "Layers with ten timesteps, then the deep layers early, in the middle and late.")
+    g.group("2  Protect", "Layers with ten timesteps, then the deep layers early, in the middle and late; last noise.")
     arms = []
     choices = [
         ("deep", "10"),
@@ -331,6 +359,7 @@ def layers_and_timesteps(g: Study) -> None:
         chosen = {"layers": layers, "timesteps": times, "aggregation": "per_layer"}
         hook = g.add("SIFM_FeatureHook", f"{layers}, {times}", editor=editor.editor, **chosen)
         arms.append(g.sifm(editor, hook=hook.hook))
+    arms.append(g.control(editor))
     g.attack(editor, arms, unseen=False)
     g.results(g.judges())
 
@@ -348,8 +377,7 @@ def consistency(g: Study) -> None:
     people = [g.judge(name, judge="human", judge__model=name.lower()) for name in ("Anna", "Ben", "Chen")]
     g.results(models, grid=False)
     g.group("6  Agreement", AGREE, width=900)
-    report = g.add("SIFM_ConsistencyReport", models=models, people=people, attack=g.plan.attack)
-    g.add("PreviewAny", "Agreement", source=report.table, height=420)
+    g.add("SIFM_ConsistencyReport", models=models, people=people, attack=g.plan.attack)
 
 
 def clip(g: Study) -> None:
@@ -358,14 +386,14 @@ def clip(g: Study) -> None:
         "How well do the unedited picture and its edit fit the instruction in CLIP's eyes? Where it prefers the "
         "unedited picture, a CLIP score would call a good edit a failure.",
         "instruct-pix2pix",
+        judged=False,
     )
     g.group("2  Edit", "The plain edit, without any protection.")
     wires = {"image": g.bench.image, "prompt": g.bench.prompt, "editor": editor.editor, "seed": g.seed}
     edit = g.add("SIFM_AttackerEdit", **wires)
     g.add("PreviewImage", "Edits", images=edit.edited)
     g.group("3  Ask CLIP", "Needs a CLIP model in the Hugging Face cache; without it the table says so.", width=900)
-    score = g.add("SIFM_ClipScore", source=g.bench.image, edited=edit.edited, text=g.bench.prompt)
-    g.add("PreviewAny", "Scores", source=score.table, height=420)
+    g.add("SIFM_ClipScore", source=g.bench.image, edited=edit.edited, text=g.bench.prompt)
 
 
 def qualitative(g: Study) -> None:
@@ -428,7 +456,7 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
             "Table VI: what the objective's parts do",
             "SIFM with the distance alone, the norm alone, and both.",
             "sd3-medium",
-            "Distance alone starts from noise: at the clean picture it has no gradient.",
+            "Distance alone starts from noise: at the clean picture it has no gradient. Random noise is the control.",
             OBJECTIVES,
         ),
     ),
@@ -439,7 +467,7 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
             "Table VII: lambda",
             "SIFM with seven weights of the distance, from 0.001 to 1000.",
             "sd3-medium",
-            "Only **lam** differs.",
+            "Only **lam** differs. Random noise of the same budget is the control.",
             {str(lam): {"lam": lam} for lam in LAMBDAS},
         ),
     ),

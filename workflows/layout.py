@@ -14,8 +14,11 @@ PAD, HEAD, GAP, BETWEEN = 24, 76, 60, 90
 """Pixels: inside a group, its title with that of its first node, between nodes, between groups."""
 ROW, WIDGET, REST, MULTILINE = 20, 24, 26, 36
 """Pixels: a socket, a widget, what every node has beside, what a text box has more."""
-EXTRA = {"SIFM_Immunize": 100, "SIFM_BaselineImmunize": 100, "SIFM_SaveProtected": 330, "LoadImage": 330}
-"""Pixels of what a node shows beyond sockets and widgets: a curve, a picture."""
+CURVE, PREVIEW = 118, 240
+"""Pixels of an immunize node's loss curve, and of the live preview that it shows while it works."""
+EXTRA = {"SIFM_Immunize": CURVE + PREVIEW, "SIFM_SaveProtected": 330, "LoadImage": 330, "SIFM_ISRAggregate": 240}
+EXTRA |= {"SIFM_ResultsTable": 520, "SIFM_ConsistencyReport": 420, "SIFM_ClipScore": 420}
+"""Pixels of what a node shows beyond sockets and widgets: a curve, a picture, a table."""
 SHOWN = {"PreviewImage": 420, "PreviewAny": 320, "SIFM_ComparisonGrid": 620}
 """Height of nodes that show something."""
 VIRTUAL = ("MarkdownNote",)
@@ -127,6 +130,8 @@ class Graph:
                     inputs[name] = [str(value.node.id), self._output(value)]
                 elif _is_widget(spec):
                     inputs[name] = self._value(node, name, spec)
+                elif value is not None:
+                    raise TypeError(f"{node.kind}.{name} is a socket, got {value!r}: an output that a node itself has?")
             prompt[str(node.id)] = {"inputs": inputs, "class_type": node.kind, "_meta": {"title": node.title}}
         return prompt
 
@@ -263,7 +268,10 @@ class Graph:
         rows = max(sockets, len(self._outputs(node.kind)))
         widgets = self._widgets(node)
         boxes = sum(multiline for _, multiline in widgets)
-        return rows * ROW + len(widgets) * WIDGET + boxes * MULTILINE + REST + EXTRA.get(node.kind, 0)
+        extra = EXTRA.get(node.kind, 0)
+        if node.kind == "SIFM_BaselineImmunize":
+            extra = CURVE + PREVIEW * (node.given["method"] != "random_noise")
+        return rows * ROW + len(widgets) * WIDGET + boxes * MULTILINE + REST + extra
 
     def _frame(self, number: int, group: Group) -> dict[str, Any]:
         nodes = [node for column in group.columns for node in column]
