@@ -17,6 +17,10 @@ _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
+class OutOfMemory(EditorError, torch.OutOfMemoryError):
+    """The engine's error that is torch's too: whoever makes room after that one (ComfyUI, `sifm queue`) knows it."""
+
+
 @contextmanager
 def peak(device: torch.device) -> Iterator[list[Metric]]:
     """Measure the block; the list holds one :class:`Metric`, bytes, once it is done.
@@ -49,13 +53,13 @@ def peak(device: torch.device) -> Iterator[list[Metric]]:
 
 @contextmanager
 def enough(what: str, device: torch.device) -> Iterator[None]:
-    """Turn running out of memory inside the block into an EditorError that says what to lower; let all else through."""
+    """Turn running out of memory inside the block into an :class:`OutOfMemory` that says what to lower."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError | torch.OutOfMemoryError) and not _is_memory(error):
             raise
-        raise EditorError(
+        raise OutOfMemory(
             f"not enough memory on {device} for {what}: lower the batch or the size, load the editor with "
             "dtype='bfloat16', offload='text' or checkpointing=True, or use device='cpu'; `sifm plan` says what fits"
         ) from error

@@ -20,7 +20,7 @@ import urllib.request
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -335,13 +335,11 @@ def _collect(server: Server, entry: Mapping[str, Any]) -> dict[str, Any]:
     records = []
     for run_id in runs:
         for row in json.loads(server.get(f"/sifm/runs/{run_id}"))["records"]:
-            record = Record(
-                **row
-                | {
-                    "metrics": {name: Metric(**metric) for name, metric in row["metrics"].items()},
-                    "verdicts": tuple(Verdict(**verdict) for verdict in row["verdicts"]),
-                }
-            )
+            # what the sidebar needs beside a record is left out
+            known: dict[str, Any] = {part.name: row[part.name] for part in fields(Record) if part.name in row}
+            known["metrics"] = {name: Metric(**metric) for name, metric in row["metrics"].items()}
+            known["verdicts"] = tuple(Verdict(**verdict) for verdict in row["verdicts"])
+            record = Record(**known)
             names = dict.fromkeys((record.source, record.protected, record.edited))
             records.append((record, [_picture(server.get(f"/sifm/runs/{run_id}/pictures/{n}")) for n in names if n]))
     return {"outputs": outputs, "records": records}

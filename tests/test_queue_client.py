@@ -133,6 +133,7 @@ def record(run: str) -> dict:
         "method": "clean",
         "seed": 0,
         "eps": 0.0,
+        "failed": None,  # what the sidebar wants to know beside a record's own
         "source": picture,
         "protected": picture,
         "edited": picture,
