@@ -234,11 +234,21 @@ def test_memory_is_the_most_of_all_batches_or_null_with_its_reason():
             {},
         )
 
-    assert measured(made(*peaks, unknown).parts[0].lines)["peak GB"] == ["3.00"]
+    assert measured(made(*peaks, unknown).parts[0].lines)["peak GB"] == ["3.000"]
     for nothing, said in ((unknown, "not measured on mps"), (None, "another version")):
         found = made(nothing)
         assert measured(found.parts[0].lines)["peak GB"] == ["–"] and said in markdown(found)
     assert "Peak memory" not in markdown(report.make(records_of(clean=[W]), {})), "nothing was protected"
+
+
+def test_a_batch_is_one_measurement_of_time():
+    def spread(*seconds: float):
+        made = [record("sifm", str(i), True, protection="sifm", seconds={"immunize": s}) for i, s in enumerate(seconds)]
+        return report.make(made, {}).parts[0].lines[0].spread["seconds"]
+
+    assert spread(2.0, 2.0, 2.0) is None, "what one batch took says nothing of the next"
+    low, high = spread(2.0, 2.0, 3.0, 3.0)
+    assert low == 2.0 and high == 3.0
 
 
 def test_the_judges_calibration_stands_beside_the_rates(tmp_path):

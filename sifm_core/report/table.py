@@ -39,9 +39,9 @@ class Line:
     :data:`sifm_core.isr.FAILURE_AXES`; ``worst``: ISR when the attacker keeps the best of all seeds (None: one seed);
     ``groups``: ISR by category of picture (empty: one). ``metrics`` and ``fidelity`` are means over the pictures that
     have the value (None: none has), ``spread`` the metrics' 95% intervals, by picture; ``seconds`` the protection's
-    mean time, with its interval in ``spread``; ``memory`` in bytes the most that protecting a batch took (None: not
-    known); ``failed`` the reasons of what could not be done; ``p`` of equal success with :data:`OURS`, by picture and
-    corrected after Holm for the block's lines (None: not tested).
+    mean time, with its interval by batch in ``spread``; ``memory`` in bytes the most that protecting a batch took
+    (None: not known); ``failed`` the reasons of what could not be done; ``p`` of equal success with :data:`OURS`, by
+    picture and corrected after Holm for the block's lines (None: not tested).
     """
 
     name: str
@@ -150,7 +150,7 @@ def _line(frame: Frame, name: str, where: np.ndarray, floor: np.ndarray | None) 
         groups={group: rate(frame.failed_edit, category == i) for group, i in known.items()},
         metrics={key: _mean(values) for key, values in metrics.items()},
         spread={key: _spread(values, clusters) for key, values in metrics.items() if name != CLEAN}
-        | {"seconds": _spread(seconds, clusters)},
+        | {"seconds": _spread(seconds, seconds)},  # pictures of one batch share one measurement
         fidelity={key: _mean(np.asarray(column)[where]) for key, column in frame.fidelity.items()},
         seconds=float(seconds.mean()),
         memory=_most(np.asarray(frame.memory)[where]),
@@ -389,7 +389,7 @@ def improved(line: Line) -> str:
 
 def gigabytes(line: Line) -> str:
     """The memory that protecting took at its peak."""
-    return "–" if line.memory is None else number(line.memory / 1e9, 2)
+    return "–" if line.memory is None else number(line.memory / 1e9)
 
 
 def _mean(values: np.ndarray) -> float | None:

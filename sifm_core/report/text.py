@@ -146,7 +146,7 @@ def distances(table: Sequence[Line]) -> dict[str, list[str]]:
 
 
 def measured(table: Sequence[Line]) -> dict[str, list[str]]:
-    """The same with every metric's interval by picture, and the memory that protecting took."""
+    """The same with every metric's interval by picture, that of seconds by batch, and the memory protecting took."""
     found = {"attacked picture": [line.name for line in table]}
     for name in dict.fromkeys(name for line in table for name in line.metrics):
         found[title(name)] = [ranged(line.metrics.get(name), line.spread.get(name)) for line in table]
