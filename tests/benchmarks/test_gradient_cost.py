@@ -12,6 +12,7 @@ from benchmarks import gradient_cost as cost
 from fakes import images
 from sifm_core.editors import load_editor
 from sifm_core.features import capture
+from sifm_core.plan import Rates
 from sifm_core.types import Gradient
 
 LAYERS = {"ip2p": ("mid_block", "up_blocks.0"), "sd3": ("transformer_blocks.0", "transformer_blocks.1")}
@@ -73,6 +74,41 @@ def test_each_side_pays_its_parts(tiny: cost.Subject) -> None:
         encodes = (counts["ours"] - encode_back - n * (exit_ + exit_back)) / encode
         assert encodes == 1, "the encoder is paid for once, whatever |T|"
         assert cost.count(cost.ours(tiny, cost.spread(n), paths), x) == counts["ours"]
+
+
+def test_seconds_stand_beside_the_counted_ratio_of_the_same_model(
+    ip2p_folder, tiny: cost.Subject, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    editor = load_editor(ip2p_folder, device="cpu")
+    real = cost.Subject(editor, images(), editor.prepare(["make it night"]))
+    monkeypatch.setattr(cost, "TRUE", {})
+    monkeypatch.setattr(cost, "REPEATS", 1)
+    monkeypatch.setattr(cost, "SMALL_HOOKS", ("mid+up0",))
+    monkeypatch.setattr(cost, "SMALL", {"tiny": {"cpu": real, "meta": tiny}.get})
+    monkeypatch.setattr(cost, "rate", lambda device, dtype: Rates(1e9, 1e9))
+    monkeypatch.setattr(cost.platform, "system", lambda: "no Linux")
+    cost.main(["--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    (row,), (counts,) = rows, cost.flops(tiny, cost.UNET_HOOKS["mid+up0"], (4,))
+    assert (row["measured"], row["hooks"]) == ("seconds", "mid+up0")
+    assert row["counted"] == counts["ours"] / counts["literal"] < 1
+    assert row["reached"] == pytest.approx(counts["ours"] / row["ours"] / 1e9)
+    assert row["ratio"] == row["ours"] / row["literal"] > 0
+    monkeypatch.setattr(cost, "measure", lambda clock: rows)
+    cost.main([])
+    assert f"counted {1 / row['counted']:.2f}x" in capsys.readouterr().out
+
+
+def test_the_small_model_shares_its_work_as_the_true_one_does() -> None:
+    def share(subject: cost.Subject) -> float:
+        """FLOP of the autoencoder's half of one prediction, beside all."""
+        editor, x, cond = subject
+        z, t = editor.encode(x).detach(), torch.zeros(1, dtype=torch.long, device="meta")
+        encode = cost.count(lambda x, _: editor.encode(x), x)
+        return encode / (encode + cost.count(lambda z, _: editor.denoise(z, z, t, cond), z))
+
+    small = next(iter(cost.SMALL.values()))("meta")
+    assert share(small) == pytest.approx(share(cost.sd15()), rel=0.1)
 
 
 def test_the_architectures_are_the_true_ones() -> None:
