@@ -42,7 +42,13 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def sifm(capsys):
+def patient(monkeypatch) -> None:
+    """No progress on stderr, however slow the machine is."""
+    monkeypatch.setattr(output, "QUIET_SECONDS", 1e9)
+
+
+@pytest.fixture
+def sifm(capsys, patient):
     """Run the command line; its document (with --json) or text. Fails when it fails."""
 
     def run(*words: object) -> object:
@@ -227,7 +233,7 @@ def test_help_and_version_end_well(capsys):
 
 
 @pytest.fixture
-def toy_demo(monkeypatch) -> None:
+def toy_demo(monkeypatch, patient) -> None:
     monkeypatch.setattr("sifm_core.editors.load_editor", lambda *a, **k: ToyEditor())
     monkeypatch.setattr("sifm_core.judges.load_judge", lambda spec: ToyJudge(spec, 0.5 if spec[-1] == "a" else 0.55))
 
