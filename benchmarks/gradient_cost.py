@@ -8,11 +8,11 @@ matrix products count; attention is its two products forward and four backward, 
 elementwise (activations, norms, softmax) does not count, on either side. A hook on a block is on its output.
 Seconds: the fastest of several repeats, in turns, since what else runs on the machine only ever adds. The model is
 Stable Diffusion 1.5 with an eighth of its channels, so that autoencoder and U-Net share the work nearly as they truly
-do, and the embedded miniature, whose autoencoder has a third of its U-Net's work where the true one has 1.4 times. Beside them
-stand the counted ratio of the same model, which the seconds can reach at best, and the share of the rate of one large
-convolution on this machine that ours runs at: far below it, the seconds are those of starting operations, not of the
-algorithm. Peak bytes: the most resident memory of
-a fresh process during its first gradient, less what it held just before (Linux only).
+do, and the embedded miniature, whose autoencoder has a third of its U-Net's work where the true one has 1.4 times.
+Beside them stand the counted ratio of the same model, which the seconds can reach at best, and the share of the rate of
+one large convolution on this machine that ours runs at: far below it, the seconds are those of starting operations, not
+of the algorithm. Peak bytes: the most resident memory of a fresh process during its first gradient, less what it held
+just before (Linux only).
 """
 
 from __future__ import annotations
