@@ -149,8 +149,8 @@ def protect_my_image(g: Graph) -> None:
     g.group(
         "1  What to protect, against what",
         "**Protect my image.** Choose your picture and the editor you fear, then run. The protected PNG lies in "
-        "ComfyUI's `output/SIFM` folder.\n\n*miniature-ip2p*, *miniature-hq-edit* and *miniature-sd3* come with the pack "
-        "and run on any CPU, but they are toys that know small drawn pictures: put a real editor's folder into "
+        "ComfyUI's `output/SIFM` folder.\n\n*miniature-ip2p*, *miniature-hq-edit* and *miniature-sd3* come with the "
+        "pack and run on any CPU, but they are toys that know small drawn pictures: put a real editor's folder into "
         "`models/diffusers` and choose it here.",
     )
     image = g.add("LoadImage", "Your picture", image="example.png")

@@ -1,0 +1,115 @@
+"""The workflows' thumbnails: each is run on a server, on the miniature with few pictures, and what came out is shown.
+
+``python workflows/thumbnails.py http://127.0.0.1:8188 [NAME ...]``; about half an hour on two CPU cores for all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from graphs import GRAPHS, MINIATURES
+from PIL import Image
+
+HERE = Path(__file__).parent
+RUNS = {"protect_my_image": (1, 100), "protect_and_test": (3, 60), "test_my_image": (1, 60)}
+RUNS |= {"purification_robustness": (3, 40), "paper_figure3_clip": (3, 0), "paper_figure4_pictures": (3, 40)}
+OTHERS = (3, 10)
+"""(pictures, iterations): enough to see what a protection does; the tables are only to show what they are about."""
+SIDE, GAP, BACK = 160, 8, (24, 24, 28)
+
+Graph = dict[str, Any]
+
+
+class Server:
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": kind})
+        with urllib.request.urlopen(request) as answer:
+            return answer.read()
+
+    def run(self, graph: Graph) -> dict[str, Any]:
+        """The outputs of its nodes, once it is over."""
+        ticket = json.loads(self.get("/prompt", json.dumps({"prompt": graph}).encode()))["prompt_id"]
+        while not (entry := json.loads(self.get(f"/history/{ticket}")).get(ticket)):
+            time.sleep(1)
+        if entry["status"]["status_str"] != "success":
+            raise RuntimeError(entry["status"]["messages"][-1])
+        return entry["outputs"]
+
+    def images(self, output: dict[str, Any]) -> list[Image.Image]:
+        files = [self.get("/view?" + urllib.parse.urlencode(file)) for file in output["images"]]
+        return [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+
+
+def reduced(name: str, pictures: int, steps: int) -> Graph:
+    """The workflow on the miniature, without the unseen instructions; whatever attacks it has are shown by edits."""
+    graph: Graph = json.loads((HERE / "api" / f"{name}.json").read_text())
+    for node in graph.values():
+        inputs, title = node["inputs"], node["_meta"]["title"]
+        inputs.pop("unseen", None)
+        if node["class_type"] == "SIFM_LoadEditor":
+            inputs["editor"] = MINIATURES.get(inputs["editor"], inputs["editor"])
+        if node["class_type"] == "LoadImage":
+            node |= {"class_type": "SIFM_LoadBenchmark", "inputs": {"category": "all", "start": 0, "count": 1}}
+        if node["class_type"] == "SIFM_LoadBenchmark":
+            node["inputs"]["count"] = pictures
+        if title == "Iterations":
+            inputs["value"] = steps
+        elif node["class_type"] in ("SIFM_Immunize", "SIFM_BaselineImmunize") and not isinstance(inputs["steps"], list):
+            inputs["steps"] = steps
+        if node["class_type"] == "SIFM_MLLMJudge":
+            for key in [key for key in inputs if key.startswith("judge")]:
+                del inputs[key]
+            inputs |= {"judge": "miniature", "judge.model": "patch" if title == "Judge 2" else "conv"}
+        if inputs.get("purifiers"):
+            inputs["purifiers"] = "jpeg:75"
+    tables = [i for i, node in graph.items() if node["class_type"] == "SIFM_ResultsTable"]
+    for i in [i for i, node in graph.items() if node["class_type"] in ("SIFM_ComparisonGrid", "SIFM_RecordsExport")]:
+        del graph[i]
+    for i in tables:
+        grid = {"records": [i, 1], "rows": pictures, "side": SIDE, "protected": name == "paper_figure4_pictures"}
+        graph[f"grid {i}"] = {"class_type": "SIFM_ComparisonGrid", "inputs": grid}
+    if name == "paper_figure3_clip":
+        source = next(node["inputs"]["image"] for node in graph.values() if node["class_type"] == "SIFM_AttackerEdit")
+        graph["0"] = {"class_type": "PreviewImage", "inputs": {"images": source}}
+    return graph
+
+
+def picture(server: Server, name: str) -> Image.Image:
+    """Grids one under the other; without one, whatever pictures the graph shows, a column for each node."""
+    outputs = server.run(reduced(name, *RUNS.get(name, OTHERS)))
+    order = sorted((i for i in outputs if "images" in outputs[i]), key=lambda i: (len(i), i))
+    rows = [server.images(outputs[i]) for i in order]
+    if not any(i.startswith("grid") for i in outputs):
+        small = [[image.resize((SIDE, SIDE), Image.Resampling.NEAREST) for image in row] for row in rows]
+        rows = [list(images) for images in zip(*small, strict=True)]
+    width = max(sum(image.width + GAP for image in row) for row in rows) + GAP
+    sheet = Image.new("RGB", (width, sum(row[0].height + GAP for row in rows) + GAP), BACK)
+    y = GAP
+    for row in rows:
+        x = GAP
+        for image in row:
+            sheet.paste(image, (x, y))
+            x += image.width + GAP
+        y += row[0].height + GAP
+    sheet.thumbnail((900, 900))
+    return sheet
+
+
+def main(url: str, *names: str) -> None:
+    for name in names or GRAPHS:
+        picture(Server(url), name).save(HERE / f"{name}.jpg", quality=85)
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:] or ["http://127.0.0.1:8188"])
