@@ -23,7 +23,7 @@ from sifm_core import report
 from sifm_core.errors import SifmError, StoreError
 from sifm_core.images import png_bytes
 from sifm_core.judges.human import QUESTIONS, Annotation, case_id, read_annotations, write_annotations
-from sifm_core.report.text import distances, rates
+from sifm_core.report.text import categories, distances, failures, rates
 from sifm_core.store import Store
 from sifm_core.types import Case
 
@@ -122,10 +122,12 @@ def _about(folder: Path) -> dict[str, Any]:
 def _run(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
     with Store(_folder(parts["run"]), create=False) as store:
         records = list(store.records())
-    made = report.make(records, {})
-    blocks = [{"title": p.title, "rates": rates(p.lines), "distances": distances(p.lines)} for p in made.parts]
+        made = report.build(store)
+    tables = {"rates": rates, "failures": failures, "categories": categories, "distances": distances}
+    blocks = [{"title": p.title} | {name: cells(p.lines) for name, cells in tables.items()} for p in made.parts]
     shown = [asdict(record) | {"failed": report.answer(record)} for record in records]
-    return {"id": parts["run"], "headline": made.headline, "reading": made.reading, "blocks": blocks, "records": shown}
+    about = {"headline": made.headline, "trust": made.trust, "reading": made.reading}
+    return {"id": parts["run"], **about, "blocks": blocks, "records": shown}
 
 
 def _picture(parts: dict[str, str], query: dict[str, str], body: Any) -> bytes:

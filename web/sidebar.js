@@ -55,6 +55,7 @@ function overlay(...children) {
 }
 
 function table(columns) {
+  if (!Object.keys(columns).length) return "";
   const names = Object.keys(columns), rows = columns[names[0]].map((_, i) => names.map((name) => columns[name][i]));
   const head = make("tr", {}, ...names.map((name) => make("th", { textContent: name })));
   const lines = rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", { textContent: cell }))));
@@ -113,11 +114,15 @@ async function show(place, id) {
     localStorage.setItem("sifm.annotator", name.value);
     try { await annotate(id, name.value); } catch (error) { alarm(error); }
   };
+  const note = (text) => make("p", {}, make("small", { textContent: text }));
+  const trust = run.trust.length ? [make("b", { textContent: "Can the judges be trusted?" }), ...run.trust.map(note)] : [];
+  place.dataset.view = "run";
   place.replaceChildren(
     make("button", { textContent: "← Runs", onclick: () => list(place) }),
     make("p", { textContent: run.headline }),
-    ...run.reading.map((text) => make("p", {}, make("small", { textContent: text }))),
-    ...run.blocks.flatMap((block) => [make("h3", { textContent: block.title }), table(block.rates), table(block.distances)]),
+    ...run.reading.map(note),
+    ...run.blocks.flatMap((block, i) => [make("h3", { textContent: block.title }), table(block.rates), ...(i ? [] : trust),
+      table(block.failures), table(block.categories), table(block.distances)]),
     make("h3", { textContent: "Judge the edits yourself, blind" }),
     make("div", {}, name, " ", make("button", { textContent: "Start", onclick: start })),
     make("h3", { textContent: "Pictures" }),
@@ -127,7 +132,9 @@ async function show(place, id) {
 
 async function list(place) {
   const runs = await ask("/sifm/runs");
-  const about = (run) => run.error ?? `${run.pictures} pictures, ${run.records} attacks, ${run.editors.join(", ")}`;
+  const some = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
+  const about = (run) => run.error ?? `${some(run.pictures, "picture")}, ${some(run.records, "attack")}, ${run.editors.join(", ")}`;
+  place.dataset.view = "list";
   place.replaceChildren(
     make("h3", { textContent: "SIFM runs" }),
     ...runs.map((run) => make("button", { className: "run", onclick: () => show(place, run.id).catch(alarm) },
@@ -196,6 +203,10 @@ app.registerExtension({
         element.replaceChildren(place);
         list(place).catch(alarm);
       },
+    });
+    api.addEventListener("execution_success", () => {
+      const place = document.querySelector(".sifm[data-view=list]");
+      if (place) list(place).catch(alarm);
     });
   },
 });

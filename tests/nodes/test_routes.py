@@ -59,6 +59,14 @@ def ask(*calls):
     return asyncio.run(run())
 
 
+def routes(method: str) -> list[str]:
+    """The pack's own, so that no test forgets one."""
+    from nodes.routes import register
+
+    register(table := web.RouteTableDef())
+    return [route.path for route in table if route.method == method]
+
+
 def get(path, **headers):
     return ask(("GET", path, headers, None))[0]
 
@@ -78,8 +86,25 @@ def test_runs_are_listed_and_shown_with_their_tables(home):
     status, run = get(f"/sifm/runs/{RUN}")
     assert run["blocks"][0]["rates"]["ISR"] == ["0% (0/2)", "100% (2/2)"] and "2 of 2" in run["headline"]
     assert [record["failed"] for record in run["records"]] == [False, True] * 2
+    assert run["blocks"][0]["failures"]["mismatch only"] == ["0", "2"] and run["blocks"][0]["categories"] == {}
     status, png = get(f"/sifm/runs/{RUN}/pictures/{run['records'][0]['source']}")
     assert status == 200 and png.startswith(b"\x89PNG")
+
+
+def test_a_run_says_how_far_its_judges_can_be_trusted_and_where_the_edits_fail(home):
+    from sifm_core.controls import controls, keep
+    from sifm_core.judges.calibration import calibrate
+    from toy import ToyEditor, ToyJudge, samples
+
+    (said,) = get(f"/sifm/runs/{RUN}")[1]["trust"]
+    assert "Not known of a" in said and "sifm calibrate" in said
+    known = replace(calibrate(ToyJudge("low", 0.1), controls(samples(2), ToyEditor())), judge="a")
+    with Store(home / "runs" / RUN) as store:
+        keep(store, known)
+        store.put_record(replace(next(store.records()), key="other", image="p9", category="artwork"))
+    run = get(f"/sifm/runs/{RUN}")[1]
+    assert run["trust"] == [known.sentence()]
+    assert list(run["blocks"][0]["categories"]) == ["attacked picture", "portrait", "artwork"]
 
 
 def test_a_damaged_run_costs_only_its_own_line(home):
@@ -99,6 +124,11 @@ OUTSIDE = [
     "/sifm/runs/ffffffffffff",
     "/sifm/runs/0123456789AB",
     f"/sifm/runs/{RUN}%00",
+    "/sifm/runs/..%2f../cases?annotator=anna",
+    f"/sifm/runs/..%2f{RUN}/cases?annotator=anna",
+    f"/sifm/runs/..%2f..%2fsifm%2fruns%2f{RUN}/pictures/{'0' * 64}",
+    f"/sifm/runs/{'0' * 4000}",
+    f"/sifm/runs/{RUN}/pictures/{'0' * 4000}",
 ]
 
 
@@ -111,7 +141,9 @@ def test_nothing_outside_the_runs_can_be_read(home, path):
 
 
 def test_another_pages_requests_are_refused(home):
-    paths = ["/sifm/runs", f"/sifm/runs/{RUN}", f"/sifm/runs/{RUN}/cases?annotator=anna"]
+    picture = get(f"/sifm/runs/{RUN}")[1]["records"][0]["source"]
+    paths = [path.format(run=RUN, picture=picture) + "?annotator=anna" for path in routes("GET")]
+    assert len(paths) == 4 and {get(path)[0] for path in paths} == {200}
     for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         assert {get(path, **headers)[0] for path in paths} == {403}
         method, path, _, data = answer("0" * 16)
@@ -158,8 +190,28 @@ def test_answers_that_are_none_are_refused(home, change):
     assert not (home / "annotations.jsonl").exists()
 
 
-def test_changes_need_post(home):
-    assert get("/sifm/annotations")[0] == 405
+@pytest.mark.parametrize("name", ["", "../../x", "a/b", "x" * 41, "a%00b", "%0a"])
+def test_a_list_of_cases_needs_the_name_of_a_person(home, name):
+    from yarl import URL
+
+    path = URL(f"/sifm/runs/{RUN}/cases?annotator={name}", encoded=True)
+    assert ask(("GET", path, {}, None))[0][0] == 400
+
+
+def test_a_long_body_that_hides_its_length_is_refused(home):
+    async def body():
+        for _ in range(64):
+            yield b'{"note": "' + b"x" * 1000
+
+    assert ask(("POST", "/sifm/annotations", JSON, body()))[0][0] == 400
+    assert not (home / "annotations.jsonl").exists()
+
+
+def test_changes_need_post_and_nothing_else_can_be_posted_to(home):
+    assert get("/sifm/annotations")[0] == 405 and routes("POST") == ["/sifm/annotations"]
+    for path in routes("GET"):
+        named = path.format(run=RUN, picture="0" * 64)
+        assert {ask((method, named, JSON, "{}"))[0][0] for method in ("POST", "PUT", "DELETE")} == {405}
 
 
 def test_people_see_every_edit_once_blind_in_an_order_of_their_own_and_feed_the_human_judge(home):
