@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "workflows"))  # for `graphs`, which describes the workflows
 START, FINISH = 600, 600
 """Seconds to wait for the server and for a prompt: only a hang should ever meet them."""
 
@@ -61,24 +63,66 @@ class Events(Thread):
 
 
 class Server:
+    """A ComfyUI with a folder of its own; its log goes on when it is started again."""
+
     key = "sk-MARKER-f3b1c2"
     """A credential in the server's environment that must turn up nowhere."""
 
-    def __init__(self, port: int, base: Path, log: Path) -> None:
-        self.port, self.base, self.log = port, base, log
+    def __init__(self, comfyui: Path, base: Path) -> None:
+        self.comfyui, self.base, self.log = comfyui, base, base / "server.log"
         self.client = uuid.uuid4().hex
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        for folder in ("custom_nodes", "input", "output", "models/diffusers", "user"):
+            (base / folder).mkdir(parents=True)
+        (base / "custom_nodes" / "sifm").symlink_to(ROOT)
+        shutil.copy(Path(__file__).with_name("faulty.py"), base / "custom_nodes")
+        shutil.copy(comfyui / "input" / "example.png", base / "input")
+
+    def start(self) -> None:
+        """Start it; :meth:`wait` until it answers."""
+        own = self.comfyui / "venv" / "bin" / "python"
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [
+                    str(own if own.exists() else sys.executable),
+                    *(str(self.comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)),
+                    *("--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"),
+                    "--disable-api-nodes",
+                ],
+                cwd=self.comfyui,
+                env=os.environ | {"OPENAI_API_KEY": self.key, "GEMINI_API_KEY": self.key, "HF_HUB_OFFLINE": "1"},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait(self) -> None:
+        until = time.monotonic() + START
+        while time.monotonic() < until:
+            assert self.process.poll() is None, f"ComfyUI ended while starting:\n{self.log.read_text()[-3000:]}"
+            try:
+                self.get("/system_stats")
+                return
+            except OSError:
+                time.sleep(0.5)
+        raise TimeoutError(f"ComfyUI did not answer:\n{self.log.read_text()[-3000:]}")
+
+    def stop(self, kill: bool = False) -> None:
+        self.process.kill() if kill else self.process.terminate()
+        self.process.wait(30)
 
     def get(self, path: str) -> Any:
         return json.loads(self.fetch(path))
 
     def fetch(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return answer.read()
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.loads(answer.read() or b"null")
@@ -112,44 +156,22 @@ def server(tmp_path_factory):
     path = os.environ.get("COMFYUI_PATH")
     if not path:
         pytest.skip("COMFYUI_PATH names no ComfyUI checkout")
-    base = tmp_path_factory.mktemp("comfyui")
-    for folder in ("custom_nodes", "input", "output", "models/diffusers", "user"):
-        (base / folder).mkdir(parents=True)
-    (base / "custom_nodes" / "sifm").symlink_to(ROOT)
-    shutil.copy(Path(path, "input", "example.png"), base / "input")
-    own = Path(path, "venv", "bin", "python")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = base / "server.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [
-                str(own if own.exists() else sys.executable),
-                *(str(Path(path, "main.py")), "--cpu", "--listen", "127.0.0.1", "--port", str(port)),
-                *("--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"),
-            ],
-            cwd=path,
-            env=os.environ | {"OPENAI_API_KEY": Server.key, "GEMINI_API_KEY": Server.key, "HF_HUB_OFFLINE": "1"},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    running = Server(port, base, log)
+    yield from _running(Server(Path(path).expanduser(), tmp_path_factory.mktemp("comfyui") / "base"))
+
+
+@pytest.fixture
+def other_server(server, tmp_path):
+    """A second one, for the tests that need two or kill one."""
+    yield from _running(Server(server.comfyui, tmp_path / "base"))
+
+
+def _running(server: Server) -> Iterator[Server]:
+    server.start()
     try:
-        until = time.monotonic() + START
-        while time.monotonic() < until:
-            assert process.poll() is None, f"ComfyUI ended while starting:\n{log.read_text()[-3000:]}"
-            try:
-                running.get("/system_stats")
-                break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            raise TimeoutError(f"ComfyUI did not answer:\n{log.read_text()[-3000:]}")
-        yield running
+        server.wait()
+        yield server
     finally:
-        process.terminate()
-        process.wait(30)
+        server.stop()
 
 
 @pytest.fixture(scope="session")

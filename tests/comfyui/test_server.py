@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import re
-import sys
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import graphs
 import pytest
 from PIL import Image
 
 from sifm_core import images
+from sifm_core.cli import main
 from sifm_core.store import Store
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.usefixtures("server")]
@@ -66,12 +68,15 @@ def test_every_node_has_a_help_page_and_tooltips(server):
 
 
 def reduced(name: str, judges: bool = True) -> dict:
-    """A shipped workflow on the miniature, with two pictures and few steps; ``judges``: those of the miniature."""
+    """A shipped workflow on the miniature, with two pictures and few steps; ``judges``: those of the miniature.
+
+    Every editor is the one that the workflow's own note names in its place.
+    """
     nodes = graph(name, count=2)
     for node in nodes.values():
         inputs, kind = node["inputs"], node["class_type"]
         if kind == "SIFM_LoadEditor":
-            inputs["editor"] = "miniature-ip2p"
+            inputs["editor"] = graphs.MINIATURES.get(inputs["editor"], inputs["editor"])
         if node["_meta"]["title"] == "Iterations":
             inputs["value"] = 2
         if kind == "SIFM_AttackerEdit":
@@ -148,9 +153,6 @@ def test_the_report_on_agreement_has_people_and_models(server):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_workflows_are_what_their_description_makes(server, name):
-    sys.path.insert(0, str(WORKFLOWS))
-    import graphs
-
     assert sorted(graphs.GRAPHS) == NAMES
     made = graphs.make(name, server.get("/object_info"))
     for folder, content in zip((WORKFLOWS, WORKFLOWS / "api"), made, strict=True):
@@ -182,7 +184,8 @@ def test_nodes_of_a_workflow_do_not_overlap_and_lie_in_a_group(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_template_browser_gets_every_workflow_and_its_picture(server, name):
     for suffix in (".json", ".jpg"):
-        assert server.fetch(f"/api/workflow_templates/sifm/{name}{suffix}") == (WORKFLOWS / f"{name}{suffix}").read_bytes()
+        file = f"{name}{suffix}"
+        assert server.fetch(f"/api/workflow_templates/sifm/{file}") == (WORKFLOWS / file).read_bytes()
 
 
 def test_every_node_is_in_a_workflow(server):
@@ -228,7 +231,7 @@ def test_protect_and_test_judges_every_picture_of_every_arm(server):
     assert result["metrics"]["protected"]["psnr"] > 0
     shown = outputs(entry, nodes, "PreviewImage")
     assert [len(preview["images"]) for preview in shown] == [3] * 6
-    table = outputs(entry, nodes, "PreviewAny")[0]["text"][0]
+    table = outputs(entry, nodes, "SIFM_ISRAggregate")[0]["text"][0]
     assert "unprotected" in table and "noise control" in table
 
 
@@ -285,6 +288,75 @@ def test_an_editor_that_was_unloaded_between_prompts_works_again(server):
     assert after[0]["loss"] == pytest.approx(before[0]["loss"])
 
 
+def test_running_out_of_memory_ends_one_prompt_and_no_more(server):
+    nodes = graph("protect_my_image", steps=8, seed=31)
+    work = nodes[ids(nodes, "SIFM_Immunize")[0]]
+    good = work["inputs"]["editor"]
+    nodes["full"] = {"class_type": "TEST_FullMemory", "inputs": {"editor": good}, "_meta": {"title": "full"}}
+    work["inputs"]["editor"] = ["full", 0]
+    entry = server.finished(server.queue(nodes))
+    assert entry["status"]["status_str"] == "error"
+    error = event(entry, "execution_error")
+    assert error["node_type"] == "SIFM_Immunize" and "OutOfMemory" in error["exception_type"], (
+        "`sifm queue` tries again"
+    )
+    assert (
+        "not enough memory" in error["exception_message"]
+        and "lower the batch or the size" in error["exception_message"]
+    )
+    assert "Got an OOM, unloading all loaded models" in server.log.read_text(), "ComfyUI knows it for what it is"
+    work["inputs"]["editor"] = good
+    del nodes["full"]
+    curve = outputs(server.run(nodes), nodes, "SIFM_Immunize")[0]["sifm_curve"][0]
+    assert len(curve["loss"]) == 8
+
+
+def one_attack() -> dict:
+    """The smallest graph that makes records: one picture, unprotected and with noise, one judge."""
+    nodes = reduced("paper_table6_objective")
+    for i in [i for i, node in nodes.items() if node["class_type"] in ("SIFM_Immunize", "SIFM_ComparisonGrid")]:
+        del nodes[i]
+    for node in nodes.values():
+        inputs = node["inputs"]
+        if node["class_type"] == "SIFM_AttackPlan":
+            for key in [key for key in inputs if key.startswith("protections.")]:
+                del inputs[key]
+            inputs |= {"protections.protection_0": [ids(nodes, "SIFM_BaselineImmunize")[0], 2], "names": "noise"}
+        if node["class_type"] == "SIFM_AttackerEdit":
+            inputs["steps"] = 1
+        if node["class_type"] == "SIFM_LoadEditor":
+            inputs["editor"] = "miniature-ip2p"
+    return nodes
+
+
+def test_thirty_prompts_on_two_servers_one_killed_midway_give_every_record_once(server, other_server, tmp_path, capsys):
+    before = len(server.get("/history?max_items=1000"))
+    (tmp_path / "graph.json").write_text(json.dumps(one_attack()))
+    out = tmp_path / "out"
+    servers = [part for one in (server, other_server) for part in ("--server", one.url)]
+    todo = ["--images", "benchmark", "--count", "30", "--json"]
+    arguments = ["queue", str(tmp_path / "graph.json"), "-o", str(out), *todo, *servers]
+    codes: list[int] = []
+    queue = Thread(target=lambda: codes.append(main(arguments)))
+    queue.start()
+    until = time.monotonic() + 300
+    while queue.is_alive() and len(other_server.get("/history")) < 3 and time.monotonic() < until:
+        time.sleep(0.1)
+    other_server.stop(kill=True)
+    other_server.start()
+    queue.join(300)
+    assert codes == [0]
+    with Store(out, create=False) as store:
+        records = list(store.records())
+    jobs = json.loads(capsys.readouterr().out)["jobs"]
+    assert len({record.image for record in records}) == 30
+    assert sorted(Counter((r.image, r.method) for r in records).values()) == [1] * 60
+    assert len(jobs) == 30 and all(job["done"] and len(job["records"]) == 2 for job in jobs)
+    there = Counter(job["server"] for job in jobs)
+    assert min(there[server.url], there[other_server.url]) >= 3
+    assert len(server.get("/history?max_items=1000")) - before == there[server.url], "a prompt was computed twice"
+
+
 BAD = {
     "eps of nothing": ("SIFM_Immunize", "eps", 0.0, "min"),
     "eps above everything": ("SIFM_Immunize", "eps", 1.5, "max"),
@@ -337,21 +409,23 @@ class Refuses(BaseHTTPRequestHandler):
 def test_no_key_reaches_a_file_a_record_or_the_log(server, events):
     refuses = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
     Thread(target=refuses.serve_forever, daemon=True).start()
-    nodes = graph("protect_and_test", steps=2, count=1)
+    nodes = one_attack()
     for i in ids(nodes, "SIFM_MLLMJudge"):
         inputs = {k: v for k, v in nodes[i]["inputs"].items() if not k.startswith("judge")}
         url = f"http://127.0.0.1:{refuses.server_port}/v1"
         chosen = {"judge": "openai", "judge.model": "m", "judge.base_url": url, "judge.max_cost": 0.0}
         nodes[i]["inputs"] = inputs | chosen | {"judge.key_variable": "OPENAI_API_KEY"}
-    save = {"protection": [ids(nodes, "SIFM_Immunize")[0], 2], "filename_prefix": "key/pic"}
+    save = {"protection": [ids(nodes, "SIFM_BaselineImmunize")[0], 2], "filename_prefix": "key/pic"}
     nodes["save"] = {"class_type": "SIFM_SaveProtected", "inputs": save, "_meta": {"title": "save"}}
-    entry = server.finished(server.queue(nodes))
+    nodes[ids(nodes, "SIFM_RecordsExport")[0]]["inputs"] |= {"format": "jsonl", "filename_prefix": "key/records"}
+    entry = server.run(nodes)
     refuses.shutdown()
-    if "needs the package openai" in json.dumps(entry["status"]):
+    exported = next(server.base.glob("output/key/records*.jsonl")).read_text()
+    if "needs the package openai" in exported:
         pytest.skip("ComfyUI's Python has no openai")
-    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
-    records = outputs(entry, nodes, "SIFM_ISRAggregate")[0]["sifm_isr"][0]["records"]
-    assert {v["state"] for record in records for v in record["verdicts"]} == {"missing_key"}
+    verdicts = [verdict for line in exported.splitlines() for verdict in json.loads(line)["verdicts"]]
+    assert verdicts and {verdict["state"] for verdict in verdicts} == {"missing_key"}
+    assert outputs(entry, nodes, "SIFM_ResultsTable")
     folders = [server.base / name for name in ("output", "temp", "user")]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert any(path.match("key/pic*.png") for path in files)
