@@ -48,6 +48,18 @@ def credentials() -> list[io.Input]:
     ]
 
 
+def cost_input() -> io.Input:
+    return io.Float.Input(
+        "max_cost",
+        default=0.0,
+        min=0.0,
+        max=10_000.0,
+        step=0.01,
+        advanced=True,
+        tooltip="US dollars that all remembered answers together may cost; 0: no limit.",
+    )
+
+
 def seed_input() -> io.Input:
     """A seed that stays as it is from run to run."""
     fixed = io.ControlAfterGenerate.fixed

@@ -19,7 +19,7 @@ from sifm_core.types import Case, Verdict
 
 from . import sockets
 from ._comfy import engine_room, reporter, to_engine
-from ._inputs import choice_problem, credentials, prompt_input, prompt_problem
+from ._inputs import choice_problem, cost_input, credentials, prompt_input, prompt_problem
 from ._store import ANNOTATIONS, digest, home
 from ._text import percent, table
 
@@ -106,15 +106,6 @@ class SifmMllmJudge(io.ComfyNode):
 
 def _backends() -> list[io.DynamicCombo.Option]:
     """What can judge, with its settings. A key is read from the environment, so it never stands in a workflow."""
-    cost = io.Float.Input(
-        "max_cost",
-        default=0.0,
-        min=0.0,
-        max=10_000.0,
-        step=0.01,
-        advanced=True,
-        tooltip="US dollars that all remembered answers together may cost; 0: no limit.",
-    )
     return [
         io.DynamicCombo.Option(
             "miniature",
@@ -132,7 +123,7 @@ def _backends() -> list[io.DynamicCombo.Option]:
                 io.String.Input(
                     "model", default="gemini-2.5-pro", tooltip="The key: GEMINI_API_KEY or GOOGLE_API_KEY."
                 ),
-                cost,
+                cost_input(),
             ],
         ),
         io.DynamicCombo.Option(
@@ -140,7 +131,7 @@ def _backends() -> list[io.DynamicCombo.Option]:
             [
                 io.String.Input("model", default="llava"),
                 *credentials(),
-                cost,
+                cost_input(),
             ],
         ),
         io.DynamicCombo.Option(
@@ -163,7 +154,7 @@ def _ask(judge: dict[str, Any], cases: list[Case]) -> list[Verdict]:
     So what came before, often hours of work, is not lost: the judge can be asked later.
     """
     try:
-        chosen = _load(**judge)
+        chosen = load(**judge)
     except SifmError as error:
         if not (isinstance(error, JudgeError) or judge["judge"] == "human"):
             raise
@@ -188,7 +179,7 @@ def _benchmark() -> dict[str, Any]:
     return {digest(item.image): item for item in benchmark.load()}
 
 
-def _load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **options: Any) -> Any:
+def load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **options: Any) -> Any:
     """The judge that the widgets describe; paid answers are remembered in ComfyUI's user folder."""
     if judge == "miniature":
         return load_judge(f"miniature:{model}")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from comfy_api.latest import io
 
+from sifm_core.data.build import asked
 from sifm_core.data.prompts import TEMPLATES, from_model, from_templates
-from sifm_core.errors import JudgeError
+from sifm_core.errors import InputError
 
-from ._inputs import choice_problem, credentials, prompt_input, prompt_problem, seed_input
+from ._inputs import choice_problem, cost_input, credentials, prompt_input, prompt_problem, seed_input
+from .judge import load
+
+SOURCES = ("templates", "gemini", "openai")
 
 
 class SifmUnseenPrompts(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        model = io.String.Input("model", default="llama3.1", tooltip="A language model of the server.")
+        local = io.String.Input("model", default="llama3.1", tooltip="A language model of the server.")
+        google = io.String.Input(
+            "model", default="gemini-2.5-flash", tooltip="The key: GEMINI_API_KEY or GOOGLE_API_KEY."
+        )
         caption = io.String.Input("caption", default="", tooltip="What the picture shows, in words; may be empty.")
         return io.Schema(
             node_id="SIFM_UnseenPrompts",
@@ -34,9 +40,11 @@ class SifmUnseenPrompts(io.ComfyNode):
                     "source",
                     options=[
                         io.DynamicCombo.Option("templates", []),
-                        io.DynamicCombo.Option("openai", [model, caption, *credentials()]),
+                        io.DynamicCombo.Option("gemini", [google, caption, cost_input()]),
+                        io.DynamicCombo.Option("openai", [local, caption, *credentials(), cost_input()]),
                     ],
-                    tooltip="A list of our own, or a language model, which is not shown the picture.",
+                    tooltip="A list of our own, or a language model. It is not shown the picture, and its answers are "
+                    "remembered, so that the same is not asked twice.",
                 ),
             ],
             outputs=[io.String.Output("prompts", tooltip="One a line; edit them as you like. For Attack Plan.")],
@@ -45,33 +53,21 @@ class SifmUnseenPrompts(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompt: str | None = None, source: Any = None) -> bool | str:
-        problem = choice_problem("source", source, ("templates", "openai"))
+        problem = choice_problem("source", source, SOURCES)
         return prompt_problem(prompt) if problem is True else problem
 
     @classmethod
     def execute(cls, prompt: str, category: str, count: int, seed: int, source: dict[str, Any]) -> io.NodeOutput:
-        if source["source"] == "templates":
-            chosen = from_templates(prompt.strip(), category, count, seed)
+        instruction, given = prompt.strip(), dict(source)
+        chosen, caption = given.pop("source"), given.pop("caption", "")
+        if chosen == "templates":
+            found = from_templates(instruction, category, count, seed)
         else:
-            about = {key: source[key] for key in ("model", "base_url", "key_variable")}
-            chosen = from_model(prompt.strip(), source["caption"], lambda text: _ask(text, seed=seed, **about), count)
-        text = "\n".join(chosen)
+            model = load(chosen, **given, seed=seed % 2**31)
+            try:
+                found = from_model(instruction, caption, lambda text: asked(model, [text], instruction).text, count)
+            except InputError as error:
+                raise InputError(f"{error}; try another seed or model, or templates") from None
+        text = "\n".join(found)
         return io.NodeOutput(text, ui={"text": [text]})
 
-
-def _ask(question: str, *, model: str, base_url: str, key_variable: str, seed: int) -> str:
-    """The language model's answer; JudgeError, without the key, where there is none."""
-    try:
-        import openai
-    except ImportError:
-        raise JudgeError("a language model needs the package openai: pip install openai; or use templates") from None
-    key = os.environ.get(key_variable, "") or "none"
-    client = openai.OpenAI(api_key=key, base_url=base_url, timeout=120, max_retries=2)
-    try:
-        answer = client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": question}], seed=seed % 2**31
-        )
-        return answer.choices[0].message.content or ""
-    except (openai.OpenAIError, AttributeError, IndexError) as error:
-        said = str(error).replace(key, "[key]")
-        raise JudgeError(f"{model} at {base_url} gave no answer ({said}); try again or use templates") from None

@@ -12,7 +12,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from PIL import Image as Pil
 
 from ..errors import InputError, JudgeError, SifmError
 from ..images import save_png, write_atomically
+from ..judges.client import Reply
 from ..judges.rubric import Form, Part, picture
 from ..judges.vlm import VlmJudge
 from ..types import OnStep, Step
@@ -161,9 +162,7 @@ def from_model(
 
         def ask(question: str) -> str:
             shown: list[Part] = [question, "The picture:", picture(item.pixels())] if look else [question]
-            reply = model.ask(shown, FORM)
-            if reply.state != "ok":
-                raise JudgeError(f"{model.name} wrote no instructions for {item.id} ({reply.state}): {reply.reason}")
+            reply = asked(model, shown, item.id)
             served.append(reply.served)
             return reply.text
 
@@ -189,6 +188,14 @@ def from_model(
     made = [future.result() for future in coming]
     write(check(made), target)
     return made
+
+
+def asked(model: VlmJudge, shown: Sequence[Part], subject: str) -> Reply:
+    """A language model's reply to :func:`prompts.from_model`'s question; JudgeError where none came."""
+    reply = model.ask(shown, FORM)
+    if reply.state != "ok":
+        raise JudgeError(f"{model.name} wrote no instructions for {subject} ({reply.state}): {reply.reason}")
+    return reply
 
 
 def category_of(caption: str) -> str:

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from judges.servers import UNSEEN, FakeServer
 from sifm_core.errors import InputError
 from sifm_core.types import Verdict
 
@@ -310,29 +311,39 @@ def test_unseen_prompts_are_as_many_as_asked_unlike_the_prompt_and_the_same_for_
         assert out == SifmUnseenPrompts.execute("add a golden crown", category, 5, 1, {"source": "templates"})[0]
 
 
-def test_a_language_model_is_asked_and_its_server_may_not_give_the_key_away(monkeypatch):
-    openai = pytest.importorskip("openai")
+@pytest.fixture
+def unseen(monkeypatch):
+    """Unseen prompts by a language model of a server, whose key is sk-marker."""
+    pytest.importorskip("openai")
     from nodes.prompts import SifmUnseenPrompts
-    from sifm_core.errors import SifmError
-
-    said = ['["add fog", "make it winter", "add snow"]']
-
-    def create(self, *, messages, **_):
-        assert "make it night" in messages[0]["content"] and "a lake" in messages[0]["content"]
-        if said[0] == "refuse":
-            raise openai.OpenAIError("bad key sk-marker")
-        return type("A", (), {"choices": [type("C", (), {"message": type("M", (), {"content": said[0]})})]})
 
     monkeypatch.setenv("SOME_API_KEY", "sk-marker")
-    monkeypatch.setattr(openai.resources.chat.completions.Completions, "create", create)
-    source = {"source": "openai", "model": "m", "caption": "a lake"}
-    source |= {"base_url": "http://127.0.0.1:1/v1", "key_variable": "SOME_API_KEY"}
-    assert SifmUnseenPrompts.execute("make it night", "any", 2, 0, source)[0] == "add fog\nmake it winter"
-    for answer in ("Sure! Here you are", "[1, 2]", "refuse"):
-        said[0] = answer
-        with pytest.raises(SifmError) as caught:
-            SifmUnseenPrompts.execute("make it night", "any", 2, 0, source)
-        assert "sk-marker" not in str(caught.value)
+    monkeypatch.setattr("sifm_core.judges.vlm.random.uniform", lambda low, high: 0.001)  # no long back-off
+
+    def ask(fake, prompt, seed=0, **more):
+        source = {"source": "openai", "model": "fake-model", "caption": "a lake", "base_url": fake.url}
+        return SifmUnseenPrompts.execute(prompt, "any", 2, seed, source | {"key_variable": "SOME_API_KEY"} | more)[0]
+
+    return ask
+
+
+def test_a_language_model_writes_prompts_once_for_a_seed_and_remembers_them(unseen):
+    with FakeServer("openai") as fake:
+        said = unseen(fake, "rate-once 1")
+        assert said.splitlines() == UNSEEN["instructions"][:2] and len(fake.requests) == 2
+        assert "a lake" in json.dumps(fake.requests[0].body) and fake.requests[0].body["seed"] == 0
+        assert unseen(fake, "rate-once 1") == said and len(fake.requests) == 2
+        unseen(fake, "rate-once 1", seed=2**31 + 1)
+        assert fake.requests[-1].body["seed"] == 1
+
+
+@pytest.mark.parametrize("behaviour", ["prose", "alike", "refusal", "key-refused", "html"])
+def test_a_language_model_that_writes_no_prompts_is_an_error_without_the_key(unseen, behaviour):
+    from sifm_core.errors import SifmError
+
+    with FakeServer("openai") as fake, pytest.raises(SifmError) as caught:
+        unseen(fake, f"{behaviour} 1")
+    assert "sk-marker" not in str(caught.value)
 
 
 def test_the_consistency_report_counts_pairs_of_raters_and_leaves_out_the_unclear():
