@@ -70,4 +70,3 @@ class SifmUnseenPrompts(io.ComfyNode):
                 raise InputError(f"{error}; try another seed or model, or templates") from None
         text = "\n".join(found)
         return io.NodeOutput(text, ui={"text": [text]})
-
