@@ -223,6 +223,28 @@ def judge(
     return [j.judge([case], on_step=on_step)[0] for j in loaded]
 
 
+APART = "prompt distance: 1 - cosine of the means over the prompts' words by the editor's own text encoder"
+
+
+def prompt_distance(editor: Editor, one: str, other: str) -> Metric:
+    """How far two prompts are apart for an editor: from 0, the same direction of its text encoder's means, to 2.
+
+    None, with the reason, where the encoder does not read the prompts or finds no words in them.
+    """
+    try:
+        cond = editor.prepare([one, other])
+    except InputError as error:
+        return Metric(None, APART, str(error))
+    if not hasattr(cond, "prompt"):
+        return Metric(None, APART, f"{editor.name} does not show what it makes of a prompt")
+    text, words = cond.prompt.cpu().double(), editor.words(cond).cpu()[..., None]
+    if not bool(words.any(dim=1).all()):
+        return Metric(None, APART, f"{editor.name} finds no words in {one!r} or {other!r}")
+    means = (text * words).sum(dim=1) / words.sum(dim=1)
+    cosine = torch.nn.functional.cosine_similarity(means[0], means[1], dim=0)
+    return Metric(max(0.0, 1 - float(cosine)), APART)
+
+
 def check_case(source: Tensor, edited: Tensor, prompt: str, truth: Any = None) -> Case:
     """A case for judges from (3, H, W) or (1, 3, H, W) pictures of one size in [0, 1], or an InputError."""
     pair = [_single(source, "source"), _single(edited, "edited")]

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 
 from sifm_core import bench
 from sifm_core.bench import CLEAN, Grid, Row, work
+from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, SifmError
 from sifm_core.methods import presets
-from sifm_core.pipeline import edit, measure
+from sifm_core.pipeline import edit, measure, prompt_distance
 from sifm_core.store import Store
 from sifm_core.types import Record, Step
 from toy import ToyEditor, ToyJudge, samples
@@ -138,6 +139,43 @@ def test_unseen_prompts_attack_the_picture_protected_for_the_original(tmp_path):
     original, other = (r for r in records if r.method == "SIFM")
     assert original.protected == other.protected and original.edited != other.edited
     assert other.info["instruction"] == one.prompt
+
+
+def test_prompts_are_compared_once_by_the_attacked_editor(tmp_path, ip2p_folder, sd3_folder, monkeypatch):
+    one = samples(1, 16)[0]
+    one = replace(one, instruction="a b", prompt="a b")
+    some = [one, replace(one, prompt="x y z", kind="unseen"), replace(one, prompt="a c", kind="unseen")]
+    editors = [load_editor(folder, device="cpu", steps=2, size=16) for folder in (ip2p_folder, sd3_folder)]
+    for editor in editors:
+        editor.name = editor.family
+    grid = toy_grid(samples=some, editors=editors, rows=ROWS[:2], judges=(), seeds=(0, 1), compare_prompts=True)
+    records = bench.run(grid, Store(tmp_path))
+    for r in records:
+        editor = next(editor for editor in editors if editor.name == r.editor)
+        found, expected = r.info.get("prompt_distance"), asdict(prompt_distance(editor, r.prompt, "a b"))
+        assert found == (None if r.prompt == "a b" else expected)
+    assert len({r.info["prompt_distance"]["value"] for r in records if r.prompt != "a b"}) == 4
+    monkeypatch.setattr(work, "prompt_distance", None)  # nothing is compared again
+    assert bench.run(grid, Store(tmp_path)) == records
+    assert "prompt_distance" not in bench.run(replace(grid, compare_prompts=False), Store(tmp_path))[-1].info
+
+
+def test_prompts_that_were_not_compared_are_null_with_the_reason(tmp_path):
+    class Deaf(ToyEditor):
+        def prepare(self, prompts):
+            if "else" in prompts[0] and len(prompts) == 2:
+                raise RuntimeError("no ears")
+            return super().prepare(prompts)
+
+    one = samples(1)[0]
+    some = [one, replace(one, prompt="something else", kind="unseen")]
+    for editor, said in ((ToyEditor(), "toy does not show"), (Deaf(), "no ears")):
+        records = bench.run(
+            toy_grid(samples=some, editors=[editor], rows=ROWS[:1], batch=1, compare_prompts=True),
+            Store(tmp_path / type(editor).__name__),
+        )
+        found = records[-1].info["prompt_distance"]
+        assert found["value"] is None and said in found["reason"] and records[-1].edited
 
 
 def test_a_failure_costs_its_own_records_and_is_tried_again(tmp_path):

@@ -11,7 +11,9 @@ import fakes
 from sifm_core import methods, pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import ImageError, InputError
+from sifm_core.pipeline import prompt_distance
 from sifm_core.types import Step, Verdict
+from toy import ToyEditor
 
 FAST = {"steps": 3, "timesteps": 2}
 
@@ -128,6 +130,29 @@ class Parrot:
             Verdict(self.name, "ok", bool((c.source != c.edited).any()), False, reasons=f"{c.prompt} {c.truth}")
             for c in cases
         ]
+
+
+@pytest.mark.parametrize("folder", ["ip2p_folder", "sd3_folder"])
+def test_prompts_are_apart_by_the_angle_between_the_means_of_their_words(folder, request):
+    editor = load_editor(request.getfixturevalue(folder), device="cpu")
+    far = prompt_distance(editor, "a b c", "x y")
+    means = []
+    for prompt in ("a b c", "x y"):
+        cond = editor.prepare([prompt])
+        means.append(cond.prompt[0][editor.words(cond)[0]].double().mean(dim=0))
+    expected = 1 - float(means[0] @ means[1] / means[0].norm() / means[1].norm())
+    assert far.value == pytest.approx(expected, abs=1e-9) and 0 < far.value <= 2
+    assert prompt_distance(editor, "x y", "a b c").value == pytest.approx(far.value)
+    assert prompt_distance(editor, "a b c", "a b c").value == pytest.approx(0, abs=1e-12)
+    assert prompt_distance(editor, "a b c", "a b c").definition == far.definition
+
+
+def test_prompts_that_cannot_be_compared_are_null_with_the_reason(editor):
+    too_long, nothing = prompt_distance(editor, "a " * 40, "b"), prompt_distance(editor, "", "b")
+    assert too_long.value is None and "reads 16 tokens" in too_long.reason
+    assert nothing.value is None and "finds no words in ''" in nothing.reason
+    opaque = prompt_distance(ToyEditor(), "a", "b")
+    assert opaque.value is None and "toy does not show" in opaque.reason
 
 
 def test_judge_passes_the_whole_case_on():

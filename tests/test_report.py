@@ -23,7 +23,7 @@ from sifm_core.isr import isr
 from sifm_core.judges.calibration import calibrate
 from sifm_core.report.compare import runs
 from sifm_core.report.page import MAX_SIDE
-from sifm_core.report.table import Line, auc, stage
+from sifm_core.report.table import WORDS, Line, auc, stage
 from sifm_core.report.text import as_csv, failures, latex, markdown, measured, sheets, tex
 from sifm_core.stats import mcnemar
 from sifm_core.store import Store
@@ -354,6 +354,32 @@ def test_predictors_agreement_and_curves():
     assert [at for at, _ in found.plots["ISR by lam"]["sifm"]] == ["0.1", "10"]
     drawn = report.page(found, Store.__new__(Store), 0)
     assert drawn.count("<circle") == 2 and "ISR by lam" in drawn
+
+
+def test_isr_is_drawn_by_what_the_prompts_mean_and_by_their_words():
+    def attack(i: int, prompt: str, meaning: float | None, **info) -> list[Record]:
+        kept = {"value": meaning, "definition": "angle", "reason": "" if meaning else "deaf"}
+        info |= {"instruction": "add snow", "prompt_distance": kept}
+        rows = {"clean": ("", W), "SIFM": ("sifm", F if i % 2 else W)}
+        made = [record(m, f"{i}", *said, prompt=prompt, info=info | {"protection": p}) for m, (p, said) in rows.items()]
+        return [replace(r, key=f"{r.key}-{prompt}") for r in made]
+
+    told = [r for i in range(8) for r in attack(i, f"word{'abcdefgh'[i]}", 0.1 * (i + 1))]
+    told += attack(9, "add snow", None) + attack(8, "more snow", None)
+    found = report.make(told, {}, config.load("prompts"))
+    meaning, words = found.plots.values()
+    assert [(at, r.successes, r.n) for at, r in meaning["SIFM"]] == [
+        ("the same", 1, 1),
+        ("to 0.275", 1, 2),
+        ("to 0.45", 1, 2),
+        ("to 0.625", 1, 2),
+        ("to 0.8", 1, 2),
+    ]
+    assert sum(r.n for _, r in words["SIFM"]) == 10 and words["SIFM"][-1][0] == "to 1"
+    assert any("Semantic distance of prompts: deaf" in said for said in found.reading)
+    old = [replace(r, info={k: v for k, v in r.info.items() if k != "prompt_distance"}) for r in told]
+    found = report.make(old, {}, config.load("prompts"))
+    assert list(found.plots) == [WORDS] and report.UNCOMPARED in found.reading
 
 
 def test_two_runs_are_compared_on_what_both_have(tmp_path):

@@ -150,6 +150,7 @@ class Plan:
             batch=s.batch,
             edit_options=s.edit_options,
             upscaler=s.upscaler,
+            compare_prompts=self.layout.plot == "prompts",
             load={"device": s.device, "dtype": s.dtype, "local_files_only": not s.download},
         )
 

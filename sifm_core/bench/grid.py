@@ -103,7 +103,8 @@ class Grid:
     B. ``judges``: live ones or "backend:model". What is named is loaded with ``load`` (device, dtype,
     local_files_only), where and when it is needed. ``purifiers``: chains that the attacker applies first, "" for none;
     ``upscaler``: folder or hub id for noisy upscaling, "" for the usual one. ``batch`` pictures of one size go through
-    a model together.
+    a model together. ``compare_prompts``: find out how far the attacker's prompt is from that of the protection for the
+    attacked editor (:func:`sifm_core.pipeline.prompt_distance`).
     """
 
     samples: Sequence[Sample]
@@ -118,6 +119,7 @@ class Grid:
     batch: int = 8
     edit_options: Mapping[str, Any] = field(default_factory=dict)
     upscaler: str = ""
+    compare_prompts: bool = False
     load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

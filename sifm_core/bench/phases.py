@@ -194,6 +194,7 @@ class _Run:
         self._immunize_all(attacks)
         self._purify_all(attacks)
         self._edit_all(attacks)
+        self._compare_all(attacks)
         clean = {_cell(a): a.edited for a in attacks if a.row.name == CLEAN}
         pairs = [self._pairs(a, clean[_cell(a)]) for a in attacks]
         self._measure_all(attacks, pairs)
@@ -268,6 +269,14 @@ class _Run:
         self._phase("edit", chunks, build)
         for a in attacks:
             a.edited = self._have("edit", a.edit_key).get("image", "") if a.edit_key else ""
+
+    def _compare_all(self, attacks: list[_Attack]) -> None:
+        def build(batch: list[_Attack]) -> Task:
+            prompts = [(a.sample.prompt, a.sample.instruction) for a in batch]
+            return Task("compare", self._attacker(batch[0]), {"prompts": prompts})
+
+        cells = {key: a for a in attacks if (key := self._compare_key(a))}
+        self._phase("compare", self._chunks(cells, lambda a: self._attacker(a).name), build)
 
     def _measure_all(self, attacks: list[_Attack], pairs: list[list[_Pair]]) -> None:
         def build(batch: list[_Pair]) -> Task:
@@ -346,6 +355,13 @@ class _Run:
             seed=a.edit_seed,
             options=dict(self.grid.edit_options),
         )
+
+    def _compare_key(self, a: _Attack) -> Key:
+        """ "" where nothing is to be compared."""
+        one, other = a.sample.prompt, a.sample.instruction
+        if not self.grid.compare_prompts or one == other:
+            return ""
+        return fingerprint(version=VERSION, editor=self._id(self._attacker(a)), prompts=[one, other])
 
     def _measure_key(self, pair: _Pair) -> Key:
         return fingerprint(version=VERSION, **pair._asdict())
@@ -442,7 +458,7 @@ class _Run:
         if phase == "purify":
             tools = {"editor": self._attacker(a), "upscaler": self.upscaler}
             return [model for tool, model in tools.items() if takes(a.chain, tool)]
-        return [self._attacker(a)] if phase == "edit" else []
+        return [self._attacker(a)] if phase in ("edit", "compare") else []
 
     def _keep(self, phase: str, kind: str, chunk: list[tuple[Key, Any]], outcome: list[dict[str, Any]]) -> None:
         values = []
@@ -497,6 +513,9 @@ class _Run:
         if row.method:
             info |= {"linf": protection.get("linf"), "protection_key": a.protected_key}
             info |= {"fidelity": compared["fidelity"], "peak_memory": protection.get("peak_memory")}
+        if key := self._compare_key(a):
+            unknown = {"value": None, "definition": "", "reason": self.failed.get(key, "")}
+            info["prompt_distance"] = self._have("compare", key) or unknown
         if reasons:
             info["failed"] = "; ".join(reasons)
         return Record(
@@ -544,6 +563,7 @@ class _Run:
             "alpha": grid.alpha,
             "batch": grid.batch,
             "edit_options": dict(grid.edit_options),
+            "compare_prompts": grid.compare_prompts,
             "counts": grid.counts(),
         }
 

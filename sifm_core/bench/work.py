@@ -20,7 +20,7 @@ from .. import purify
 from ..editors import check_device, folder, load_editor
 from ..images import from_uint8, to_uint8
 from ..judges import load_judge
-from ..pipeline import edit, immunize, measure
+from ..pipeline import edit, immunize, measure, prompt_distance
 from ..types import Case, Image, OnStep
 from .machine import hardware
 
@@ -146,6 +146,10 @@ def _edit(editor: Any, on_step: OnStep | None, pixels: Sequence[np.ndarray], **s
     return _timed(pixels, partial(edit, stack(pixels), editor, on_step=on_step, **settings, **options))
 
 
+def _compare(editor: Any, on_step: OnStep | None, prompts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [asdict(prompt_distance(editor, one, other)) for one, other in prompts]
+
+
 def _timed(pixels: Sequence[np.ndarray], work: partial[Image]) -> list[dict[str, Any]]:
     start = time.perf_counter()
     made = work()
@@ -184,6 +188,7 @@ PHASES: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "immunize": _immunize,
     "purify": _purify,
     "edit": _edit,
+    "compare": _compare,
     "measure": _measure,
     "judge": _judge,
 }

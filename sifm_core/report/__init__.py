@@ -30,6 +30,9 @@ from .text import terminal as terminal
 __all__ = ["TRUTH", "Report", "answer", "build", "grid", "make", "number", "page", "terminal", "together", "write"]
 
 
+UNCOMPARED = "Semantic distance of prompts: not known here; `sifm bench run` of this run's folder finds it."
+
+
 @dataclass(frozen=True)
 class Report:
     """Every figure of a report, computed; the renderers add none."""
@@ -87,7 +90,7 @@ def _make(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], plan: Plan 
         agreements=agreements(f) if len(f.answers) > 1 else [],
         predictors=predictors(f) if layout.kind == "predictors" else [],
         plots=plots(f, layout, table),
-        reading=reading(f),
+        reading=reading(f, layout),
         facts=facts(f, run, plan),
     )
 
@@ -122,10 +125,12 @@ def trust(f: Frame, found: Mapping[str, Calibration], folder: Path) -> list[str]
     return said
 
 
-def reading(f: Frame) -> list[str]:
+def reading(f: Frame, layout: Layout) -> list[str]:
     """Sentences that must stand beside the table: what it is evidence for, what is missing and why."""
     names = [*f.answers, *(block.editor for block in f.blocks)]
     said = [miniature.EVIDENCE] if any("miniature" in name for name in names) else []
+    if layout.plot == "prompts" and f.uncompared:
+        said.append(UNCOMPARED)
     return said + [text if n == 1 else f"{text} ({n} times)" for text, n in f.missing.most_common(20)]
 
 

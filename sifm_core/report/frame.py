@@ -39,6 +39,7 @@ class Frame:
 
     ``cell`` numbers the attacks, rows of one cell differ in the method alone; ``attack`` numbers them without their
     seed; ``axis`` is the place in :data:`sifm_core.isr.FAILURE_AXES`; ``memory`` bytes; unknown values are NaN.
+    ``distance`` and ``meaning``: how far the prompts of attack and protection are apart in words and for the editor.
     """
 
     blocks: dict[Block, int] = field(default_factory=dict)
@@ -61,10 +62,12 @@ class Frame:
     seconds: array[float] = field(default_factory=lambda: array("d"))
     memory: array[float] = field(default_factory=lambda: array("d"))
     distance: array[float] = field(default_factory=lambda: array("d"))
+    meaning: array[float] = field(default_factory=lambda: array("d"))
     reasons: dict[str, Counter[str]] = field(default_factory=dict)
     missing: Counter[str] = field(default_factory=Counter)
     definitions: set[str] = field(default_factory=set)
     served: dict[str, str] = field(default_factory=dict)
+    uncompared: int = 0
     cost: float = 0.0
     kept: list[Record] = field(default_factory=list)
     settings: dict[str, Record] = field(default_factory=dict)
@@ -151,6 +154,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
         if prompts not in apart:
             apart[prompts] = distance(*prompts)
         f.distance.append(apart[prompts])
+        f.meaning.append(_meaning(f, prompts, info.get("prompt_distance")))
         if reason := info.get("failed"):
             f.reasons.setdefault(name, Counter())[reason] += 1
         some = shown.setdefault(b, set())
@@ -202,6 +206,20 @@ def _memory(f: Frame, info: Mapping[str, Any]) -> float:
         return math.nan
     f.definitions.add(f"peak memory: {peak['definition']}")
     return float(peak["value"])
+
+
+def _meaning(f: Frame, prompts: tuple[str, str], found: Mapping[str, Any] | None) -> float:
+    """:func:`sifm_core.pipeline.prompt_distance` as the record has it; NaN where it is not known."""
+    if prompts[0] == prompts[1]:
+        return 0.0
+    if found is None:
+        f.uncompared += 1
+        return math.nan
+    if found["value"] is None:
+        f.missing[f"Semantic distance of prompts: {found['reason']}."] += 1
+        return math.nan
+    f.definitions.add(found["definition"])
+    return float(found["value"])
 
 
 def _values(columns: dict[str, array[float]], values: dict[str, float | None], n: int) -> None:

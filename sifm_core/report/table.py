@@ -24,6 +24,10 @@ RESAMPLED = 300
 """Pictures up to which intervals of means are found by resampling."""
 SHARED = 2
 """Methods that may share a mark; what more have in common distinguishes none."""
+EQUAL = 1e-9
+"""Distances of prompts up to which they count as the same."""
+MEANING = "ISR by how far attack's and protection's prompts are apart for the editor's text encoder, in quarters"
+WORDS = "ISR by the share of words that the two prompts, attack and protection, do not have in common"
 _SAID = (False, True, None)
 """A frame's 0, 1 and -1."""
 Series: TypeAlias = dict[str, list[tuple[str, Isr]]]
@@ -286,8 +290,7 @@ def plots(frame: Frame, layout: Layout, found: Sequence[Part]) -> dict[str, Seri
     if layout.plot == "purifier":
         return _by_purifier(frame, found)
     if layout.plot == "prompts":
-        title = "ISR by the share of words that the two prompts, attack and protection, do not have in common"
-        return {title: _by_distance(frame)}
+        return _by_prompts(frame)
     lines = [line for line in found[0].lines if line.kind != "floor"] if found else []
     if layout.plot == "rows":
         return {"ISR by row": {"ISR": [(line.name, line.isr) for line in lines if line.kind == "method"]}}
@@ -321,17 +324,27 @@ def _by_purifier(frame: Frame, found: Sequence[Part]) -> dict[str, Series]:
     return drawn
 
 
-def _by_distance(frame: Frame) -> Series:
-    """ISR by how far the attacker's words are from those of the protection, in quarters."""
-    edges = (0.0, 1e-9, 0.5, 0.75, 1.0)
-    names = ("the same", "to 0.5", "to 0.75", "to 1")
-    columns = (frame.method, frame.distance, frame.cell, frame.failed_edit, frame.image)
-    method, distance, cell, said, image = (np.asarray(column) for column in columns)
+def _by_prompts(frame: Frame) -> dict[str, Series]:
+    """By how far the attacker's prompt is from that of the protection: for the editor, where known, and in words."""
+    meaning = np.asarray(frame.meaning)
+    known = meaning[meaning > EQUAL]
+    drawn = {}
+    if len(known):
+        drawn[MEANING] = _by_distance(frame, meaning, np.unique(np.quantile(known, (0.25, 0.5, 0.75, 1))).tolist())
+    return drawn | {WORDS: _by_distance(frame, np.asarray(frame.distance), (0.5, 0.75, 1.0))}
+
+
+def _by_distance(frame: Frame, distance: np.ndarray, edges: Sequence[float]) -> Series:
+    """ISR of the same prompts, then up to each edge of the distance."""
+    edges = (-1.0, EQUAL, *edges)
+    names = ["the same", *(f"to {edge:.3g}" for edge in edges[2:])]
+    columns = (frame.method, frame.cell, frame.failed_edit, frame.image)
+    method, cell, said, image = (np.asarray(column) for column in columns)
     floor = method == frame.methods.get(CLEAN, -1)
     clean = dict(zip(cell[floor].tolist(), answers(said[floor]), strict=True))
     series: Series = {}
     for name, m in frame.methods.items():
-        for low, high, title in zip((-1.0, *edges[1:-1]), edges[1:], names, strict=True):
+        for low, high, title in zip(edges[:-1], edges[1:], names, strict=True):
             where = (method == m) & (low < distance) & (distance <= high)
             if where.any():
                 rate = isr(
