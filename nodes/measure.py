@@ -83,7 +83,7 @@ class SifmClipScore(io.ComfyNode):
                 io.Float.Output("edited_score", tooltip="Cosine similarity; NaN without the model."),
             ],
             is_input_list=True,
-            has_intermediate_output=True,
+            is_output_node=True,
         )
 
     @classmethod

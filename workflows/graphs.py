@@ -360,7 +360,8 @@ def layers_and_timesteps(g: Study) -> None:
         hook = g.add("SIFM_FeatureHook", f"{layers}, {times}", editor=editor.editor, **chosen)
         arms.append(g.sifm(editor, hook=hook.hook))
     arms.append(g.control(editor))
-    g.attack(editor, arms, unseen=False)
+    names = [f"{layers}, {times}" for layers, times in choices]
+    g.attack(editor, arms, unseen=False, names="\n".join([*names, "noise"]))
     g.results(g.judges())
 
 

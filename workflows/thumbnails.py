@@ -1,6 +1,6 @@
 """The workflows' thumbnails: each is run on a server, on the miniature with few pictures, and what came out is shown.
 
-``python workflows/thumbnails.py http://127.0.0.1:8188 [NAME ...]``; about half an hour on two CPU cores for all.
+``python workflows/thumbnails.py http://127.0.0.1:8188 [NAME ...]``; a quarter of an hour on two CPU cores for all.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 RUNS = {"protect_my_image": (1, 100), "protect_and_test": (3, 60), "test_my_image": (1, 60)}
-RUNS |= {"purification_robustness": (3, 40), "paper_figure3_clip": (3, 0), "paper_figure4_pictures": (3, 40)}
-OTHERS = (3, 10)
+RUNS |= {"purification_robustness": (3, 20), "paper_figure3_clip": (3, 0), "paper_figure4_pictures": (2, 15)}
+OTHERS = (2, 5)
 """(pictures, iterations): enough to see what a protection does; the tables are only to show what they are about."""
 SIDE, GAP, BACK = 160, 8, (24, 24, 28)
 
@@ -89,7 +89,9 @@ def picture(server: Server, name: str) -> Image.Image:
     outputs = server.run(reduced(name, *RUNS.get(name, OTHERS)))
     order = sorted((i for i in outputs if "images" in outputs[i]), key=lambda i: (len(i), i))
     rows = [server.images(outputs[i]) for i in order]
-    if not any(i.startswith("grid") for i in outputs):
+    if grids := [i for i in order if i.startswith("grid")]:
+        rows = [server.images(outputs[i]) for i in grids]
+    else:
         small = [[image.resize((SIDE, SIDE), Image.Resampling.NEAREST) for image in row] for row in rows]
         rows = [list(images) for images in zip(*small, strict=True)]
     width = max(sum(image.width + GAP for image in row) for row in rows) + GAP
