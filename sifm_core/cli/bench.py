@@ -307,7 +307,7 @@ def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[list[st
     from .. import report
 
     found = report.build(store, plan)
-    written, headline = report.write(found, store, out, pictures), found.headline
+    written, headline = [], found.headline
     if plan.settings.clip:
         from .. import fig3
         from ..files import write_atomically
@@ -318,7 +318,7 @@ def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[list[st
             write_atomically(out / name, content)
             written.append(name)
         headline += "\n" + fig3.sentence(scored, plan.settings.clip)
-    return written, headline
+    return [*report.write(found, store, out, pictures), *written], headline
 
 
 def _hours(seconds: float | None) -> str:

@@ -1,7 +1,7 @@
 """Records -> what people read: the paper's tables with its own figures beside, one HTML page, LaTeX, Markdown, CSV.
 
-``frame.py`` reads the records once, ``table.py`` computes every figure, ``text.py``, ``page.py`` and ``drawings.py``
-only show them; ``compare.py`` sets two runs side by side, ``overview.py`` several on one page.
+``frame.py`` reads the records once, ``table.py`` computes every figure, ``clip.py`` reads those of Fig. 3; ``text.py``,
+``page.py`` and ``drawings.py`` only show them; ``compare.py`` sets two runs side by side, ``overview.py`` several.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ..files import write_atomically
 from ..judges.calibration import Calibration
 from ..store import Store
 from ..types import Record
+from . import clip
+from .clip import Clip
 from .drawings import grid as grid
 from .frame import TRUTH as TRUTH
 from .frame import Frame, frame
@@ -52,6 +54,8 @@ class Report:
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     trust: list[str] = field(default_factory=list)
     """What is known of the judges from cases whose answer is known, or how to find out."""
+    clip: Clip | None = None
+    """What CLIP prefers, where that was asked for."""
     beside: int = BESIDE
     """Blocks that stand side by side."""
 
@@ -96,7 +100,11 @@ def _make(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], plan: Plan 
 
 
 def write(report: Report, store: Store, out: Path, pictures: int = 12) -> list[str]:
-    """Write report.html, .md, .tex, .csv and (where there are pictures) grid.png into a folder; returns their names."""
+    """Write report.html, .md, .tex, .csv and (where there are pictures) grid.png into a folder; returns their names.
+
+    What :mod:`sifm_core.fig3` has written there before, stands in them too.
+    """
+    report = replace(report, clip=clip.beside(out))
     shown = chosen(report.frame.kept, pictures)
     written = {
         "report.html": page(report, store, pictures).encode(),
@@ -148,6 +156,7 @@ def facts(f: Frame, run: Mapping[str, Any], plan: Plan | None) -> list[tuple[str
         "judges": ", ".join(f.served.get(name, name) for name in run.get("judges", ())),
         "judges cost": f"$ {f.cost:.2f}" if f.cost else "",
         "metrics": ", ".join(sorted(f.definitions)),
+        "CLIP": plan.settings.clip if plan else "",
         "versions": ", ".join(f"{name} {value}" for name, value in run.get("versions", {}).items()),
     }
     known = [(name, value) for name, value in found.items() if value]

@@ -59,6 +59,7 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         measured=measured,
         agreements=agreement_table(report.agreements) if report.agreements else {},
         predictors=predictor_table(report.predictors) if report.predictors else {},
+        clip_picture=_uri(report.clip.picture) if report.clip and report.clip.picture else "",
         cells=[_cell(cell, images) for cell in attacks(shown)],
         gain=f"{images.gain:.0f}",
         curves=_curves(shown, store),
@@ -103,10 +104,14 @@ class _Pictures:
         picture, out = Pil.fromarray(x), io.BytesIO()
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
         picture.save(out, "PNG")
-        return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+        return _uri(out.getvalue())
 
     def pixelated(self, image: str) -> bool:
         return self.store.seems_whole(image) and max(self.store.get_pixels(image).shape[:2]) <= PIXEL_ART
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _cell(records: Sequence[Record], pictures: _Pictures) -> dict[str, Any]:

@@ -267,6 +267,9 @@ def markdown(report: Report) -> str:
     if report.predictors:
         parts += ["## What the metrics say about the verdict", _markdown_table(predictor_table(report.predictors))]
         parts += ["AUC: how often a failed edit scores as further off than a working one. 0.5 is chance."]
+    if report.clip:
+        parts += ["## What does CLIP prefer?", report.clip.said]
+        parts += [_markdown_table(report.clip.table)] if report.clip.table else []
     parts += report.reading
     parts += ["\n".join(f"- {name}: {value}" for name, value in report.facts)]
     return "\n\n".join(parts) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 from collections import OrderedDict
@@ -86,12 +87,20 @@ def test_fig3_scores_the_clean_edits_that_work_or_says_why_not(sifm, tmp_path):
     table = list(csv.DictReader(Path("run/clip.csv").read_text().splitlines()))
     assert "no CLIP score: unavailable: no CLIP model at nowhere" in said and not Path("run/clip.png").exists()
     assert table and all(row["unedited"] == row["edited"] == "" and "nowhere" in row["reason"] for row in table)
+    page = Path("run/report.html").read_text()
+    assert "No CLIP score: unavailable: no CLIP model at nowhere" in page and "CLIP prefers</th>" not in page
     folder = tiny_clip.save(tmp_path / "clip")
     done = sifm("bench", "run", "run", "--clip", folder, "--json")
     scored = list(csv.DictReader(Path("run/clip.csv").read_text().splitlines()))
     wins = sum(float(row["unedited"]) > float(row["edited"]) for row in scored)
     assert f"CLIP prefers the unedited picture in {wins} of {len(table)} pairs" in done["headline"]
     assert [row["prompt"] for row in scored] == [row["prompt"] for row in table] and "clip.png" in done["files"]
+    page, said = Path("run/report.html").read_text(), f"in {wins} of {len(table)} pairs"
+    assert base64.b64encode(Path("run/clip.png").read_bytes()).decode() in page and str(folder) in page
+    for text in (page, Path("run/report.md").read_text()):
+        assert said in text and all(
+            f"{float(row[name]):.4f}" in text for row in scored for name in ("unedited", "edited")
+        )
 
 
 def test_the_remaining_time_is_that_of_what_was_timed(sifm, monkeypatch):

@@ -1,0 +1,39 @@
+"""What CLIP prefers (Fig. 3), as :mod:`sifm_core.fig3` wrote it beside a report: clip.csv and clip.png."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFERS = {"True": "the unedited", "False": "the edit"}
+"""``prefers_unedited`` of clip.csv -> what is shown; no score is "–"."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """``said``: how often CLIP prefers the unedited picture, or why nobody knows; ``picture``: PNG, or b""."""
+
+    said: str
+    table: dict[str, list[str]]
+    picture: bytes
+
+
+def beside(folder: Path) -> Clip | None:
+    """The scores in a folder, None where there are none."""
+    if not (folder / "clip.csv").is_file():
+        return None
+    with (folder / "clip.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scored = [row["prefers_unedited"] for row in rows if row["prefers_unedited"] in PREFERS]
+    if scored:
+        said = f"CLIP prefers the unedited picture in {scored.count('True')} of {len(scored)} pairs."
+    else:
+        said = f"No CLIP score: {rows[0]['reason'] if rows else 'there is no edit that every judge says works'}."
+    table = {
+        "prompt": [row["prompt"] for row in rows],
+        **{name: [f"{float(row[name]):.4f}" if row[name] else "–" for row in rows] for name in ("unedited", "edited")},
+        "CLIP prefers": [PREFERS.get(row["prefers_unedited"], "–") for row in rows],
+    }
+    picture = folder / "clip.png"
+    return Clip(said, table if scored else {}, picture.read_bytes() if scored and picture.is_file() else b"")
