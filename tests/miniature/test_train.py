@@ -87,4 +87,4 @@ def test_threshold_clears_most_negatives_even_at_the_cost_of_sensitivity():
     truth = np.repeat([0, 1], [100, 20])
     threshold = train_judges.choose_threshold(share, truth)
     assert (share[:100] < threshold).mean() >= 0.95
-    assert (share[:100] < threshold - 0.01).mean() < 0.95
+    assert (share[:100] < threshold - 0.02).mean() < 0.95
