@@ -26,8 +26,8 @@ SHARED = 2
 """Methods that may share a mark; what more have in common distinguishes none."""
 EQUAL = 1e-9
 """Distances of prompts up to which they count as the same."""
-MEANING = "ISR by how far attack's and protection's prompts are apart for the editor's text encoder, in quarters"
-WORDS = "ISR by the share of words that the two prompts, attack and protection, do not have in common"
+MEANING = "ISR by the prompts' distance for the editor, quarters"
+WORDS = "ISR by the share of words not in common"
 _SAID = (False, True, None)
 """A frame's 0, 1 and -1."""
 Series: TypeAlias = dict[str, list[tuple[str, Isr]]]
