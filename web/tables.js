@@ -3,7 +3,8 @@ import { app } from "../../scripts/app.js";
 
 const NODES = ["SIFM_ResultsTable", "SIFM_ISRAggregate", "SIFM_ConsistencyReport", "SIFM_ClipScore"];
 const STYLE = `
-.sifm-text { height: 100%; box-sizing: border-box; overflow: auto; padding: 4px 8px; font: 12px/1.45 sans-serif; color: var(--fg-color, #ddd); background: var(--comfy-input-bg, #222); border-radius: 5px; user-select: text; cursor: auto; }
+.sifm-box { position: relative; height: 100%; min-height: 120px; } /* so that a long table scrolls and does not stretch its node */
+.sifm-text { position: absolute; inset: 0; box-sizing: border-box; overflow: auto; padding: 4px 8px; font: 12px/1.45 sans-serif; color: var(--fg-color, #ddd); background: var(--comfy-input-bg, #222); border-radius: 5px; user-select: text; cursor: auto; }
 .sifm-text h4 { margin: 10px 0 2px; font-size: 12px; }
 .sifm-text p { margin: 6px 0; color: var(--descrip-text, #999); }
 .sifm-text table { border-collapse: collapse; margin: 4px 0 8px; }
@@ -44,10 +45,12 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
+    const box = Object.assign(make("div"), { className: "sifm-box" });
     const element = Object.assign(make("div"), { className: "sifm-text" });
+    box.append(element);
     element.append(make("p", "The table appears here after a run."));
     element.addEventListener("wheel", (event) => event.stopPropagation()); // scrolls the table, not the canvas
-    const widget = node.addDOMWidget("sifm_table", "sifm_table", element, {
+    const widget = node.addDOMWidget("sifm_table", "sifm_table", box, {
       serialize: false, hideOnZoom: false, getMinHeight: () => 120,
     });
     widget.serialize = false;
