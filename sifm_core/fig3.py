@@ -61,11 +61,15 @@ def edits_that_work(records: Iterable[Record], store: Store) -> list[tuple[Tenso
     ]
 
 
+def known(found: Sequence[Preference]) -> list[bool]:
+    """The preferences that there are: True where the unedited picture is preferred."""
+    return [one.prefers_unedited for one in found if one.prefers_unedited is not None]
+
+
 def sentence(found: Sequence[Preference], model: str) -> str:
     """How often the unedited picture is preferred, or why that cannot be said."""
-    known = [one.prefers_unedited for one in found if one.prefers_unedited is not None]
-    if known:
-        return f"CLIP prefers the unedited picture in {sum(known)} of {len(known)} pairs ({model})"
+    if prefers := known(found):
+        return f"CLIP prefers the unedited picture in {sum(prefers)} of {len(prefers)} pairs ({model})"
     why = (
         found[0].unedited.reason or found[0].edited.reason if found else "there is no edit that every judge says works"
     )
@@ -80,10 +84,8 @@ def files(pairs: Sequence[tuple[Tensor, Tensor, str]], found: Sequence[Preferenc
     for one in found:
         reason = one.unedited.reason or one.edited.reason
         table.writerow([one.text, one.unedited.value, one.edited.value, one.prefers_unedited, reason])
-    scored = any(one.prefers_unedited is not None for one in found)
-    return {"clip.csv": text.getvalue().encode()} | (
-        {"clip.png": figure(pairs[:SHOWN], found[:SHOWN])} if scored else {}
-    )
+    figures = {"clip.png": figure(pairs[:SHOWN], found[:SHOWN])} if known(found) else {}
+    return {"clip.csv": text.getvalue().encode(), **figures}
 
 
 def figure(pairs: Sequence[tuple[Tensor, Tensor, str]], found: Sequence[Preference]) -> bytes:

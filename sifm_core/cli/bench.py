@@ -314,10 +314,11 @@ def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[list[st
 
         pairs = fig3.edits_that_work(store.records(), store)
         scored = fig3.preferences(pairs, model=plan.settings.clip)
-        for name, content in fig3.files(pairs, scored).items():
+        kept = not fig3.known(scored) and (out / "clip.png").is_file()  # scored before, where that CLIP is
+        for name, content in ({} if kept else fig3.files(pairs, scored)).items():
             write_atomically(out / name, content)
             written.append(name)
-        headline += "\n" + fig3.sentence(scored, plan.settings.clip)
+        headline += "\n" + fig3.sentence(scored, plan.settings.clip) + ("; the scores there are stay" if kept else "")
     return [*report.write(found, store, out, pictures), *written], headline
 
 

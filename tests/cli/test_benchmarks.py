@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sifm_core import cli
 from sifm_core.bench import config
 from sifm_core.bench.estimate import estimate
 from sifm_core.errors import InputError
+from sifm_core.metrics import clip_score
 from sifm_core.store import Store
 from toy import ToyEditor, ToyJudge
 
@@ -97,7 +99,12 @@ def test_fig3_scores_the_clean_edits_that_work_or_says_why_not(sifm, tmp_path):
     assert [row["prompt"] for row in scored] == [row["prompt"] for row in table] and "clip.png" in done["files"]
     page, said = Path("run/report.html").read_text(), f"in {wins} of {len(table)} pairs"
     assert base64.b64encode(Path("run/clip.png").read_bytes()).decode() in page and str(folder) in page
-    for text in (page, Path("run/report.md").read_text()):
+    kept = Path("run/clip.csv").read_text()
+    shutil.rmtree(folder)
+    clip_score._load.cache_clear()
+    assert "stay" in sifm("bench", "report", "run"), "without that CLIP nothing is known, and nothing is lost"
+    assert Path("run/clip.csv").read_text() == kept
+    for text in (page, Path("run/report.html").read_text(), Path("run/report.md").read_text()):
         assert said in text and all(
             f"{float(row[name]):.4f}" in text for row in scored for name in ("unedited", "edited")
         )
