@@ -21,6 +21,8 @@ EXTRA |= {"SIFM_ResultsTable": 520, "SIFM_ConsistencyReport": 420, "SIFM_ClipSco
 """Pixels of what a node shows beyond sockets and widgets: a curve, a picture, a table."""
 SHOWN = {"PreviewImage": 420, "PreviewAny": 320, "SIFM_ComparisonGrid": 620}
 """Height of nodes that show something."""
+PROPERTIES = {"PrimitiveFloat": {"min": 0, "max": 1, "step": 0.005, "precision": 3}}
+"""What the front end asks of its own nodes: without it a budget of 0.03 reads 0.0."""
 VIRTUAL = ("MarkdownNote",)
 """Nodes of the editor alone, which no server knows."""
 
@@ -242,7 +244,9 @@ class Graph:
                 for i, (name, kind) in enumerate(self._outputs(node.kind))
             ],
             "title": node.title,
-            "properties": {} if node.kind in VIRTUAL else {"Node name for S&R": node.kind},
+            "properties": {}
+            if node.kind in VIRTUAL
+            else {"Node name for S&R": node.kind, **PROPERTIES.get(node.kind, {})},
             "widgets_values": [value for value, _ in self._widgets(node)],
         }
         return made | ({"color": "#432", "bgcolor": "#653"} if node.kind in VIRTUAL else {})
