@@ -31,10 +31,15 @@ def backbone_path() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
 
 
+def _spoken(path: Path) -> str:
+    """The path without the user's name, which no published record needs."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+
+
 @cache
 def _network(path: Path) -> nn.Module:
     if not path.is_file():
-        raise SifmError(f"unavailable: put torchvision's {BACKBONE} at {path}")
+        raise SifmError(f"unavailable: put torchvision's {BACKBONE} at {_spoken(path)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(Path(BACKBONE).stem.rpartition("-")[2]):
         raise SifmError(f"unavailable: {path} is not torchvision's {BACKBONE} (sha256 {digest[:8]}...); get a new copy")
