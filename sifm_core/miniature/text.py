@@ -15,28 +15,28 @@ WIDTH = 96
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A BPE tokenizer trained on the trained phrasings and captions; single letters remain for unknown words."""
+    """A BPE tokenizer trained on the trained phrasings and captions; single letters remain for unknown words.
+
+    The same in every process: a training that resumes finds its words under their old numbers.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
-    letters = "abcdefghijklmnopqrstuvwxyz"
+    alphabet = [letter + end for end in ("", "</w>") for letter in "abcdefghijklmnopqrstuvwxyz"]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
         vocab_size=3000,
         min_frequency=1,
-        initial_alphabet=list(letters),
         end_of_word_suffix="</w>",
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        # the trainer numbers these in order, all else that it meets first by chance
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *alphabet],
         show_progress=False,
     )
     bpe.train_from_iterator(language.trained(), trainer)
     model = json.loads(bpe.to_str())["model"]
-    vocab = model["vocab"]
-    for letter in letters:
-        vocab.setdefault(letter + "</w>", len(vocab))
     merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in model["merges"]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=LENGTH)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, projection: bool = False) -> Any:

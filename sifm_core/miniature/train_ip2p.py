@@ -198,7 +198,7 @@ def train(
         loss,
         helpers=helpers,
         steps=steps,
-        rate=lambda step: 1e-3 * min(1, (step + 1) / 100) * max(0.02, min(1, (1 - step / steps) / 0.55)),
+        rate=training.falling(1e-3, steps, rise=100, fall=0.55),
         seed=seed,
         log=log,
         checkpoint=checkpoint,

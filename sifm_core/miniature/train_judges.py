@@ -290,9 +290,7 @@ def fit(
         network,
         loss,
         steps=steps,
-        rate=lambda step: (
-            1.5e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
-        ),
+        rate=training.cosine(1.5e-3, steps),
         seed=seed,
         log=log,
         checkpoint=checkpoint,

@@ -115,7 +115,7 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
         loss,
         helpers=helpers,
         steps=steps,
-        rate=lambda step: 1e-3 * min(1, (step + 1) / 200) * max(0.02, min(1, (1 - step / steps) / 0.6)),
+        rate=training.falling(1e-3, steps, rise=200, fall=0.6),
         seed=seed,
         log=log,
         checkpoint=checkpoint,

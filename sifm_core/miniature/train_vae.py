@@ -77,7 +77,7 @@ def train(out: Path, recipe: Recipe, *, steps: int | None, log: Any, checkpoint:
         decoder,
         loss,
         steps=steps,
-        rate=lambda step: 2e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * float(np.cos(np.pi * step / steps))),
+        rate=training.cosine(2e-3, steps),
         seed=seed,
         log=log,
         checkpoint=checkpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,16 @@ import torch
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def cosine(peak: float, steps: int) -> Callable[[int], float]:
+    """A learning rate that rises to `peak` in 100 steps and falls along a cosine to a hundredth of it."""
+    return lambda step: peak * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def falling(peak: float, steps: int, *, rise: int, fall: float) -> Callable[[int], float]:
+    """A learning rate that rises in `rise` steps and falls straight to 2% in the last share `fall` of them."""
+    return lambda step: peak * min(1, (step + 1) / rise) * max(0.02, min(1, (1 - step / steps) / fall))
 
 
 def fit(
@@ -32,8 +43,7 @@ def fit(
     """Minimise `loss` and return a copy of `live` with the running average of its weights.
 
     `loss` draws a batch and gives what to minimise, and figures for the log. `helpers` learn along. `rate` is the
-    learning rate at a step. `average` 0 returns the last weights. Every `save` steps all is written to `checkpoint`;
-    where one is, it goes on from there.
+    learning rate at a step. Every `save` steps all is written to `checkpoint`; where one is, it goes on from there.
     """
     helpers = helpers or nn.Module()
     averaged = copy.deepcopy(live)

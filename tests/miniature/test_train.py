@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sifm_core.editors import load_editor
-from sifm_core.miniature import codec, train, train_judges, train_sd3, train_vae
+from sifm_core.miniature import codec, text, train, train_judges, train_sd3, train_vae
 
 
 @pytest.mark.parametrize(("channels", "scale", "shift"), [(16, 1.0, None), (20, 1.0, None), (16, 1.5305, 0.0609)])
@@ -23,6 +23,11 @@ def test_the_encoder_is_exactly_the_patch_code(channels, scale, shift):
     assert abs(expected.mean()) < 0.2
     assert 0.8 < expected.std() < 1.2
     assert kept > 0.97
+
+
+def test_the_tokenizer_is_the_same_whenever_it_is_built():
+    """Else a training that resumes finds its words under other numbers."""
+    assert text.build_tokenizer().get_vocab() == text.build_tokenizer().get_vocab()
 
 
 def test_smoke_training_makes_editors_and_judges(tmp_path, monkeypatch):
