@@ -1,6 +1,6 @@
 """The workflows' thumbnails: each is run on a server, on the miniature with few pictures, and what came out is shown.
 
-``python workflows/thumbnails.py http://127.0.0.1:8188 [NAME ...]``; a quarter of an hour on two CPU cores for all.
+``python workflows/thumbnails.py http://127.0.0.1:8188 [NAME ...]``.
 """
 
 from __future__ import annotations

@@ -103,17 +103,21 @@ def choose_thresholds(shares: np.ndarray, truth: np.ndarray) -> tuple[float, flo
 
 
 def measure(shares: np.ndarray, truth: np.ndarray, thresholds: tuple[float, float]) -> dict[str, Any]:
-    """Sensitivity, specificity and their mean (balanced agreement) per axis."""
+    """Sensitivity, specificity and their mean (balanced agreement) per axis; None where there is no such case."""
+
+    def share(right: np.ndarray) -> float | None:
+        return round(float(right.mean()), 3) if len(right) else None
+
     notes = {}
     for axis, what in enumerate(("mismatch", "degradation")):
         said, yes = shares[:, axis] >= thresholds[axis], truth[:, axis] > 0.5
-        sensitivity, specificity = (float(right.mean()) if len(right) else 0.0 for right in (said[yes], ~said[~yes]))
+        found, cleared = share(said[yes]), share(~said[~yes])
         notes[what] = {
             "positives": int(yes.sum()),
             "negatives": int((~yes).sum()),
-            "sensitivity": round(sensitivity, 3),
-            "specificity": round(specificity, 3),
-            "balanced agreement": round((sensitivity + specificity) / 2, 3),
+            "sensitivity": found,
+            "specificity": cleared,
+            "balanced agreement": None if found is None or cleared is None else round((found + cleared) / 2, 3),
         }
     return notes
 

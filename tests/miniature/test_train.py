@@ -93,3 +93,11 @@ def test_threshold_clears_most_negatives_even_at_the_cost_of_sensitivity():
     threshold = train_judges.choose_threshold(share, truth)
     assert (share[:100] < threshold).mean() >= 0.95
     assert (share[:100] < threshold - 0.02).mean() < 0.95
+
+
+def test_what_was_not_tried_has_no_rate():
+    measured = train_judges.measure(np.full((4, 2), 0.9), np.zeros((4, 2)), (0.5, 0.95))
+    assert (measured["mismatch"]["sensitivity"], measured["mismatch"]["specificity"]) == (None, 0.0)
+    assert measured["degradation"] == {
+        "positives": 0, "negatives": 4, "sensitivity": None, "specificity": 1.0, "balanced agreement": None
+    }  # fmt: skip
