@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -118,6 +119,28 @@ def test_other_settings_share_what_they_can(tmp_path):
 
     bench.run(toy_grid(rows=(*ROWS, Row("grey", "photoguard_encoder", {"target": "grey"}))), store, count)
     assert counted == {"immunize": 3, "edit": 3, "measure": 6, "judge": 6}
+
+
+def test_what_another_run_has_is_taken_from_there(tmp_path):
+    other, fresh, store = (Store(tmp_path / name) for name in ("other", "fresh", "new"))
+    half = [ToyJudge("toy:a"), ToyJudge("toy:b", state="unreachable")]
+    known = by_method(bench.run(toy_grid(rows=(*ROWS[:2], ROWS[4]), judges=half), other))
+    torn = next((tmp_path / "other").rglob(f"{known['SIFM'].protected}.png"))
+    torn.write_bytes(torn.read_bytes()[:-40])
+    counted: dict[str, int] = {}
+
+    def count(step: Step) -> None:
+        counted[step.phase] = step.n // 100
+
+    grid = toy_grid()
+    records = bench.run(grid, store, count, reuse=[other])
+    assert counted["immunize"] == 5, "PhotoGE's three, SIFM's batch with the torn picture, noise (each a fiftieth)"
+    assert counted["edit"] == 6
+    assert [judge.asked for judge in grid.judges] == [6, 15], "what was not answered there is asked"
+    assert list(map(timeless, records)) == list(map(timeless, bench.run(toy_grid(), fresh)))
+    other.close()
+    shutil.rmtree(other.folder)
+    assert bench.run(toy_grid(), store, count) == records, "and is this run's own now"
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn"])

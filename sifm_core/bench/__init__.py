@@ -1,8 +1,8 @@
 """Benchmarks: a grid of pictures x rows x editors x seeds x purifiers x judges -> records in a store.
 
-``grid.py`` says what is to be run, ``phases.py`` computes what is missing, ``executors.py`` where, ``work.py`` how one
-batch of it; ``presets/`` holds the paper's tables as TOML, read by ``config.py``. Names load when they are first used:
-who reads a run needs no torch.
+``grid.py`` says what is to be run, ``keys.py`` what each part of it depends on, ``phases.py`` computes what is missing,
+``executors.py`` where, ``work.py`` how one batch of it; ``presets/`` holds the paper's tables as TOML, read by
+``config.py``. Names load when they are first used: who reads a run needs no torch.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ if TYPE_CHECKING:
     from .grid import Row as Row
     from .grid import Sample as Sample
     from .grid import benchmark as benchmark
+    from .keys import FIDELITY as FIDELITY
     from .machine import hardware as hardware
     from .machine import package_version as package_version
-    from .phases import FIDELITY as FIDELITY
+    from .origin import provenance as provenance
     from .phases import fill as fill
-    from .phases import provenance as provenance
     from .phases import run as run
 
 _HOME = {
     "executors": ("Executor", "Inline", "Pool", "Ray"),
     "grid": ("ROWS", "Grid", "Row", "Sample", "benchmark"),
+    "keys": ("FIDELITY",),
     "machine": ("hardware", "package_version"),
-    "phases": ("FIDELITY", "fill", "provenance", "run"),
+    "origin": ("provenance",),
+    "phases": ("fill", "run"),
 }
 
 

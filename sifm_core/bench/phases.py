@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from .. import purify
 from ..errors import SifmError, StoreError
 from ..images import from_uint8, to_uint8
 from ..isr import CLEAN
@@ -27,17 +25,14 @@ from ..purify.noisy_upscale import UPSCALER
 from ..store import Store, fingerprint
 from ..types import Editor, Metric, OnStep, Record, Step, Verdict
 from .executors import Executor, Failure, Inline, said
-from .grid import Grid, Row, Sample, names, takes, takes_gradient
-from .machine import commit, versions
+from .grid import Grid, Sample, names, takes, takes_gradient
+from .keys import Attack, Key, Keys, Pair
+from .origin import provenance
 from .work import Model, Task, perform
 
-VERSION = 2
-"""Part of every artefact's key: raise it when what the phases compute changes."""
 SHARD = 512
 """Pictures that go through all phases together; a multiple of usual batches."""
 
-FIDELITY = ("psnr", "ssim", "lpips")
-"""Metrics that say how visible the protection is (protected against source)."""
 UNANSWERED = ("unreachable", "missing_key", "error")
 """States of a verdict that a later run asks for again."""
 HERE = ("gemini", "openai", "human")
@@ -58,19 +53,21 @@ def fill(
     executor: Executor | None = None,
     retry: bool = False,
     verify: bool = False,
+    reuse: Sequence[Store] = (),
 ) -> None:
     """Compute what the store lacks and write the grid's records (rows within editors within samples within seeds).
 
     ``on_step`` hears of "immunize", "purify", "edit", "measure", "judge" and (of judges elsewhere) "ask": ``i`` of
     ``n`` hundredths of a picture, counting what was still to do (noise, which takes no gradient, as a fiftieth). What
     it raises stops the run; the next run goes on from there. ``retry`` tries again what failed before; ``verify`` looks
-    at every pixel of the pictures that are there already, instead of only at the ends of their files.
+    at every pixel of the pictures that are there already, instead of only at the ends of their files. What a store of
+    ``reuse``, another run, has under the same key is taken from there and not computed.
     """
     start = time.time()
     with executor or Inline() as workers:
         while True:
             try:
-                _Run(grid, store, on_step, workers, retry, verify).fill()
+                _Run(grid, store, on_step, workers, retry, verify, reuse).fill()
                 break
             except _OtherWeights:  # known by name and changed since: once more, with what they are now
                 continue
@@ -78,36 +75,7 @@ def fill(
     store.put("run", "seconds", {"seconds": before + time.time() - start})
 
 
-Key: TypeAlias = str
 Build: TypeAlias = Callable[[list[Any]], Task]
-
-
-@dataclass
-class _Attack:
-    """A cell of the grid while it is filled: which picture is attacked how, and the store's ids of what was made."""
-
-    sample: Sample
-    row: Row
-    seed: int
-    editor: str
-    chain: str
-    source: str
-    protected_key: Key = ""
-    protected: str = ""
-    attacked_key: Key = ""
-    attacked: str = ""
-    edit_key: Key = ""
-    edited: str = ""
-
-    @property
-    def edit_seed(self) -> int:
-        return self.seed + self.row.seed_shift
-
-
-class _Pair(NamedTuple):
-    reference: str
-    distorted: str
-    names: tuple[str, ...] | None = None
 
 
 class _OtherWeights(Exception):
@@ -116,8 +84,16 @@ class _OtherWeights(Exception):
 
 class _Run:
     def __init__(
-        self, grid: Grid, store: Store, on_step: OnStep | None, executor: Executor, retry: bool, verify: bool
+        self,
+        grid: Grid,
+        store: Store,
+        on_step: OnStep | None,
+        executor: Executor,
+        retry: bool,
+        verify: bool,
+        reuse: Sequence[Store],
     ) -> None:
+        self.reuse = reuse
         self.grid, self.store, self.on_step, self.executor, self.retry = grid, store, on_step, executor, retry
         self.whole = store.has_image if verify else store.seems_whole
         self.found: dict[tuple[str, Key], dict[str, Any]] = {}
@@ -129,6 +105,7 @@ class _Run:
         upscales = any(takes(chain, "upscaler") for chain in grid.purifiers)
         used = (*self.editors.values(), *self.judges, *([self.upscaler] if upscales else []))
         self.known = {model: self._identity(model) for model in used}
+        self.keys = Keys(grid, self.editors, self.upscaler, self.known)
         self.confirmed = {model for model in self.known if model.live is not None}
         self.shard = ""
 
@@ -161,12 +138,16 @@ class _Run:
         self.confirmed.add(model)
 
     def fill(self) -> None:
-        plan = self._plan()
+        plan = self.keys.plan(self.judges)
         if self.store.get("run", "plan") != plan:
             with self.store.together():  # records are made anew from what is known; nothing that was computed goes
                 self.store.remove_records()
                 self.store.put("run", "plan", plan)
-        self.store.put("run", "provenance", self._provenance())
+        self.store.put(
+            "run",
+            "provenance",
+            provenance(self.grid, {model.name: self.known[model] for model in self.editors.values()}),
+        )
         pictures = [list(group) for _, group in groupby(self.grid.samples, key=lambda sample: sample.id)]
         shards = [pictures[i : i + SHARD] for i in range(0, len(pictures), SHARD)]
         for i, shard in enumerate(shards):
@@ -184,7 +165,7 @@ class _Run:
                 sources[sample.id] = self.store.put_image(pixels[None])
                 self.shapes[sources[sample.id]] = tuple(pixels.shape)
         attacks = [
-            _Attack(sample, row, seed, editor, chain, sources[sample.id])
+            Attack(sample, row, seed, editor, chain, sources[sample.id])
             for seed in grid.seeds
             for sample in samples
             for editor in grid.attacked()
@@ -195,8 +176,8 @@ class _Run:
         self._purify_all(attacks)
         self._edit_all(attacks)
         self._compare_all(attacks)
-        clean = {_cell(a): a.edited for a in attacks if a.row.name == CLEAN}
-        pairs = [self._pairs(a, clean[_cell(a)]) for a in attacks]
+        clean = {a.cell: a.edited for a in attacks if a.row.name == CLEAN}
+        pairs = [a.pairs(clean[a.cell]) for a in attacks]
         self._measure_all(attacks, pairs)
         self._judge_all(attacks)
         with self.store.together():
@@ -205,12 +186,12 @@ class _Run:
 
     # ---- the phases
 
-    def _immunize_all(self, attacks: list[_Attack]) -> None:
+    def _immunize_all(self, attacks: list[Attack]) -> None:
         grid = self.grid
         for a in attacks:
-            a.protected_key = self._protected_key(a) if a.row.method else ""
+            a.protected_key = self.keys.protected(a) if a.row.method else ""
 
-        def build(batch: list[_Attack]) -> Task:
+        def build(batch: list[Attack]) -> Task:
             row = batch[0].row
             settings = {
                 "pixels": [to_uint8(a.sample.pixels()) for a in batch],
@@ -219,19 +200,19 @@ class _Run:
                 "seed": [a.seed for a in batch],
                 "options": dict(row.options) | row.settings(grid),
             }
-            return Task("immunize", self._protector(batch[0]) if takes_gradient(row) else None, settings)
+            return Task("immunize", self.keys.protector(batch[0]) if takes_gradient(row) else None, settings)
 
         cells = {a.protected_key: a for a in attacks if a.row.method}
-        chunks = self._chunks(cells, lambda a: (self._protector(a).name, *self._alike(a)))
+        chunks = self._chunks(cells, lambda a: (self.keys.protector(a).name, *self._alike(a)))
         self._phase("immunize", chunks, build, work=lambda a: 1.0 if takes_gradient(a.row) else 0.02)
         for a in attacks:
             a.protected = self._have("immunize", a.protected_key).get("image", "") if a.row.method else a.source
 
-    def _purify_all(self, attacks: list[_Attack]) -> None:
+    def _purify_all(self, attacks: list[Attack]) -> None:
         for a in attacks:
-            a.attacked_key = self._attacked_key(a) if a.chain and a.protected else ""
+            a.attacked_key = self.keys.attacked(a) if a.chain and a.protected else ""
 
-        def build(batch: list[_Attack]) -> Task:
+        def build(batch: list[Attack]) -> Task:
             settings = {
                 "pixels": [self._pixels(a.protected) for a in batch],
                 "chain": batch[0].chain,
@@ -239,47 +220,47 @@ class _Run:
             }
             if takes(batch[0].chain, "upscaler"):
                 settings |= {"upscaler": self.upscaler.name, "device": self.grid.load.get("device", "auto")}
-            return Task("purify", self._attacker(batch[0]) if takes(batch[0].chain, "editor") else None, settings)
+            return Task("purify", self.keys.attacker(batch[0]) if takes(batch[0].chain, "editor") else None, settings)
 
         cells = {a.attacked_key: a for a in attacks if a.attacked_key}
-        chunks = self._chunks(cells, lambda a: (self._attacker(a).name, a.chain, *self._alike(a)))
+        chunks = self._chunks(cells, lambda a: (self.keys.attacker(a).name, a.chain, *self._alike(a)))
         self._phase("purify", chunks, build)
         for a in attacks:
             a.attacked = self._have("purify", a.attacked_key).get("image", "") if a.chain else a.protected
 
-    def _edit_all(self, attacks: list[_Attack]) -> None:
+    def _edit_all(self, attacks: list[Attack]) -> None:
         options = dict(self.grid.edit_options)
         for a in attacks:
-            a.edit_key = self._edit_key(a) if a.attacked else ""
+            a.edit_key = self.keys.edited(a) if a.attacked else ""
 
-        def build(batch: list[_Attack]) -> Task:
+        def build(batch: list[Attack]) -> Task:
             settings = {
                 "pixels": [self._pixels(a.attacked) for a in batch],
                 "prompt": [a.sample.prompt for a in batch],
                 "seed": [a.edit_seed for a in batch],
                 "options": options,
             }
-            return Task("edit", self._attacker(batch[0]), settings)
+            return Task("edit", self.keys.attacker(batch[0]), settings)
 
         cells = {a.edit_key: a for a in attacks if a.edit_key}
         # The editor that protected last is still loaded: it attacks first.
         order = {model.name: i for i, model in enumerate(reversed(self.editors.values()))}
-        chunks = self._chunks(cells, lambda a: (self._attacker(a).name, a.chain, *self._alike(a)))
-        chunks.sort(key=lambda chunk: order[self._attacker(chunk[0][1]).name])
+        chunks = self._chunks(cells, lambda a: (self.keys.attacker(a).name, a.chain, *self._alike(a)))
+        chunks.sort(key=lambda chunk: order[self.keys.attacker(chunk[0][1]).name])
         self._phase("edit", chunks, build)
         for a in attacks:
             a.edited = self._have("edit", a.edit_key).get("image", "") if a.edit_key else ""
 
-    def _compare_all(self, attacks: list[_Attack]) -> None:
-        def build(batch: list[_Attack]) -> Task:
+    def _compare_all(self, attacks: list[Attack]) -> None:
+        def build(batch: list[Attack]) -> Task:
             prompts = [(a.sample.prompt, a.sample.instruction) for a in batch]
-            return Task("compare", self._attacker(batch[0]), {"prompts": prompts})
+            return Task("compare", self.keys.attacker(batch[0]), {"prompts": prompts})
 
-        cells = {key: a for a in attacks if (key := self._compare_key(a))}
-        self._phase("compare", self._chunks(cells, lambda a: self._attacker(a).name), build)
+        cells = {key: a for a in attacks if (key := self.keys.compared(a))}
+        self._phase("compare", self._chunks(cells, lambda a: self.keys.attacker(a).name), build)
 
-    def _measure_all(self, attacks: list[_Attack], pairs: list[list[_Pair]]) -> None:
-        def build(batch: list[_Pair]) -> Task:
+    def _measure_all(self, attacks: list[Attack], pairs: list[list[Pair]]) -> None:
+        def build(batch: list[Pair]) -> Task:
             settings = {
                 "reference": [self._pixels(pair.reference) for pair in batch],
                 "distorted": [self._pixels(pair.distorted) for pair in batch],
@@ -288,15 +269,15 @@ class _Run:
             return Task("measure", None, settings)
 
         shapes = {
-            self._measure_key(pair): (pair, self._alike(a))
+            self.keys.measured(pair): (pair, self._alike(a))
             for a, some in zip(attacks, pairs, strict=True)
             for pair in some
         }
         chunks = self._chunks(shapes, lambda cell: (cell[1], cell[0].names))
         self._phase("measure", [[(key, pair) for key, (pair, _) in chunk] for chunk in chunks], build)
 
-    def _judge_all(self, attacks: list[_Attack]) -> None:
-        def build(batch: list[tuple[Model, _Attack]]) -> Task:
+    def _judge_all(self, attacks: list[Attack]) -> None:
+        def build(batch: list[tuple[Model, Attack]]) -> Task:
             settings = {
                 "source": [self._pixels(a.source) for _, a in batch],
                 "edited": [self._pixels(a.edited) for _, a in batch],
@@ -308,7 +289,7 @@ class _Run:
         # A judge may cost money: only what is missing is asked, never a whole batch again.
         for phase, here in (("judge", False), ("ask", True)):
             cells = {
-                self._verdict_key(judge, a): (judge, a)
+                self.keys.verdict(judge, a): (judge, a)
                 for judge in self.judges
                 for a in attacks
                 if a.edited and _is_here(judge) == here
@@ -321,77 +302,36 @@ class _Run:
             chunks = self._chunks(missing, lambda cell: cell[0].name)
             self._phase(phase, chunks, build, kind="verdict", again=True, executor=Inline() if here else None)
 
-    # ---- keys and what is known under them
-
-    def _protector(self, a: _Attack) -> Model:
-        return self.editors[names(a.editor)[0]]
-
-    def _attacker(self, a: _Attack) -> Model:
-        return self.editors[names(a.editor)[1]]
-
-    def _id(self, model: Model) -> str:
-        known = self.known[model]
-        return fingerprint(weights=known["fingerprint"], settings=known["settings"], dtype=known["dtype"])
-
-    def _protected_key(self, a: _Attack) -> Key:
-        grid, row = self.grid, a.row
-        uses: dict[str, Any] = {"eps": row.eps(grid), "seed": a.seed, "options": dict(row.options)}
-        if takes_gradient(row):
-            uses |= {"editor": self._id(self._protector(a)), "prompt": a.sample.instruction, "loop": row.settings(grid)}
-        return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
-
-    def _attacked_key(self, a: _Attack) -> Key:
-        editor = self._id(self._attacker(a)) if takes(a.chain, "editor") else ""
-        stages = [list(stage) for stage in purify.parse(a.chain)]
-        uses = {"upscaler": self._id(self.upscaler)} if takes(a.chain, "upscaler") else {}
-        return fingerprint(version=VERSION, image=a.protected, chain=stages, seed=a.edit_seed, editor=editor, **uses)
-
-    def _edit_key(self, a: _Attack) -> Key:
-        return fingerprint(
-            version=VERSION,
-            image=a.attacked,
-            editor=self._id(self._attacker(a)),
-            prompt=a.sample.prompt,
-            seed=a.edit_seed,
-            options=dict(self.grid.edit_options),
-        )
-
-    def _compare_key(self, a: _Attack) -> Key:
-        """ "" where nothing is to be compared."""
-        one, other = a.sample.prompt, a.sample.instruction
-        if not self.grid.compare_prompts or one == other:
-            return ""
-        return fingerprint(version=VERSION, editor=self._id(self._attacker(a)), prompts=[one, other])
-
-    def _measure_key(self, pair: _Pair) -> Key:
-        return fingerprint(version=VERSION, **pair._asdict())
-
-    def _verdict_key(self, judge: Model, a: _Attack) -> Key:
-        known = self.known[judge]
-        marks = {"judge": known["name"], "weights": known["served"]}
-        return fingerprint(version=VERSION, source=a.source, edited=a.edited, prompt=a.sample.prompt, **marks)
-
-    def _pairs(self, a: _Attack, clean: str) -> list[_Pair]:
-        """The edit against the clean edit of the same seed, the protected picture against its source."""
-        pairs = []
-        if clean and a.edited and a.row.name != CLEAN:
-            pairs.append(_Pair(clean, a.edited))
-        if a.row.method and a.protected:
-            pairs.append(_Pair(a.source, a.protected, FIDELITY))
-        return pairs
+    # ---- what is known
 
     def _have(self, kind: str, key: Key) -> dict[str, Any]:
-        if (kind, key) not in self.found:
-            value = self.store.get(kind, key) if key else None
+        if key and (kind, key) not in self.found:
+            value = self.store.get(kind, key)
             if value is None or ("image" in value and not self.whole(value["image"])):
-                return {}
-            self.found[kind, key] = value
-        return self.found[kind, key]
+                value = self._adopt(kind, key)
+            if value:
+                self.found[kind, key] = value
+        return self.found.get((kind, key), {})
+
+    def _adopt(self, kind: str, key: Key) -> dict[str, Any]:
+        """What another run has under the key, now this run's too."""
+        for other in self.reuse:
+            value = other.get(kind, key)
+            if value is None or value.get("state") in UNANSWERED:
+                continue
+            try:
+                if "image" in value:
+                    self.store.put_image(other.get_image(value["image"]))
+            except StoreError:  # damaged there: made anew here
+                continue
+            self.store.put(kind, key, value)
+            return value
+        return {}
 
     def _pixels(self, image: str) -> np.ndarray:
         return to_uint8(self.store.get_image(image))
 
-    def _alike(self, a: _Attack) -> tuple[Any, ...]:
+    def _alike(self, a: Attack) -> tuple[Any, ...]:
         """Attacks that may share a batch. By rows, so that another row in the grid leaves these batches alone."""
         return a.row.name, self.shapes[a.source]
 
@@ -454,11 +394,11 @@ class _Run:
     def _computes(self, phase: str, a: Any) -> list[Model]:
         """The models, named in the keys, whose networks a batch of the phase goes through."""
         if phase == "immunize":
-            return [self._protector(a)] if takes_gradient(a.row) else []
+            return [self.keys.protector(a)] if takes_gradient(a.row) else []
         if phase == "purify":
-            tools = {"editor": self._attacker(a), "upscaler": self.upscaler}
+            tools = {"editor": self.keys.attacker(a), "upscaler": self.upscaler}
             return [model for tool, model in tools.items() if takes(a.chain, tool)]
-        return [self._attacker(a)] if phase in ("edit", "compare") else []
+        return [self.keys.attacker(a)] if phase in ("edit", "compare") else []
 
     def _keep(self, phase: str, kind: str, chunk: list[tuple[Key, Any]], outcome: list[dict[str, Any]]) -> None:
         values = []
@@ -486,18 +426,18 @@ class _Run:
 
     # ---- records
 
-    def _record(self, a: _Attack, pairs: list[_Pair]) -> Record:
+    def _record(self, a: Attack, pairs: list[Pair]) -> Record:
         row = a.row
         protection = self._have("immunize", a.protected_key) if row.method else {}
         edited = self._have("edit", a.edit_key)
         keys = [key for key in (a.protected_key, a.attacked_key, a.edit_key) if key]
         compared: dict[str, dict[str, Any]] = {"edit": {}, "fidelity": {}}
         for pair in pairs:
-            keys.append(self._measure_key(pair))
+            keys.append(self.keys.measured(pair))
             compared["fidelity" if pair.names else "edit"] = self._have("measure", keys[-1])
         verdicts = []
         for judge in self.judges if a.edited else ():
-            keys.append(self._verdict_key(judge, a))
+            keys.append(self.keys.verdict(judge, a))
             if value := self._have("verdict", keys[-1]):
                 verdicts.append(Verdict(**value))
         reasons = list(dict.fromkeys(self.failed[key] for key in keys if key in self.failed))
@@ -513,21 +453,13 @@ class _Run:
         if row.method:
             info |= {"linf": protection.get("linf"), "protection_key": a.protected_key}
             info |= {"fidelity": compared["fidelity"], "peak_memory": protection.get("peak_memory")}
-        if key := self._compare_key(a):
+        if key := self.keys.compared(a):
             unknown = {"value": None, "definition": "", "reason": self.failed.get(key, "")}
             info["prompt_distance"] = self._have("compare", key) or unknown
         if reasons:
             info["failed"] = "; ".join(reasons)
         return Record(
-            key=fingerprint(
-                row=row.name,
-                protected=a.protected_key or a.source,
-                protected_on=protect,
-                purifier=a.chain,
-                editor=self._id(self._attacker(a)),
-                prompt=a.sample.prompt,
-                seed=a.edit_seed,
-            ),
+            key=self.keys.record(a),
             image=a.sample.id,
             category=a.sample.category,
             prompt=a.sample.prompt,
@@ -544,55 +476,6 @@ class _Run:
             seconds={"immunize": protection.get("seconds", 0.0), "edit": edited.get("seconds", 0.0)},
             info=info,
         )
-
-    def _plan(self) -> dict[str, Any]:
-        """What the records depend on, as plain data: another plan makes other records."""
-        grid = self.grid
-        samples = [[s.id, s.category, s.kind, s.instruction, s.prompt] for s in grid.samples]
-        return {
-            "samples": fingerprint(samples=samples),
-            "pictures": len({sample.id for sample in grid.samples}),
-            "rows": [[row.name, row.method, dict(row.options), dict(row.loop), row.seed_shift] for row in grid.rows],
-            "editors": grid.attacked(),
-            "models": {model.name: known.get("fingerprint", known["name"]) for model, known in self.known.items()},
-            "judges": [self.known[judge]["name"] for judge in self.judges],
-            "seeds": list(grid.seeds),
-            "purifiers": list(grid.purifiers),
-            "eps": grid.eps,
-            "steps": grid.steps,
-            "alpha": grid.alpha,
-            "batch": grid.batch,
-            "edit_options": dict(grid.edit_options),
-            "compare_prompts": grid.compare_prompts,
-            "counts": grid.counts(),
-        }
-
-    def _provenance(self) -> dict[str, Any]:
-        return provenance(self.grid, {model.name: self.known[model] for model in self.editors.values()})
-
-
-def provenance(grid: Grid, editors: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Versions, hardware and settings, as the report prints them; ``editors``: what is known of the named ones."""
-    known = dict(editors or {})
-    for editor in grid.editors:
-        if not isinstance(editor, str):
-            known[editor.name] = perform(Task("identify", Model("editor", editor.name, live=editor), {}))[0]
-    keep = ("name", "family", "fingerprint", "dtype")
-    return {
-        "versions": versions(),
-        "commit": commit(),
-        "hardware": ", ".join(dict.fromkeys(str(found["hardware"]) for found in known.values())) or None,
-        "editors": [{key: found.get(key) for key in keep} for found in known.values()],
-        "judges": [judge if isinstance(judge, str) else judge.name for judge in grid.judges],
-        "settings": {
-            "eps": grid.eps,
-            "steps": grid.steps,
-            "alpha": grid.alpha,
-            "seeds": list(grid.seeds),
-            "batch": grid.batch,
-            **({"edit": dict(grid.edit_options)} if grid.edit_options else {}),
-        },
-    }
 
 
 def _model(kind: str, model: Any, load: Mapping[str, Any]) -> Model:
@@ -611,10 +494,6 @@ def _is_here(judge: Model) -> bool:
 
 def _spelled(model: Model) -> Key:
     return fingerprint(kind=model.kind, name=model.name, load={key: str(value) for key, value in model.load.items()})
-
-
-def _cell(a: _Attack) -> tuple[Any, ...]:
-    return a.sample.id, a.sample.prompt, a.seed, a.editor, a.chain
 
 
 class _Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,6 +71,12 @@ def run(
         float | None, typer.Option("--hourly", help="For --dry-run: dollars that an hour of a device costs.")
     ] = None,
     verify: Verify = False,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reuse", metavar="DIR", help="Take from this run what it has already; --dry-run counts it still."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark, or go on with it.
@@ -113,7 +120,8 @@ def run(
         for line in lines:
             print(f"  {line.phase:9} {line.jobs:>9} {_hours(line.seconds):>9} {_money(line.dollars):>9}  {line.basis}")
         return None
-    _fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking)
+    others = [_opened(other)[0] for other in reuse or ()]
+    _fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking, reuse=others)
 
 
 @bench.command()
@@ -243,6 +251,7 @@ def _fill(
     verify: bool,
     as_json: bool,
     asking: Asking,
+    reuse: Sequence[Store] = (),
 ) -> None:
     from ..bench import config, fill
     from ..store import Store
@@ -254,7 +263,7 @@ def _fill(
     grid = plan.grid(config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **asking.given()))
     store.put("run", "config", plan.as_dict())
     with forecast(grid.counts(), store) as on_step:
-        fill(grid, store, on_step, executor=_executor(workers, ray), retry=retry, verify=verify)
+        fill(grid, store, on_step, executor=_executor(workers, ray), retry=retry, verify=verify, reuse=reuse)
     written, headline = _report(store, plan, out, 12)
     found = _status(store, plan)
     if as_json:

@@ -1,0 +1,172 @@
+"""What every artefact of a run depends on, as the key under which the store keeps it.
+
+Two runs that would compute the same thing have the same key for it: a change of weights, settings, pictures, prompts or
+of :data:`VERSION` makes another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from .. import purify
+from ..isr import CLEAN
+from ..store import fingerprint
+from .grid import Grid, Row, Sample, names, takes, takes_gradient
+from .work import Model
+
+VERSION = 2
+"""Part of every artefact's key: raise it when what the phases compute changes."""
+FIDELITY = ("psnr", "ssim", "lpips")
+"""Metrics that say how visible the protection is (protected against source)."""
+
+Key: TypeAlias = str
+
+
+@dataclass
+class Attack:
+    """A cell of the grid while it is filled: which picture is attacked how, and the store's ids of what was made."""
+
+    sample: Sample
+    row: Row
+    seed: int
+    editor: str
+    chain: str
+    source: str
+    protected_key: Key = ""
+    protected: str = ""
+    attacked_key: Key = ""
+    attacked: str = ""
+    edit_key: Key = ""
+    edited: str = ""
+
+    @property
+    def edit_seed(self) -> int:
+        """What the editor's noise, and a purifier's, is drawn from."""
+        return self.seed + self.row.seed_shift
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """What a row's attack has in common with the clean row's."""
+        return self.sample.id, self.sample.prompt, self.seed, self.editor, self.chain
+
+    def pairs(self, clean: str) -> list[Pair]:
+        """The edit against the clean edit of the same seed, the protected picture against its source."""
+        found = []
+        if clean and self.edited and self.row.name != CLEAN:
+            found.append(Pair(clean, self.edited))
+        if self.row.method and self.protected:
+            found.append(Pair(self.source, self.protected, FIDELITY))
+        return found
+
+
+class Pair(NamedTuple):
+    """Two pictures that are to be compared, by their ids, and with which metrics (None: all)."""
+
+    reference: str
+    distorted: str
+    names: tuple[str, ...] | None = None
+
+
+class Keys:
+    """The keys of a grid's artefacts; ``known``: name, fingerprint, settings and dtype of every model."""
+
+    def __init__(
+        self, grid: Grid, editors: Mapping[str, Model], upscaler: Model, known: Mapping[Model, Mapping[str, Any]]
+    ) -> None:
+        self.grid, self.editors, self.upscaler, self.known = grid, editors, upscaler, known
+
+    def protector(self, a: Attack) -> Model:
+        """The editor that a picture is protected on."""
+        return self.editors[names(a.editor)[0]]
+
+    def attacker(self, a: Attack) -> Model:
+        """The editor that it is attacked with."""
+        return self.editors[names(a.editor)[1]]
+
+    def model(self, model: Model) -> Key:
+        """Of a model: weights, settings, number type; not its name."""
+        known = self.known[model]
+        return fingerprint(weights=known["fingerprint"], settings=known["settings"], dtype=known["dtype"])
+
+    def protected(self, a: Attack) -> Key:
+        """Of the protected picture."""
+        grid, row = self.grid, a.row
+        uses: dict[str, Any] = {"eps": row.eps(grid), "seed": a.seed, "options": dict(row.options)}
+        if takes_gradient(row):
+            uses |= {
+                "editor": self.model(self.protector(a)),
+                "prompt": a.sample.instruction,
+                "loop": row.settings(grid),
+            }
+        return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
+
+    def attacked(self, a: Attack) -> Key:
+        """Of the protected picture after the purifiers."""
+        editor = self.model(self.attacker(a)) if takes(a.chain, "editor") else ""
+        stages = [list(stage) for stage in purify.parse(a.chain)]
+        uses = {"upscaler": self.model(self.upscaler)} if takes(a.chain, "upscaler") else {}
+        return fingerprint(version=VERSION, image=a.protected, chain=stages, seed=a.edit_seed, editor=editor, **uses)
+
+    def edited(self, a: Attack) -> Key:
+        """Of the edit."""
+        return fingerprint(
+            version=VERSION,
+            image=a.attacked,
+            editor=self.model(self.attacker(a)),
+            prompt=a.sample.prompt,
+            seed=a.edit_seed,
+            options=dict(self.grid.edit_options),
+        )
+
+    def compared(self, a: Attack) -> Key:
+        """Of the distance between the prompts of attack and protection; "" where nothing is to be compared."""
+        one, other = a.sample.prompt, a.sample.instruction
+        if not self.grid.compare_prompts or one == other:
+            return ""
+        return fingerprint(version=VERSION, editor=self.model(self.attacker(a)), prompts=[one, other])
+
+    def measured(self, pair: Pair) -> Key:
+        """Of the metrics of two pictures."""
+        return fingerprint(version=VERSION, **pair._asdict())
+
+    def verdict(self, judge: Model, a: Attack) -> Key:
+        """Of what a judge says of an edit."""
+        known = self.known[judge]
+        marks = {"judge": known["name"], "weights": known["served"]}
+        return fingerprint(version=VERSION, source=a.source, edited=a.edited, prompt=a.sample.prompt, **marks)
+
+    def record(self, a: Attack) -> Key:
+        """Of the record of an attack."""
+        return fingerprint(
+            row=a.row.name,
+            protected=a.protected_key or a.source,
+            protected_on=names(a.editor)[0],
+            purifier=a.chain,
+            editor=self.model(self.attacker(a)),
+            prompt=a.sample.prompt,
+            seed=a.edit_seed,
+        )
+
+    def plan(self, judges: Sequence[Model]) -> dict[str, Any]:
+        """What a run's records depend on, as plain data: another plan makes other records."""
+        grid = self.grid
+        samples = [[s.id, s.category, s.kind, s.instruction, s.prompt] for s in grid.samples]
+        return {
+            "samples": fingerprint(samples=samples),
+            "pictures": len({sample.id for sample in grid.samples}),
+            "rows": [[row.name, row.method, dict(row.options), dict(row.loop), row.seed_shift] for row in grid.rows],
+            "editors": grid.attacked(),
+            "models": {model.name: known.get("fingerprint", known["name"]) for model, known in self.known.items()},
+            "judges": [self.known[judge]["name"] for judge in judges],
+            "seeds": list(grid.seeds),
+            "purifiers": list(grid.purifiers),
+            "eps": grid.eps,
+            "steps": grid.steps,
+            "alpha": grid.alpha,
+            "batch": grid.batch,
+            "edit_options": dict(grid.edit_options),
+            "compare_prompts": grid.compare_prompts,
+            "counts": grid.counts(),
+        }

@@ -1,0 +1,34 @@
+"""Where a run's figures come from: versions, hardware and settings, as the report prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .grid import Grid
+from .machine import commit, versions
+from .work import Model, Task, perform
+
+
+def provenance(grid: Grid, editors: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """Versions, hardware and settings, as the report prints them; ``editors``: what is known of the named ones."""
+    known = dict(editors or {})
+    for editor in grid.editors:
+        if not isinstance(editor, str):
+            known[editor.name] = perform(Task("identify", Model("editor", editor.name, live=editor), {}))[0]
+    keep = ("name", "family", "fingerprint", "dtype")
+    return {
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": ", ".join(dict.fromkeys(str(found["hardware"]) for found in known.values())) or None,
+        "editors": [{key: found.get(key) for key in keep} for found in known.values()],
+        "judges": [judge if isinstance(judge, str) else judge.name for judge in grid.judges],
+        "settings": {
+            "eps": grid.eps,
+            "steps": grid.steps,
+            "alpha": grid.alpha,
+            "seeds": list(grid.seeds),
+            "batch": grid.batch,
+            **({"edit": dict(grid.edit_options)} if grid.edit_options else {}),
+        },
+    }
