@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -89,11 +90,20 @@ def state(editor: Editor) -> list[object]:
     ]
 
 
+@pytest.fixture
+def young() -> Iterator[None]:
+    """The collector looks at what this test made alone, not at all that is imported, which takes a second each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def tensors() -> int:
     gc.collect()
     return sum(type(thing) in (torch.Tensor, nn.Parameter) for thing in gc.get_objects())
 
 
+@pytest.mark.usefixtures("young")
 def test_twenty_interrupts_leave_nothing_behind(editor: Editor, clock: Clock) -> None:
     work(editor, clock)
     events = clock.phases
