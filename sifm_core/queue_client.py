@@ -208,13 +208,18 @@ class Server:
         return any(item[1] == ticket for part in ("queue_running", "queue_pending") for item in queue[part])
 
     def _wait(self, ticket: str) -> dict[str, Any] | None:
-        """The history's entry, or None if the server does not know the prompt (any more)."""
+        """The history's entry, or None if the server does not know the prompt (any more).
+
+        Asks seldom about what takes long: every ``poll`` seconds in the end, and soon about what is over at once.
+        """
+        pause = min(self.poll, 0.05)
         while True:
             if entry := json.loads(self.get(f"/history/{ticket}")).get(ticket):
                 return entry
             if not self._knows(ticket):
                 return json.loads(self.get(f"/history/{ticket}")).get(ticket)  # it may just have ended
-            time.sleep(self.poll)
+            time.sleep(pause)
+            pause = min(1.5 * pause, self.poll)
 
     def _upload(self, name: str, path: Path) -> None:
         edge = uuid.uuid4().hex
