@@ -166,7 +166,7 @@ def features(editor: Editor, x: Image, prompt: str, t: int, paths: list[str]) ->
         ({"distance": "cosine"}, lambda f, g: f.abs().sum() - 0.1 * (1 - (f * g).sum() / f.norm() / g.norm())),
         ({"lam": 0.0}, lambda f, g: f.abs().sum()),
     ],
-    ids=str,
+    ids=["l1", "mean l1", "frobenius", "mean frobenius", "cosine", "no distance"],
 )
 def test_norms_distances_and_reductions(editor: Editor, chosen: dict, expected) -> None:
     x0 = images(1).double()
