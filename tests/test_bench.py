@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from sifm_core import bench
 from sifm_core.bench import CLEAN, Grid, Row, work
+from sifm_core.bench.costs import weights
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, SifmError
 from sifm_core.methods import presets
@@ -115,10 +116,26 @@ def test_other_settings_share_what_they_can(tmp_path):
     counted: dict[str, int] = {}
 
     def count(step: Step) -> None:
-        counted[step.phase] = step.n // 100
+        counted[step.phase] = step.n / 100
 
-    bench.run(toy_grid(rows=(*ROWS, Row("grey", "photoguard_encoder", {"target": "grey"}))), store, count)
-    assert counted == {"immunize": 3, "edit": 3, "measure": 6, "judge": 6}
+    grid = toy_grid(rows=(*ROWS, Row("grey", "photoguard_encoder", {"target": "grey"})))
+    bench.run(grid, store, count)
+    assert counted == {"immunize": round(3 * weights(grid)["grey", "toy"], 2), "edit": 3, "measure": 6, "judge": 6}
+
+
+def test_a_picture_weighs_what_its_method_costs():
+    """Else the forecast of a run that begins with the quick methods is wrong by an order of magnitude."""
+    quick, slow, noise, short = (
+        Row("PhotoGE", "photoguard_encoder"),
+        Row("PhotoGD", "photoguard_diffusion"),
+        Row("noise", "random_noise"),
+        Row("SIFM, few", "sifm", loop={"steps": 1}),
+    )
+    found = weights(toy_grid(rows=(Row(CLEAN), quick, slow, noise, short)))
+    assert found["PhotoGD", "toy"] > 10 * found["PhotoGE", "toy"] > 0
+    assert found["SIFM, few", "toy"] < found["PhotoGD", "toy"] / 4
+    assert 0 < found["noise", "toy"] < 0.01
+    assert sum(found.values()) == pytest.approx(3, abs=0.01), "in parts of the mean of the three that take gradients"
 
 
 def test_what_another_run_has_is_taken_from_there(tmp_path):
@@ -130,11 +147,13 @@ def test_what_another_run_has_is_taken_from_there(tmp_path):
     counted: dict[str, int] = {}
 
     def count(step: Step) -> None:
-        counted[step.phase] = step.n // 100
+        counted[step.phase] = step.n / 100
 
     grid = toy_grid()
+    each = weights(grid)
+    todo = {"PhotoGE": 3, "noise": 3, "SIFM": 2}  # of SIFM the batch of the torn picture
     records = bench.run(grid, store, count, reuse=[other])
-    assert counted["immunize"] == 5, "PhotoGE's three, SIFM's batch with the torn picture, noise (each a fiftieth)"
+    assert counted["immunize"] == pytest.approx(sum(n * each[name, "toy"] for name, n in todo.items()), abs=0.01)
     assert counted["edit"] == 6
     assert [judge.asked for judge in grid.judges] == [6, 15], "what was not answered there is asked"
     assert list(map(timeless, records)) == list(map(timeless, bench.run(toy_grid(), fresh)))

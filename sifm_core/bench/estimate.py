@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 from ..judges.prices import read_prices
 from ..store import Store
-from .config import Plan, read_toml
+from .config import Plan
 
 if TYPE_CHECKING:
     from .grid import Grid
@@ -45,19 +45,19 @@ def estimate(
     ``store``: a run whose measured rates count; ``tflops``: the device's sustained speed, ``hourly`` what an hour of it
     costs in dollars.
     """
+    from .costs import weights
+
     grid = plan.grid()
     counts = grid.counts()
     measured = dict(store.documents("rate")) if store else {}
     lines = []
     for phase in ("immunize", "purify", "edit", "measure", "judge"):
         jobs = counts[phase]
-        if phase == "immunize":
-            gradient, total = (_rows(plan, only) for only in (True, False))
-            units = jobs * (gradient + 0.02 * (total - gradient)) / total if total else 0.0
-        else:
-            units = float(jobs)
+        units = float(jobs)
+        if phase == "immunize" and jobs:
+            units *= fmean(weights(grid).values())
         rate = measured.get(phase)
-        work = _teraflop(plan, grid, phase, units) if tflops else None
+        work = _teraflop(grid, phase, jobs) if tflops else None
         if not jobs:
             seconds, basis = 0.0, ""
         elif rate:
@@ -83,33 +83,20 @@ def remaining(counts: Mapping[str, float], rates: Mapping[str, Mapping[str, floa
     return sum(n * each[phase] for phase, n in todo.items() if phase in each), [p for p in todo if p not in each]
 
 
-def _rows(plan: Plan, only_gradient: bool) -> int:
-    from .grid import takes_gradient
-
-    return sum(1 for row in plan.all_rows() if row.method and (takes_gradient(row) or not only_gradient))
-
-
-def _teraflop(plan: Plan, grid: Grid, phase: str, units: float) -> float | None:
+def _teraflop(grid: Grid, phase: str, jobs: int) -> float | None:
     """Operations (2 x multiply-add) of a phase, from the table; None where the table says nothing."""
-    from .grid import names, takes_gradient
+    from .costs import editing, immunizing
+    from .grid import names
 
-    table: dict[str, Any] = read_toml(Path(__file__).with_name("costs.toml"))
-    pairs = [names(editor) for editor in plan.settings.editors]
-    known = table["editors"]
-    if phase in ("measure", "judge", "purify") or any(name not in known for pair in pairs for name in pair):
-        return None
+    pairs = [names(editor) for editor in grid.attacked()]
     if phase == "edit":
-        each = [known[attack]["steps"] * known[attack]["branches"] * known[attack]["predict"] for _, attack in pairs]
-        return units * sum(each) / len(each)
-    iterations = []
-    for protect, _ in pairs:
-        for row in plan.all_rows():
-            if row.method and takes_gradient(row):
-                passes = known[protect].get("passes", {}).get(row.method, table["passes"].get(row.method))
-                if passes is None:
-                    return None
-                iterations.append(row.steps(grid) * (known[protect]["encode"] + passes * known[protect]["predict"]))
-    return units * sum(iterations) / len(iterations) if iterations else 0.0
+        each = [editing(attack) for _, attack in pairs]
+    elif phase == "immunize":
+        each = [immunizing(row, grid, protect) for protect, _ in pairs for row in grid.rows if row.method]
+    else:
+        return None
+    known = [work for work in each if work is not None]
+    return jobs * fmean(known) if len(known) == len(each) else None
 
 
 def _dollars(plan: Plan, jobs: int) -> float | None:

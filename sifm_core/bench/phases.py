@@ -24,6 +24,7 @@ from ..isr import CLEAN
 from ..purify.noisy_upscale import UPSCALER
 from ..store import Store, fingerprint
 from ..types import Editor, Metric, OnStep, Record, Step, Verdict
+from .costs import weights
 from .executors import Executor, Failure, Inline, said
 from .grid import Grid, Sample, names, takes, takes_gradient
 from .keys import Attack, Key, Keys, Pair
@@ -58,10 +59,10 @@ def fill(
     """Compute what the store lacks and write the grid's records (rows within editors within samples within seeds).
 
     ``on_step`` hears of "immunize", "purify", "edit", "measure", "judge" and (of judges elsewhere) "ask": ``i`` of
-    ``n`` hundredths of a picture, counting what was still to do (noise, which takes no gradient, as a fiftieth). What
-    it raises stops the run; the next run goes on from there. ``retry`` tries again what failed before; ``verify`` looks
-    at every pixel of the pictures that are there already, instead of only at the ends of their files. What a store of
-    ``reuse``, another run, has under the same key is taken from there and not computed.
+    ``n`` hundredths of a picture, counting what was still to do; when immunizing, in pictures of the mean method's
+    operations. What it raises stops the run; the next run goes on from there. ``retry`` tries again what failed before;
+    ``verify`` looks at every pixel of the pictures that are there already, instead of only at the ends of their files.
+    What a store of ``reuse``, another run, has under the same key is taken from there and not computed.
     """
     start = time.time()
     with executor or Inline() as workers:
@@ -204,7 +205,8 @@ class _Run:
 
         cells = {a.protected_key: a for a in attacks if a.row.method}
         chunks = self._chunks(cells, lambda a: (self.keys.protector(a).name, *self._alike(a)))
-        self._phase("immunize", chunks, build, work=lambda a: 1.0 if takes_gradient(a.row) else 0.02)
+        work = weights(grid)
+        self._phase("immunize", chunks, build, work=lambda a: work[a.row.name, self.keys.protector(a).name])
         for a in attacks:
             a.protected = self._have("immunize", a.protected_key).get("image", "") if a.row.method else a.source
 
