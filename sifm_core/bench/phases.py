@@ -108,7 +108,7 @@ class _Run:
         self.known = {model: self._identity(model) for model in used}
         self.keys = Keys(grid, self.editors, self.upscaler, self.known)
         self.confirmed = {model for model in self.known if model.live is not None}
-        self.shard = ""
+        self.shard, self.later = "", 0.0
 
     def _editor(self, name: str, live: Editor | str) -> Model:
         return _model("editor", name if isinstance(live, str) else live, self.grid.load)
@@ -143,6 +143,8 @@ class _Run:
         if self.store.get("run", "plan") != plan:
             with self.store.together():  # records are made anew from what is known; nothing that was computed goes
                 self.store.remove_records()
+                for name, rate in list(self.store.documents("rate")):  # how fast it went stays, what is left does not
+                    self.store.put("rate", name, {**rate, "left": None})
                 self.store.put("run", "plan", plan)
         self.store.put(
             "run",
@@ -153,6 +155,7 @@ class _Run:
         shards = [pictures[i : i + SHARD] for i in range(0, len(pictures), SHARD)]
         for i, shard in enumerate(shards):
             self.shard = f" {i + 1}/{len(shards)}" if len(shards) > 1 else ""
+            self.later = sum(map(len, shards[i + 1 :])) / len(shard)
             self.found.clear()
             self.failed.clear()
             self._fill([sample for samples in shard for sample in samples])
@@ -382,15 +385,17 @@ class _Run:
             self._confirm(model)
         progress.begin(0.0)
         executor = executor or self.executor
-        start, units = time.perf_counter(), 0.0
+        start, units, left = time.perf_counter(), 0.0, sum(sizes)
+        left += self.later * sum(work(cell) for chunk in chunks for _, cell in chunk)
         for i, outcome in executor.run(tasks(), progress):
+            left -= sizes[i]
             if isinstance(outcome, Failure):
                 self._fail(name, todo[i], outcome.reason)
             else:
                 self._keep(name, kind, todo[i], outcome)
                 units += sizes[i]  # a failure says nothing about how long the work takes
-                rate = {"units": units, "seconds": (time.perf_counter() - start) * executor.workers}
-                self.store.put("rate", name, rate)
+                seconds = (time.perf_counter() - start) * executor.workers
+                self.store.put("rate", name, {"units": units, "seconds": seconds, "left": round(left, 3) + 0.0})
             progress.end(sizes[i])
 
     def _computes(self, phase: str, a: Any) -> list[Model]:

@@ -299,7 +299,10 @@ def _status(store: Store, plan: Plan) -> dict[str, Any]:
     kinds = {"immunize": "immunize", "purify": "purify", "edit": "edit", "measure": "measure", "judge": "verdict"}
     done = {phase: min(counts.get(kind, 0), total[phase]) for phase, kind in kinds.items() if total.get(phase)}
     todo = {phase: total[phase] - n for phase, n in done.items()}
-    seconds, untimed = remaining(todo, dict(store.documents("rate")))
+    rates = dict(store.documents("rate"))
+    if (left := rates.get("immunize", {}).get("left")) is not None:  # by what each method costs
+        todo["immunize"] = left
+    seconds, untimed = remaining(todo, rates)
     return {
         "title": plan.title,
         "profile": plan.profile,

@@ -12,7 +12,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,8 +161,7 @@ def from_model(
         served: list[str] = []
 
         def ask(question: str) -> str:
-            shown: list[Part] = [question, "The picture:", picture(item.pixels())] if look else [question]
-            reply = asked(model, shown, item.id)
+            reply = asked(model, question, item.id, item.pixels() if look else None)
             served.append(reply.served)
             return reply.text
 
@@ -190,8 +189,12 @@ def from_model(
     return made
 
 
-def asked(model: VlmJudge, shown: Sequence[Part], subject: str) -> Reply:
-    """A language model's reply to :func:`prompts.from_model`'s question; JudgeError where none came."""
+def asked(model: VlmJudge, question: str, subject: str, pixels: Any = None) -> Reply:
+    """A language model's reply to :func:`prompts.from_model`'s question; JudgeError where none came.
+
+    ``pixels``: the picture (3, H, W) in [0, 1], for a model that can see (None: it is not shown).
+    """
+    shown: list[Part] = [question] if pixels is None else [question, "The picture:", picture(pixels)]
     reply = model.ask(shown, FORM)
     if reply.state != "ok":
         raise JudgeError(f"{model.name} wrote no instructions for {subject} ({reply.state}): {reply.reason}")

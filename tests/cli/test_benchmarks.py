@@ -125,8 +125,13 @@ def test_the_remaining_time_is_that_of_what_was_timed(sifm, monkeypatch):
             patch.setattr(Store, "put", interrupting)
             sifm("bench", "run", *words, code=130)
 
-    interrupted("edit", 7, "small.toml", "--out", "run")
+    interrupted("immunize", 4, "small.toml", "--out", "run")
     store = Store("run", create=False)
+    rate, found = store.get("rate", "immunize"), sifm("bench", "status", "run", "--json")
+    assert found["done"]["immunize"] == 4, "noise, and two pictures of 2 iterations"
+    slower = (2 + 3) / 2  # what is left: two pictures of 2 iterations and two of 3
+    assert found["seconds_left"] == pytest.approx(slower * rate["seconds"], rel=0.01)
+    interrupted("edit", 7, "run")
     rate = store.get("rate", "edit")
     found = sifm("bench", "status", "run", "--json")
     assert found["done"] == {"immunize": 8, "edit": 4, "measure": 0, "judge": 0}, "batches are kept whole"
