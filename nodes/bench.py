@@ -17,14 +17,12 @@ from sifm_core.errors import InputError
 from sifm_core.isr import Isr, isr
 from sifm_core.judges import consensus
 from sifm_core.miniature import EVIDENCE, benchmark
-from sifm_core.types import Metric, Verdict
+from sifm_core.types import Metric
 
 from . import sockets
+from ._cards import ARMS, Seen, card
 from ._comfy import to_comfy
 from ._text import number, percent, table
-
-ROWS = {"protected": "protected", "control": "noise control", "clean": "unprotected"}
-"""Arm of the comparison -> its name in the table."""
 
 
 class SifmLoadBenchmark(io.ComfyNode):
@@ -131,37 +129,36 @@ class SifmIsrAggregate(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        judges: dict[str, list[dict[str, list[Verdict]]]],
+        judges: dict[str, list[dict[str, list[Seen]]]],
         metrics: Sequence[dict[str, list[Metric]]] = (),
         control_metrics: Sequence[dict[str, list[Metric]]] = (),
     ) -> io.NodeOutput:
         answers = [_joined(listed) for listed in judges.values()]
         if len({tuple((arm, len(verdicts)) for arm, verdicts in answer.items()) for answer in answers}) > 1:
             raise InputError("the judges answered different edits: connect the same pictures to every MLLM Judge")
-        cases = {arm: list(zip(*(answer[arm] for answer in answers), strict=True)) for arm in ROWS if arm in answers[0]}
-        successes = {arm: [consensus(verdicts) for verdicts in listed] for arm, listed in cases.items()}
+        cases = {arm: list(zip(*(answer[arm] for answer in answers), strict=True)) for arm in ARMS if arm in answers[0]}
+        verdicts = {arm: [[each.verdict for each in seen] for seen in listed] for arm, listed in cases.items()}
+        successes = {arm: [consensus(said) for said in listed] for arm, listed in verdicts.items()}
         clean = successes.get("clean")
         rates = {arm: isr(values, clean=None if arm == "clean" else clean) for arm, values in successes.items()}
         distances = {"protected": _means(metrics), "control": _means(control_metrics)}
         names = list(dict.fromkeys(name for means in distances.values() for name in means))
         rows = [
-            [ROWS[arm], *_cells(rate), *(_number(distances.get(arm, {}).get(name)) for name in names)]
+            [ARMS[arm], *_cells(rate), *(_number(distances.get(arm, {}).get(name)) for name in names)]
             for arm, rate in rates.items()
         ]
         text = table(["edit of", "ISR", "95%", "net ISR", "95%", "judged", "unclear", *names], rows)
-        if all(
-            verdict.judge.startswith("miniature:") for listed in cases.values() for each in listed for verdict in each
-        ):
+        if all(v.judge.startswith("miniature:") for listed in verdicts.values() for said in listed for v in said):
             text += f"\n\n{EVIDENCE}"
         records = [
             {
                 "arm": arm,
                 "picture": i,
-                "success": consensus(verdicts),
-                "verdicts": [asdict(verdict) for verdict in verdicts],
+                "success": consensus(said),
+                "verdicts": [asdict(verdict) for verdict in said],
             }
-            for arm, listed in cases.items()
-            for i, verdicts in enumerate(listed)
+            for arm, listed in verdicts.items()
+            for i, said in enumerate(listed)
         ]
         result = {
             "rates": {arm: rate.as_dict() for arm, rate in rates.items()},
@@ -169,7 +166,9 @@ class SifmIsrAggregate(io.ComfyNode):
             "records": records,
         }
         rate = rates["protected"].rate
-        return io.NodeOutput(text, math.nan if rate is None else rate, ui={"text": [text], "sifm_isr": [result]})
+        cards = [card(seen, ARMS[arm]) for arm in reversed(cases) for seen in cases[arm]]
+        shown = {"text": [text], "sifm_isr": [result], "sifm_cards": cards}
+        return io.NodeOutput(text, math.nan if rate is None else rate, ui=shown)
 
 
 def _joined(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:

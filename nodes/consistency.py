@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 
 from sifm_core.consistency import AXES, PAPER, Agreement, consistency
-from sifm_core.types import Verdict
 
 from . import sockets
 from ._attacks import Attack
+from ._cards import Seen, card, told
 from ._text import percent, table
 
-Listed = dict[str, list[dict[str, list[Verdict]]]]
+Listed = dict[str, list[dict[str, list[Seen]]]]
 """A growing input of verdicts behind a plan: its name -> one dict of arms per item of the list."""
 
 
@@ -50,11 +50,13 @@ class SifmConsistencyReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, models: Listed, people: Listed, attack: Sequence[Attack] = ()) -> io.NodeOutput:
-        raters = {name: _answers(listed) for name, listed in {**people, **models}.items()}
+        seen = {name: _answers(listed) for name, listed in {**people, **models}.items()}
+        raters = {name: [each.verdict for each in listed] for name, listed in seen.items()}
         samples = len(next(iter(raters.values())))
         pictures = [a.id for a in attack] or [str(i) for i in range(samples)]
         text = report(consistency(raters, people, pictures))
-        return io.NodeOutput(text, ui={"text": [text]})
+        cards = [card(each) for each in zip(*seen.values(), strict=True) if _differ(each)]
+        return io.NodeOutput(text, ui={"text": [text], "sifm_cards": cards})
 
 
 def report(found: dict[str, dict[str, Agreement]]) -> str:
@@ -78,9 +80,14 @@ def report(found: dict[str, dict[str, Agreement]]) -> str:
     return table(head, rows)
 
 
-def _answers(listed: Sequence[dict[str, list[Verdict]]]) -> list[Verdict]:
+def _answers(listed: Sequence[dict[str, list[Seen]]]) -> list[Seen]:
     """Every arm's verdicts in the graph's order."""
-    return [verdict for part in listed for arm in part.values() for verdict in arm]
+    return [each for part in listed for arm in part.values() for each in arm]
+
+
+def _differ(seen: Sequence[Seen]) -> bool:
+    """Do two raters that gave an answer see this edit differently?"""
+    return len({told(each.verdict)["word"] for each in seen} - {"unclear"}) > 1
 
 
 def _number(value: float | None) -> str:

@@ -18,6 +18,7 @@ from sifm_core.miniature import benchmark
 from sifm_core.types import Case, Verdict
 
 from . import sockets
+from ._cards import ARMS, Seen, card, shown
 from ._comfy import engine_room, reporter, to_engine
 from ._inputs import choice_problem, cost_input, credentials, prompt_input, prompt_problem
 from ._store import ANNOTATIONS, digest, home
@@ -97,11 +98,13 @@ class SifmMllmJudge(io.ComfyNode):
                 raise ImageError(f"{arm} edits: expected as many and as large as the sources ({expected}), got {got}")
         cases = [Case(s, e, prompt) for pictures in edits.values() for s, e in zip(sources, pictures, strict=True)]
         with engine_room():
-            answers = iter(_ask(judge, cases))
-        verdicts = {arm: [next(answers) for _ in pictures] for arm, pictures in edits.items()}
-        rows = [_row(arm, i, verdict) for arm, listed in verdicts.items() for i, verdict in enumerate(listed)]
+            answers = _ask(judge, cases)
+        seen = iter(Seen(v, prompt, shown(c.source), shown(c.edited)) for c, v in zip(cases, answers, strict=True))
+        found = {arm: [next(seen) for _ in pictures] for arm, pictures in edits.items()}
+        rows = [_row(arm, i, each.verdict) for arm, listed in found.items() for i, each in enumerate(listed)]
         text = table(["edit of", "picture", "mismatch", "degraded", "confidence", "why"], rows)
-        return io.NodeOutput(verdicts, text)
+        cards = [card([each], ARMS[arm] if len(edits) > 1 else "") for arm, listed in found.items() for each in listed]
+        return io.NodeOutput(found, text, ui={"sifm_cards": cards})
 
 
 def _backends() -> list[io.DynamicCombo.Option]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from sifm_core.data.build import asked
 from sifm_core.data.prompts import TEMPLATES, from_model, from_templates
 from sifm_core.errors import InputError
 
+from ._comfy import to_engine
 from ._inputs import choice_problem, cost_input, credentials, prompt_input, prompt_problem, seed_input
 from .judge import load
 
@@ -19,7 +21,11 @@ SOURCES = ("templates", "gemini", "openai")
 class SifmUnseenPrompts(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        local = io.String.Input("model", default="llama3.1", tooltip="A language model of the server.")
+        local = io.String.Input(
+            "model",
+            default="qwen2.5vl",
+            tooltip="A model of the server; one that sees, if there is a picture.",
+        )
         google = io.String.Input(
             "model", default="gemini-2.5-flash", tooltip="The key: GEMINI_API_KEY or GOOGLE_API_KEY."
         )
@@ -43,8 +49,13 @@ class SifmUnseenPrompts(io.ComfyNode):
                         io.DynamicCombo.Option("gemini", [google, caption, cost_input()]),
                         io.DynamicCombo.Option("openai", [local, caption, *credentials(), cost_input()]),
                     ],
-                    tooltip="A list of our own, or a language model. It is not shown the picture, and its answers are "
-                    "remembered, so that the same is not asked twice.",
+                    tooltip="A list of our own, or a language model, whose answers are remembered, so that the same is "
+                    "not asked twice.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Shown to the language model, which must be able to see. Without it, the caption counts.",
                 ),
             ],
             outputs=[io.String.Output("prompts", tooltip="One a line; edit them as you like. For Attack Plan.")],
@@ -57,15 +68,23 @@ class SifmUnseenPrompts(io.ComfyNode):
         return prompt_problem(prompt) if problem is True else problem
 
     @classmethod
-    def execute(cls, prompt: str, category: str, count: int, seed: int, source: dict[str, Any]) -> io.NodeOutput:
+    def execute(
+        cls, prompt: str, category: str, count: int, seed: int, source: dict[str, Any], image: Tensor | None = None
+    ) -> io.NodeOutput:
         instruction, given = prompt.strip(), dict(source)
         chosen, caption = given.pop("source"), given.pop("caption", "")
         if chosen == "templates":
             found = from_templates(instruction, category, count, seed)
         else:
-            model = load(chosen, **given, seed=seed % 2**31)
+            if image is not None and len(image) > 1:
+                raise InputError(f"image: expected one picture, or a list of single ones, got a batch of {len(image)}")
+            model, pixels = load(chosen, **given, seed=seed % 2**31), None if image is None else to_engine(image)[0]
+
+            def ask(question: str) -> str:
+                return asked(model, question, instruction, pixels).text
+
             try:
-                found = from_model(instruction, caption, lambda text: asked(model, [text], instruction).text, count)
+                found = from_model(instruction, caption, ask, count)
             except InputError as error:
                 raise InputError(f"{error}; try another seed or model, or templates") from None
         text = "\n".join(found)

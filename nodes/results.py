@@ -19,15 +19,15 @@ from sifm_core.bench import config
 from sifm_core.errors import InputError
 from sifm_core.isr import CLEAN
 from sifm_core.report.drawings import attacks
-from sifm_core.report.text import distances, rates, sheets
+from sifm_core.report.text import markdown
 from sifm_core.store import Store
-from sifm_core.types import Record, Verdict
+from sifm_core.types import Record
 
 from . import sockets
 from ._attacks import Attack, Edit, Run, records
+from ._cards import Seen
 from ._comfy import engine_room, reporter
 from ._store import home
-from ._text import table
 
 PAPER = ("table2", "table3", "table4", "table5", "table6", "table7")
 """The engine's benchmarks that know what the paper printed."""
@@ -71,14 +71,17 @@ class SifmResultsTable(io.ComfyNode):
         cls,
         attack: list[Attack],
         edit: list[Edit],
-        judges: dict[str, list[dict[str, list[Verdict]]]],
+        judges: dict[str, list[dict[str, list[Seen]]]],
         paper: Sequence[str] = ("none",),
     ) -> io.NodeOutput:
-        answers = [[verdict for part in listed for verdict in part["protected"]] for listed in judges.values()]
+        answers = [[seen.verdict for part in listed for seen in part["protected"]] for listed in judges.values()]
         with engine_room():
             run = records(attack, edit, answers, home(), reporter())
         plan = None if paper[0] == "none" else config.load(paper[0])
-        text = "\n\n".join(_tables(report.make(run.records, {}, plan)))
+        with Store(run.folder, create=False) as store:
+            found = report.build(store, plan)
+        known = [(name, value) for name, value in found.facts if value != "null"]
+        text = markdown(replace(found, facts=known))
         return io.NodeOutput(text, run, ui={"text": [text], "sifm_run": [run.id]})
 
 
@@ -156,25 +159,6 @@ class SifmRecordsExport(io.ComfyNode):
             (store.export_csv if format == "csv" else store.export_jsonl)(path)
         shown = str(Path(subfolder, path.name))
         return io.NodeOutput(shown, ui={"text": [f"{len(records.records)} records in {shown}"]})
-
-
-def _tables(found: report.Report) -> list[str]:
-    """Two tables for each block, under the engine's own title; with the paper's figures where there are any."""
-    parts = [found.headline]
-    for part in found.parts:
-        parts += [f"### {part.title}", *(_markdown(cells) for cells in (rates(part.lines), distances(part.lines)))]
-    if any(part.paper for part in found.parts):
-        parts += [f"### With the figures of the paper ({found.paper.source})"]
-        for sheet in sheets(found.parts, found.layout):
-            titles = [block for block, width in sheet.blocks for _ in range(width)]
-            head = ["", *(f"{name} ({title})" for name, title in zip(sheet.columns, titles, strict=True))]
-            cells = [[f"{c.text} ({c.paper})" if c.paper else c.text for c in row] for _, row in sheet.rows]
-            parts += [table(head, [[line.name, *row] for (line, _), row in zip(sheet.rows, cells, strict=True)])]
-    return [*parts, *found.reading]
-
-
-def _markdown(cells: dict[str, list[str]]) -> str:
-    return table(list(cells), list(zip(*cells.values(), strict=True)))
 
 
 def _columns(listed: Sequence[Record], only: Sequence[str], protected: bool) -> list[Record]:

@@ -27,6 +27,7 @@ from sifm_core.report.text import categories, distances, failures, rates
 from sifm_core.store import Store
 from sifm_core.types import Case
 
+from ._cards import told
 from ._store import ANNOTATIONS, home
 
 LARGEST = 4096
@@ -125,7 +126,9 @@ def _run(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
         made = report.build(store)
     tables = {"rates": rates, "failures": failures, "categories": categories, "distances": distances}
     blocks = [{"title": p.title} | {name: cells(p.lines) for name, cells in tables.items()} for p in made.parts]
-    shown = [asdict(record) | {"failed": report.answer(record)} for record in records]
+    shown = [
+        asdict(r) | {"failed": report.answer(r), "verdicts": [told(verdict) for verdict in r.verdicts]} for r in records
+    ]
     about = {"headline": made.headline, "trust": made.trust, "reading": made.reading}
     return {"id": parts["run"], **about, "blocks": blocks, "records": shown}
 

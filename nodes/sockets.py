@@ -15,6 +15,6 @@ Edit = io.Custom("SIFM_EDIT")
 Metrics = io.Custom("SIFM_METRICS")
 """Metric name -> one :class:`sifm_core.types.Metric` per picture."""
 Verdicts = io.Custom("SIFM_VERDICTS")
-"""Arm ("protected", "clean", "control") -> one :class:`sifm_core.types.Verdict` per picture."""
+"""Arm ("protected", "clean", "control") -> one :class:`nodes._cards.Seen` per picture: a verdict and what it is on."""
 Records = io.Custom("SIFM_RECORDS")
 """A :class:`nodes._attacks.Run`: the engine's records and the store that holds their pictures."""

@@ -1,58 +1,24 @@
 // The sidebar tab: runs of Results Table with their tables and pictures, and people's blind judgement of them.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { ask, attacked, gallery, inRun, make, overlay } from "./gallery.js";
 
 const STYLE = `
 .sifm { padding: 10px 12px; font: 13px/1.45 sans-serif; color: var(--fg-color, #ddd); height: 100%; overflow: auto; box-sizing: border-box; }
 .sifm h3 { margin: 14px 0 6px; font-size: 14px; }
-.sifm button, .sifm-full button { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 3px 9px; cursor: pointer; }
-.sifm button:hover, .sifm-full button:hover { border-color: #6cb6ff; }
-.sifm input, .sifm-full input[type=text] { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 3px 7px; }
+.sifm .run, .sifm .plain { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 3px 9px; cursor: pointer; }
+.sifm .run:hover, .sifm .plain:hover { border-color: #6cb6ff; }
+.sifm input { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 3px 7px; }
 .sifm .run { display: block; width: 100%; text-align: left; margin: 0 0 6px; }
-.sifm small, .sifm-full small { color: var(--descrip-text, #999); }
+.sifm small { color: var(--descrip-text, #999); }
 .sifm .wide { overflow-x: auto; margin-bottom: 8px; }
 .sifm table { border-collapse: collapse; font-size: 12px; white-space: nowrap; }
 .sifm td, .sifm th { padding: 2px 8px 2px 0; text-align: right; } .sifm td:first-child, .sifm th:first-child { text-align: left; }
 .sifm th { color: var(--descrip-text, #999); font-weight: normal; border-bottom: 1px solid var(--border-color, #555); }
-.sifm .cards { display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: 12px; }
-.sifm figure { margin: 0; width: 96px; font-size: 11px; } .sifm figure img { width: 96px; display: block; border: 3px solid transparent; border-radius: 4px; cursor: zoom-in; image-rendering: pixelated; box-sizing: border-box; }
-.sifm .yes img { border-color: #8c7bff; } .sifm .unclear img { border-color: #777; border-style: dashed; }
-.sifm-full { position: fixed; inset: 0; z-index: 9999; background: #111; color: #ddd; font: 15px/1.5 sans-serif; display: flex; flex-direction: column; align-items: center; justify-content: center; gap: 14px; padding: 20px; box-sizing: border-box; }
-.sifm-full .pair { display: flex; gap: 18px; } .sifm-full .pair img, .sifm-full .slide { width: min(40vw, 62vh); image-rendering: pixelated; }
-.sifm-full .slide { position: relative; } .sifm-full .slide img { width: 100%; display: block; } .sifm-full .slide img + img { position: absolute; inset: 0; }
+.sifm-full .pair { display: flex; gap: 18px; } .sifm-full .pair img { width: min(40vw, 62vh); image-rendering: pixelated; }
 .sifm-full .chosen { border-color: #6cb6ff; background: #245; } .sifm-full .row { display: flex; gap: 10px; align-items: center; }
 .sifm-full kbd { border: 1px solid #777; border-radius: 4px; padding: 0 5px; font-size: 12px; }
 `;
-
-function make(tag, given = {}, ...children) {
-  const { className = "", ...rest } = given;
-  const element = Object.assign(document.createElement(tag), rest);
-  if (className) element.className = className;
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
-
-async function ask(path, body) {
-  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await api.fetchApi(path, options);
-  const found = await answer.json();
-  if (!answer.ok) throw new Error(found.error ?? answer.statusText);
-  return found;
-}
-
-const picture = (run, id) => api.apiURL(`/sifm/runs/${run}/pictures/${id}`);
-
-function overlay(...children) {
-  const box = make("div", { className: "sifm-full", tabIndex: -1 }, ...children);
-  const close = () => box.remove();
-  box.addEventListener("keydown", (event) => {
-    event.stopPropagation(); // ComfyUI's own shortcuts would act on the graph behind
-    if (event.key === "Escape") close();
-  });
-  document.body.append(box);
-  box.focus();
-  return { box, close };
-}
 
 function table(columns) {
   if (!Object.keys(columns).length) return "";
@@ -62,50 +28,7 @@ function table(columns) {
   return make("div", { className: "wide" }, make("table", {}, head, ...lines));
 }
 
-// ---- before and after, one over the other
-
-function slider(run, before, after, title, reasons) {
-  const top = make("img", { src: picture(run, after), alt: "the protected picture's edit" });
-  const range = make("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: "before and after" });
-  const move = () => (top.style.clipPath = `inset(0 0 0 ${range.value}%)`);
-  range.addEventListener("input", move);
-  move();
-  const slide = make("div", { className: "slide" }, make("img", { src: picture(run, before), alt: "the unprotected picture's edit" }), top);
-  range.style.width = "min(40vw, 62vh)";
-  const { box, close } = overlay(make("div", { textContent: title }), slide, range,
-    make("small", {}, ...reasons.map((text) => make("div", { textContent: text }))),
-    make("button", { textContent: "Close (Esc)", onclick: () => close() }));
-  range.focus();
-  return box;
-}
-
 // ---- a run
-
-const WORDS = { true: "edit failed", false: "edit works", null: "unclear" };
-
-function card(run, record, clean) {
-  const said = WORDS[String(record.failed)];
-  const state = record.failed === true ? "yes" : record.failed === null ? "unclear" : "";
-  const reasons = record.verdicts.map((v) => `${v.judge}: ${v.state === "ok" ? v.reasons : v.state + " " + v.reasons}`);
-  const image = make("img", { src: picture(run, record.edited), alt: `${record.method}: ${said}`, loading: "lazy", title: reasons.join("\n") });
-  image.onclick = () => slider(run, (clean ?? record).edited, record.edited, `${record.prompt}: clean edit, then ${record.method}`, reasons);
-  return make("figure", { className: state }, image, record.method, make("br"), make("small", { textContent: said }));
-}
-
-function gallery(run, records) {
-  const cells = new Map();
-  for (const record of records) {
-    const key = JSON.stringify([record.image, record.prompt, record.editor, record.info.purifier, record.seed]);
-    cells.set(key, [...(cells.get(key) ?? []), record]);
-  }
-  return [...cells.values()].slice(0, 60).map((cell) => {
-    const clean = cell.find((r) => r.method === "clean");
-    const source = make("figure", {}, make("img", { src: picture(run, cell[0].source), alt: "source", loading: "lazy" }), "source");
-    const after = cell[0].info.purifier ? `, after ${cell[0].info.purifier}` : "";
-    return make("div", {}, make("div", { textContent: `“${cell[0].prompt}”` }), make("small", { textContent: `${cell[0].image}${after}` }),
-      make("div", { className: "cards" }, source, ...cell.map((record) => card(run, record, clean))));
-  });
-}
 
 async function show(place, id) {
   const run = await ask(`/sifm/runs/${id}`);
@@ -118,16 +41,16 @@ async function show(place, id) {
   const trust = run.trust.length ? [make("b", { textContent: "Can the judges be trusted?" }), ...run.trust.map(note)] : [];
   place.dataset.view = "run";
   place.replaceChildren(
-    make("button", { textContent: "← Runs", onclick: () => list(place) }),
+    make("button", { className: "plain", textContent: "← Runs", onclick: () => list(place) }),
     make("p", { textContent: run.headline }),
     ...run.reading.map(note),
     ...run.blocks.flatMap((block, i) => [make("h3", { textContent: block.title }), table(block.rates), ...(i ? [] : trust),
       table(block.failures), table(block.categories), table(block.distances)]),
     make("h3", { textContent: "Judge the edits yourself, blind" }),
-    make("div", {}, name, " ", make("button", { textContent: "Start", onclick: start })),
+    make("div", {}, name, " ", make("button", { className: "plain", textContent: "Start", onclick: start })),
     make("h3", { textContent: "Pictures" }),
-    make("p", {}, make("small", { textContent: "A frame: all judges say that the edit failed. Click for before and after, with the judges' reasons." })),
-    ...gallery(id, run.records));
+    make("p", {}, make("small", { textContent: "A frame: all judges say that the edit failed. Click for before and after, with their reasons." })),
+    gallery(run.records, inRun(id), attacked));
 }
 
 async function list(place) {
@@ -170,8 +93,8 @@ async function annotate(run, annotator) {
       make("small", { textContent: `${total - cases.length + at + 1} of ${total}, as ${annotator}` }),
       make("div", { textContent: `“${prompt}”`, style: "font-size: 20px" }),
       make("div", { className: "pair" },
-        make("figure", { style: "margin: 0" }, make("img", { src: picture(run, source), alt: "before" }), make("div", { textContent: "before" })),
-        make("figure", { style: "margin: 0" }, make("img", { src: picture(run, edited), alt: "after" }), make("div", { textContent: "after" }))),
+        make("figure", { style: "margin: 0" }, make("img", { src: inRun(run)(source), alt: "before" }), make("div", { textContent: "before" })),
+        make("figure", { style: "margin: 0" }, make("img", { src: inRun(run)(edited), alt: "after" }), make("div", { textContent: "after" }))),
       ...rows,
       make("small", {}, "Keys ", make("kbd", { textContent: "1" }), " to ", make("kbd", { textContent: "6" }), ", ", make("kbd", { textContent: "←" }), " back, ", make("kbd", { textContent: "Esc" }), " stop; answers are kept."));
     box.focus();

@@ -227,7 +227,6 @@ def protect_and_test(g: Graph) -> None:
     )
     given = {"judges": [judge.verdicts for judge in judges], "metrics": metrics[0], "control_metrics": metrics[1]}
     g.add("SIFM_ISRAggregate", **given)
-    g.add("PreviewAny", "Judge 1: verdicts", source=judges[0].table, height=420)
     g.group("6  Look", "The same pictures, side by side.")
     for title, image in {"Source": bench.image, "Protected": sifm.protected, "Amplified": sifm.perturbation}.items():
         g.add("PreviewImage", title, images=image)
@@ -254,7 +253,10 @@ def test_my_image(g: Study) -> None:
     g.picture, g.prompt = image.IMAGE, prompt.STRING
     arms = g.methods(editor, [])
     g.group("3  Attack", ATTACK.format(unseen=" and with unseen ones"))
-    unseen = g.add("SIFM_UnseenPrompts", prompt=prompt.STRING, category="landscape", count=3)
+    given = {"prompt": prompt.STRING, "image": image.IMAGE}
+    unseen = g.add(
+        "SIFM_UnseenPrompts", category="landscape", count=3, seed=28, **given
+    )  # short ones: a toy reads 16 tokens
     g.plan = g.add("SIFM_AttackPlan", image=image.IMAGE, prompt=prompt.STRING, unseen=unseen.prompts, protections=arms)
     g.edit = g.attacker(editor)
     g.group("4  Judge", JUDGE)

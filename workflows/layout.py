@@ -16,8 +16,8 @@ ROW, WIDGET, REST, MULTILINE = 20, 24, 26, 36
 """Pixels: a socket, a widget, what every node has beside, what a text box has more."""
 CURVE, PREVIEW = 118, 240
 """Pixels of an immunize node's loss curve, and of the live preview that it shows while it works."""
-EXTRA = {"SIFM_Immunize": CURVE + PREVIEW, "SIFM_SaveProtected": 330, "LoadImage": 330, "SIFM_ISRAggregate": 240}
-EXTRA |= {"SIFM_ResultsTable": 520, "SIFM_ConsistencyReport": 420, "SIFM_ClipScore": 420}
+EXTRA = {"SIFM_Immunize": CURVE + PREVIEW, "SIFM_SaveProtected": 330, "LoadImage": 330, "SIFM_ISRAggregate": 640}
+EXTRA |= {"SIFM_ResultsTable": 640, "SIFM_ConsistencyReport": 520, "SIFM_ClipScore": 420, "SIFM_MLLMJudge": 300}
 """Pixels of what a node shows beyond sockets and widgets: a curve, a picture, a table."""
 SHOWN = {"PreviewImage": 420, "PreviewAny": 320, "SIFM_ComparisonGrid": 620}
 """Height of nodes that show something."""

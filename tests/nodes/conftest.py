@@ -31,6 +31,7 @@ def own_user_folder(request, tmp_path, monkeypatch):
         import folder_paths
 
         monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
+        monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
 
 
 @pytest.fixture(scope="session")

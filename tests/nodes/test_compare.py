@@ -52,12 +52,12 @@ def attacked(editor, plan):
     return [SifmAttackerEdit.execute(image, editor, prompt, 0, purifier=chain)[1] for image, prompt, chain in columns]
 
 
-def verdicts(judge: str, failed: list[bool | None]) -> list[dict[str, list[Verdict]]]:
+def verdicts(judge: str, failed: list[bool | None]) -> list[dict[str, list]]:
     """One judge's answers as a list of the graph."""
-    return [
-        {"protected": [Verdict(judge, "ok" if f is not None else "refused", f, None if f is None else False)]}
-        for f in failed
-    ]
+    from nodes._cards import Seen
+
+    said = [Verdict(judge, "ok" if f is not None else "refused", f, None if f is None else False) for f in failed]
+    return [{"protected": [Seen(verdict, prompt=str(i))]} for i, verdict in enumerate(said)]
 
 
 @pytest.fixture
@@ -117,8 +117,19 @@ def test_rows_can_be_named_and_then_meet_the_papers_figures(editor):
     assert [a.method for a in plan[4]] == ["clean", "PhotoGE", "SIFM"] * 2
     judges = {"judge_0": verdicts("a", [False, True, True] * 2)}
     text = SifmResultsTable.execute(plan[4], attacked(editor, plan), judges, ["table3"])[0]
-    row = next(line for line in text.splitlines() if line.startswith("| SIFM") and "(14.94)" in line)
+    lines = text.splitlines()
+    row = next(line for line in lines if line.startswith("| SIFM") and "(14.94)" in line)
     assert "100% (83%)" in row
+    head = next(line for line in lines if "**PSNR ↓**" in line)
+    columns = [cell.strip(" *") for cell in head.split("|")[1:-1]]
+    found = dict(zip(columns, (cell.strip() for cell in row.split("|")[1:-1]), strict=True))
+    assert (
+        {"VIFp ↓", "FSIM ↓", "LPIPS ↑"} <= found.keys()
+        and found["95%"].endswith("–100%")
+        and found["net ISR"].startswith("100%")
+    )
+    assert any(line.startswith("| clean") and "0% " in line for line in lines), "the control row of the same table"
+    assert "null" not in text, "what a graph does not know is left out"
 
 
 def test_transfer_is_a_block_of_its_own_with_its_own_clean_row(editor, sd3_editor):
@@ -130,8 +141,8 @@ def test_transfer_is_a_block_of_its_own_with_its_own_clean_row(editor, sd3_edito
     )
     assert {r.editor for r in out[1].records} == {sd3_editor.editor.name}
     assert {r.info["protected_on"] for r in out[1].records} == {editor.editor.name}
-    row = next(line for line in out[0].splitlines() if line.startswith("| noise pattern=pixel"))
-    assert "100% (1/1)" in row.split("|")[5], "net of the clean row"
+    rows = [line for line in out[0].splitlines() if line.startswith("| noise pattern=pixel")]
+    assert "100% (1/1)" in rows[1].split("|")[5], "net of the clean row"
 
 
 def test_prompts_must_fit_the_pictures(editor):
@@ -149,7 +160,7 @@ def test_purifier_chains_multiply_the_plan_and_name_the_attacker(editor):
     assert not torch.equal(edits[0].image, edits[3].image)
     out = SifmResultsTable.execute(plan[4], edits, {"judge_0": verdicts("a", [False, True, True] * 2)})
     assert {r.info["purifier"] for r in out[1].records} == {"", "jpeg:75,blur:1"}
-    assert out[0].count("### ") == 2
+    assert all(f"\n## {way}\n" in out[0] for way in ("no preprocessing", "jpeg:75,blur:1"))
     assert SifmAttackPlan.validate_inputs(["jpeg:75\nxx"]) == "unknown purifier 'xx': did you mean mist?" or (
         "unknown purifier 'xx'" in SifmAttackPlan.validate_inputs(["jpeg:75\nxx"])
     )
@@ -165,9 +176,9 @@ def test_records_count_what_all_judges_say_against_the_clean_edit(run):
     assert records[0].metrics == {} and records[1].metrics["psnr"].value is not None
     assert [len(r.verdicts) for r in records] == [2] * 6
     rows = [line for line in run[0].splitlines() if line.startswith("| noise pattern=pixel")]
-    assert "100% (2/2)" in rows[0]
+    assert "100% (2/2)" in rows[1]
     rows = [line for line in run[0].splitlines() if line.startswith("| noise pattern=block4")]
-    assert "0% (0/1)" in rows[0], "one of the two is unclear, the other is no success for judge b"
+    assert "0% (0/1)" in rows[1], "one of the two is unclear, the other is no success for judge b"
     json.dumps(run.ui)
 
 
@@ -320,9 +331,9 @@ def unseen(monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "sk-marker")
     monkeypatch.setattr("sifm_core.judges.vlm.random.uniform", lambda low, high: 0.001)  # no long back-off
 
-    def ask(fake, prompt, seed=0, **more):
+    def ask(fake, prompt, seed=0, image=None):
         source = {"source": "openai", "model": "fake-model", "caption": "a lake", "base_url": fake.url}
-        return SifmUnseenPrompts.execute(prompt, "any", 2, seed, source | {"key_variable": "SOME_API_KEY"} | more)[0]
+        return SifmUnseenPrompts.execute(prompt, "any", 2, seed, source | {"key_variable": "SOME_API_KEY"}, image)[0]
 
     return ask
 
@@ -335,6 +346,28 @@ def test_a_language_model_writes_prompts_once_for_a_seed_and_remembers_them(unse
         assert unseen(fake, "rate-once 1") == said and len(fake.requests) == 2
         unseen(fake, "rate-once 1", seed=2**31 + 1)
         assert fake.requests[-1].body["seed"] == 1
+        assert "image/png" not in json.dumps([request.body for request in fake.requests])
+
+
+def test_a_model_that_can_see_is_shown_the_picture(unseen):
+    import base64
+    import io
+
+    from PIL import Image
+
+    picture = pictures(1)[0]
+    with FakeServer("openai") as fake:
+        assert unseen(fake, "ok 1", image=picture).splitlines() == UNSEEN["instructions"][:2]
+        (url,) = (p["image_url"]["url"] for p in fake.requests[0].body["messages"][-1]["content"] if "image_url" in p)
+        sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        assert sent.tobytes() == bytes(picture.mul(255).round().int().flatten().tolist())
+        with pytest.raises(InputError, match="expected one picture"):
+            unseen(fake, "ok 1", image=torch.cat([picture, picture]))
+        assert len(fake.requests) == 1
+        templates = {"source": "templates"}
+        from nodes.prompts import SifmUnseenPrompts
+
+        assert SifmUnseenPrompts.execute("x", "any", 2, 0, templates, picture)[0]
 
 
 @pytest.mark.parametrize("behaviour", ["prose", "alike", "refusal", "key-refused", "html"])
@@ -356,10 +389,13 @@ def test_the_consistency_report_counts_pairs_of_raters_and_leaves_out_the_unclea
     anna, ben = [True, True, False, False], [True, False, False, None]
     model = [True, True, True, False]
     raters = {"person_0": verdicts("anna", anna), "person_1": verdicts("ben", ben)}
-    text = SifmConsistencyReport.execute({"model_0": verdicts("m", model)}, raters)[0]
+    out = SifmConsistencyReport.execute({"model_0": verdicts("m", model)}, raters)
+    text = out[0]
     assert cells("human-human", "semantic mismatch", text)[2] == "67%"
     assert cells("human-human", "final", text)[-2:] == ["3", "76%"], "the paper's figure stands beside"
     assert cells("human-judge", "final", text)[2] == "57%", "4 of 7 answers"
     assert cells("judge-judge", "final", text)[2] == "-"
+    assert [card["prompt"] for card in out.ui["sifm_cards"]] == ["1", "2"], "those on which two that answered differ"
+    assert [said["word"] for said in out.ui["sifm_cards"][0]["verdicts"]] == ["mismatch", "works", "mismatch"]
     with pytest.raises(InputError, match="one per sample"):
         SifmConsistencyReport.execute({"model_0": verdicts("m", model[:3])}, raters)

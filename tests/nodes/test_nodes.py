@@ -431,15 +431,60 @@ def test_the_judge_sees_every_arm_blind_and_in_order(monkeypatch):
     fake = FakeJudge()
     monkeypatch.setattr(nodes.judge, "load_judge", lambda spec, **options: fake)
     source = picture(2)
-    verdicts, text = nodes.judge.SifmMllmJudge.execute(
+    out = nodes.judge.SifmMllmJudge.execute(
         source, "make it red", source * 0.5, {"judge": "miniature", "model": "conv"}, control_edit=source * 0.5 + 0.5
-    ).args
-    assert {arm: [v.success for v in listed] for arm, listed in verdicts.items()} == {
+    )
+    seen, text = out.args
+    assert {arm: [each.verdict.success for each in listed] for arm, listed in seen.items()} == {
         "protected": [True, True],
         "control": [False, False],
     }
     assert [case.truth for case in fake.cases] == [None] * 4
     assert text.count("\n") == 5
+    cards = out.ui["sifm_cards"]
+    assert [(card["method"], card["failed"]) for card in cards] == [("protected", True)] * 2 + [
+        ("noise control", False)
+    ] * 2
+    assert len({card["source"]["filename"] for card in cards}) == 2, "a picture is kept once, whoever is shown with it"
+    assert len({card["edited"]["filename"] for card in cards}) == 4
+    json.dumps(cards)
+
+
+def test_a_card_shows_the_picture_as_it_is_and_a_large_one_smaller(tmp_path, monkeypatch):
+    import folder_paths
+    from PIL import Image
+
+    from nodes._cards import shown
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    image = picture(1)[0].movedim(-1, 0)
+    file = shown(image)
+    path = tmp_path / file["subfolder"] / file["filename"]
+    assert file["type"] == "temp" and Image.open(path).getpixel((3, 5)) == tuple(
+        image[:, 5, 3].mul(255).round().int().tolist()
+    )
+    large = shown(image.repeat(1, 64, 64))
+    with Image.open(tmp_path / large["subfolder"] / large["filename"]) as small:
+        assert max(small.size) == 512 and small.width * image.shape[1] == small.height * image.shape[2]
+
+
+@pytest.mark.parametrize(
+    "judge, state, mismatch, degraded, word",
+    [
+        ("a", "ok", True, False, "mismatch"),
+        ("a", "ok", False, True, "degraded"),
+        ("a", "ok", True, True, "mismatch and degraded"),
+        ("a", "ok", False, False, "works"),
+        ("human:anna", "ok", False, None, "unclear"),
+        ("a", "refused", None, None, "unclear"),
+        ("miniature:renderer", "ok", False, None, "works"),
+        ("miniature:renderer", "error", None, None, "unclear"),
+    ],
+)
+def test_a_verdict_has_one_word(judge, state, mismatch, degraded, word):
+    from nodes._cards import told
+
+    assert told(Verdict(judge, state, mismatch, degraded))["word"] == word
 
 
 def test_edits_of_another_number_or_size_are_refused(monkeypatch):
@@ -482,8 +527,10 @@ def test_paid_judges_get_their_settings_and_a_ledger(monkeypatch, tmp_path):
 
 
 def arms(protected: list, clean: list, control: list | None = None) -> dict:
+    from nodes._cards import Seen
+
     given = {"protected": protected, "clean": clean} | ({"control": control} if control else {})
-    return {arm: [verdict(v) for v in values] for arm, values in given.items()}
+    return {arm: [Seen(verdict(v)) for v in values] for arm, values in given.items()}
 
 
 def test_the_aggregate_counts_what_both_judges_say_and_pairs_it_with_the_clean_edit():
@@ -501,6 +548,13 @@ def test_the_aggregate_counts_what_both_judges_say_and_pairs_it_with_the_clean_e
     assert out.ui["sifm_isr"][0]["metrics"]["protected"]["ssim"] == pytest.approx(0.7)
     assert "67%" in out[0] and "no evidence" in out[0]
     assert [record["success"] for record in out.ui["sifm_isr"][0]["records"][:4]] == [True, True, False, None]
+    cards = out.ui["sifm_cards"]
+    assert [card["method"] for card in cards[::4]] == ["unprotected", "noise control", "protected"]
+    assert [card["failed"] for card in cards[-4:]] == [True, True, False, None]
+    assert [[said["word"] for said in card["verdicts"]] for card in cards[-2:]] == [
+        ["mismatch", "works"],
+        ["works", "unclear"],
+    ]
     json.dumps(out.ui)
 
 
