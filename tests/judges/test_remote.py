@@ -283,14 +283,11 @@ def test_five_hundred_mixed_calls(server, tmp_path):
     assert sum(v.cost or 0 for v in verdicts) == pytest.approx((sum(server.billed.values()) - unknown) * one_call)
 
 
-RESUME = """
+KILLED = """
 import sys
 from sifm_core.judges import load_judge
 from judges.servers import case
-spec, cache, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-judge = load_judge(spec, cache=cache, concurrency=4, timeout=30)
-for verdict in judge.judge([case(f"ok {i}") for i in range(n)]):
-    print(verdict.state)
+load_judge(sys.argv[1], cache=sys.argv[2], concurrency=4).judge([case(f"ok {i}") for i in range(int(sys.argv[3]))])
 """
 
 
@@ -301,8 +298,8 @@ def test_kill_9_and_resume_repeats_no_paid_call(dialect, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     n, path = 40, tmp_path / "cache.sqlite"
     with FakeServer(dialect, delay=0.05) as fake:
-        command = [sys.executable, "-c", RESUME, f"{dialect}:fake-model@{fake.url}", str(path), str(n)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        spec, cases = f"{dialect}:fake-model@{fake.url}", [case(f"ok {i}") for i in range(n)]
+        process = subprocess.Popen([sys.executable, "-c", KILLED, spec, str(path), str(n)])
         deadline = time.monotonic() + 300
         while sum(fake.billed.values()) < n and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -311,12 +308,11 @@ def test_kill_9_and_resume_repeats_no_paid_call(dialect, tmp_path, monkeypatch):
         time.sleep(0.2)
         before = sum(fake.billed.values())
         assert n <= before < 2 * n, "killed in the middle"
-        resumed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        resumed = [verdict.state for verdict in load_judge(spec, cache=path).judge(cases)]
         assert max(fake.billed.values()) == 1, "a paid call was repeated"
         lost = resumed.count("unreachable")
         assert resumed.count("ok") == n - lost and lost <= 4
-        judge = load_judge(f"{dialect}:fake-model@{fake.url}", cache=path, resend_lost=True)
-        verdicts = judge.judge([case(f"ok {i}") for i in range(n)])
+        verdicts = load_judge(spec, cache=path, resend_lost=True).judge(cases)
     assert {v.state for v in verdicts} == {"ok"}
 
 
