@@ -34,7 +34,7 @@ def test_smoke_training_makes_editors_and_judges(tmp_path, monkeypatch):
     monkeypatch.setattr(train_judges, "GROUP", 3)
     draw = train_vae.pictures
     monkeypatch.setattr(train_vae, "pictures", lambda n, rng: draw(min(n, 60), rng))
-    common = ["--out", str(tmp_path), "--batch", "4", "--steps", "2"]
+    common = ["--out", str(tmp_path), "--batch", "4", "--steps", "2", "--threads", str(torch.get_num_threads())]
     for what in ("ip2p", "sd3"):
         train.main([what, *common, "--scenes", "8"])
         editor = load_editor(tmp_path / f"miniature-{what}")
