@@ -58,8 +58,8 @@ def card(seen: Sequence[Seen], title: str = "") -> dict[str, Any]:
 def told(verdict: Verdict) -> dict[str, Any]:
     """A verdict as plain data, with its word: "mismatch", "degraded", both, "works" or "unclear"."""
     found = {"mismatch": verdict.semantic_mismatch, "degraded": verdict.perceptual_degradation}
-    if verdict.judge == TRUTH:
-        del found["degraded"]  # the renderer knows what is shown, not how well
+    if verdict.judge == TRUTH and verdict.perceptual_degradation is None:
+        del found["degraded"]  # where the renderer cannot tell, the mismatch alone counts
     unclear = None in found.values()
     word = "unclear" if unclear else " and ".join(name for name, yes in found.items() if yes) or "works"
     return asdict(verdict) | {"word": word}

@@ -16,7 +16,7 @@ const STYLE = `
 .sifm-text h4 { margin: 10px 0 2px; font-size: 12px; font-weight: bold; }
 .sifm-text p, .sifm-text ul, .sifm-text small { color: var(--descrip-text, #999); } .sifm-text p, .sifm-text ul { margin: 6px 0; } .sifm-text ul { padding-left: 16px; }
 .sifm-text table { border-collapse: collapse; margin: 4px 0 8px; }
-.sifm-text td, .sifm-text th { padding: 2px 12px 2px 0; text-align: left; vertical-align: top; }
+.sifm-text td, .sifm-text th { padding: 2px 10px 2px 0; text-align: left; vertical-align: top; }
 .sifm-text td { white-space: nowrap; } .sifm-text td.long { white-space: normal; min-width: 260px; }
 .sifm-text th { font-weight: normal; color: var(--descrip-text, #999); border-bottom: 1px solid var(--border-color, #555); white-space: nowrap; }
 `;
@@ -80,7 +80,7 @@ app.registerExtension({
     const element = make("div", { className: "sifm-text" }, make("p", { textContent: WAITS[node.comfyClass] }));
     element.addEventListener("wheel", (event) => event.stopPropagation()); // scrolls the table, not the canvas
     const widget = node.addDOMWidget("sifm_table", "sifm_table", make("div", { className: "sifm-box" }, element), {
-      serialize: false, hideOnZoom: false, getMinHeight: () => 120,
+      serialize: false, hideOnZoom: false, getMinHeight: () => (node.comfyClass === "SIFM_MLLMJudge" ? 240 : 120),
     });
     widget.serialize = false;
     const executed = node.onExecuted;

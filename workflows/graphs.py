@@ -58,6 +58,8 @@ RESULT = (
     "**ISR**: share of failed edits. **net ISR**: it worked unprotected and failed protected. Mind the interval. The "
     "run is kept and shown in the sidebar; **Records Export** writes it to a file."
 )
+WIDE = 1320
+"""Pixels of a table that shows original and unseen instructions side by side."""
 GEMINI = ("gemini-2.5-pro", "gemini-2.5-flash")
 
 
@@ -129,9 +131,16 @@ class Study(Graph):
         return self.add("SIFM_MLLMJudge", title, **case, **chosen).verdicts
 
     def results(
-        self, judges: list[Out], title: str = "5  Result", *, grid: bool = True, export: bool = True, **given: Any
+        self,
+        judges: list[Out],
+        title: str = "5  Result",
+        *,
+        grid: bool = True,
+        export: bool = True,
+        width: int = 900,
+        **given: Any,
     ) -> Node:
-        self.group(title, RESULT, width=900)
+        self.group(title, RESULT, width=width)
         shown = {"attack": self.plan.attack, "edit": self.edit.edit, "judges": judges}
         table = self.add("SIFM_ResultsTable", **shown, **given)
         if grid:
@@ -262,7 +271,7 @@ def test_my_image(g: Study) -> None:
     g.group("4  Judge", JUDGE)
     models = ("llava", "qwen2.5vl")
     judges = [g.judge(f"Judge {i}", judge="openai", judge__model=model) for i, model in enumerate(models, 1)]
-    g.results(judges)
+    g.results(judges, width=WIDE)
 
 
 def purification(g: Study) -> None:
@@ -286,14 +295,14 @@ def purification(g: Study) -> None:
     g.group("5  Judge", JUDGE)
     models = ("conv", "patch")
     judges = [g.judge(f"Judge {i}", judge="miniature", judge__model=model) for i, model in enumerate(models, 1)]
-    g.results(judges, "6  Result")
+    g.results(judges, "6  Result", width=WIDE)
 
 
 def comparison(paper: str, title: str, text: str, editor: str, baselines: Sequence[str]) -> Callable[[Study], None]:
     def build(g: Study) -> None:
         (loaded,) = g.start(title, text, editor)
         g.attack(loaded, g.methods(loaded, baselines))
-        g.results(g.judges(), paper=paper)
+        g.results(g.judges(), paper=paper, width=WIDE)
 
     return build
 

@@ -478,6 +478,7 @@ def test_a_card_shows_the_picture_as_it_is_and_a_large_one_smaller(tmp_path, mon
         ("human:anna", "ok", False, None, "unclear"),
         ("a", "refused", None, None, "unclear"),
         ("miniature:renderer", "ok", False, None, "works"),
+        ("miniature:renderer", "ok", True, True, "mismatch and degraded"),
         ("miniature:renderer", "error", None, None, "unclear"),
     ],
 )
