@@ -227,13 +227,8 @@ def test_unusual_pictures_are_no_errors(mode, library_editor, tmp_path):
     assert done.image.shape == (1, 3, size[1], size[0]) and 0 < done.linf <= 0.03
 
 
-def test_there_are_at_least_thirty_cases():
-    assert len(CASES) >= 30 and len(LIBRARY) >= 25
-
-
-@pytest.mark.parametrize("name", ["unknown method", "missing file"])
-def test_the_installed_command_does_the_same(name, folder, ip2p_folder):
-    case, code, said = CASES[name]
+def test_the_installed_command_does_the_same(folder, ip2p_folder):
+    case, code, said = CASES["missing file"]
     command = [sys.executable, "-m", "sifm_core.cli", *arguments(case, ip2p_folder)]
     env = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)

@@ -18,7 +18,8 @@ from sifm_core.editors import load_editor
 from sifm_core.editors.skeleton import KNOWN, skeleton
 from sifm_core.errors import EditorError, InputError, LayerError
 from sifm_core.methods import sifm
-from sifm_core.plan import Settings, plan
+from sifm_core.plan import Rates, Settings, plan
+from sifm_core.plan import rate as measured_rate
 
 FOLDERS = ["ip2p_folder", "sd3_folder", "ultraedit_folder"]
 
@@ -29,8 +30,9 @@ def wanted(request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "CALIBRATION", 0.02)
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 1 GFLOP/s, so that seconds are exact and cost none."""
+    monkeypatch.setattr(plans, "rate", lambda device, dtype: Rates(1e9, 1e9))
 
 
 def test_flops_are_those_of_a_real_run(wanted: Settings) -> None:
@@ -107,13 +109,15 @@ def test_attention_counts_as_fused_and_torch_is_as_before() -> None:
     assert F.scaled_dot_product_attention is plain
 
 
-def test_seconds_come_from_a_calibration(wanted: Settings) -> None:
+def test_seconds_are_the_counted_work_at_the_rates_of_a_calibration(wanted: Settings) -> None:
     assert plan(wanted, calibrate=False).seconds is None
-    rates = plans.rate("cpu", "float32", 0.02)
-    assert min(rates) > 1e6
     found = plan(wanted)
-    assert found.seconds is not None and found.seconds > 0
-    assert plan(replace(wanted, steps=50)).seconds > 2 * found.seconds
+    assert found.seconds == pytest.approx(found.cost.flops / 1e9)
+    assert plan(replace(wanted, steps=50)).seconds == pytest.approx(10 * found.seconds)
+
+
+def test_a_calibration_reaches_what_a_processor_can() -> None:
+    assert all(1e6 < rate < 1e14 for rate in measured_rate("cpu", "float32", 0.02))
 
 
 def test_what_fits_is_found_or_said_not_to_exist(wanted: Settings) -> None:
