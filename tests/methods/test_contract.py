@@ -156,15 +156,16 @@ def test_works_inside_inference_mode(name: str, ip2p_folder) -> None:
     assert float((adv - x).abs().max()) > 0
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_an_option_outside_its_list_is_refused_with_near_names(name: str, editor: Editor) -> None:
-    literal = [key for key, option in options(name).items() if "Literal" in str(option.type)]
-    for key in literal:
-        with pytest.raises(InputError, match=key):
-            if hasattr(get_method(name), "build"):
-                build(name, editor, images(1).double(), PROMPTS[:1], **{key: "wrong"})
-            else:
-                get_method(name).perturb(images(1), eps=EPS, **{key: "wrong"})
+CHOICES = [(name, key) for name in METHODS for key, option in options(name).items() if "Literal" in str(option.type)]
+
+
+@pytest.mark.parametrize(("name", "key"), CHOICES)
+def test_an_option_outside_its_list_is_refused_with_near_names(name: str, key: str, editor: Editor) -> None:
+    with pytest.raises(InputError, match=key):
+        if hasattr(get_method(name), "build"):
+            build(name, editor, images(1).double(), PROMPTS[:1], **{key: "wrong"})
+        else:
+            get_method(name).perturb(images(1), eps=EPS, **{key: "wrong"})
 
 
 @pytest.mark.parametrize("name", ["random_noise", "photoguard_encoder", "editshield"])
