@@ -106,7 +106,7 @@ class Server:
                 self.get("/system_stats")
                 return
             except OSError:
-                time.sleep(0.5)
+                time.sleep(0.1)
         raise TimeoutError(f"ComfyUI did not answer:\n{self.log.read_text()[-3000:]}")
 
     def stop(self, kill: bool = False) -> None:
@@ -140,7 +140,7 @@ class Server:
         while time.monotonic() < until:
             if entry := self.get(f"/history/{prompt}").get(prompt):
                 return entry
-            time.sleep(0.2)
+            time.sleep(0.05)
         raise TimeoutError(f"prompt {prompt} did not end:\n{self.log.read_text()[-3000:]}")
 
     def run(self, graph: dict[str, Any]) -> dict[str, Any]:

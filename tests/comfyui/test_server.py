@@ -68,18 +68,31 @@ def test_every_node_has_a_help_page_and_tooltips(server):
                 assert type_.startswith(("SIFM_", "IMAGE")) or about[0].get("tooltip"), f"{name}.{key} has no tooltip"
 
 
+PICTURES = {"test_my_image": 1, "paper_table2_sd3": 1}
+"""How many pictures a reduced workflow has where not two: the one with unseen prompts has six edits a picture."""
+
+
 def reduced(name: str, judges: bool = True) -> dict:
-    """A shipped workflow on the miniature, with two pictures and few steps; ``judges``: those of the miniature.
+    """A shipped workflow on the miniature, with two pictures, steps and timesteps; ``judges``: those of the miniature.
 
     Every editor is the one that the workflow's own note names in its place.
     """
-    nodes = graph(name, count=2)
-    for node in nodes.values():
+    nodes = graph(name, count=PICTURES.get(name, 2))
+    for node in list(nodes.values()):
         inputs, kind = node["inputs"], node["class_type"]
         if kind == "SIFM_LoadEditor":
             inputs["editor"] = graphs.MINIATURES.get(inputs["editor"], inputs["editor"])
         if node["_meta"]["title"] == "Iterations":
             inputs["value"] = 2
+        if kind == "SIFM_Immunize" and "hook" not in inputs:
+            hook = {"editor": inputs["editor"], "layers": "deep", "timesteps": "2", "aggregation": "per_layer"}
+            quick = nodes.setdefault(f"hook of {inputs['editor'][0]}", {"class_type": "SIFM_FeatureHook"})
+            quick |= {"inputs": hook, "_meta": {"title": "two timesteps"}}
+            inputs["hook"] = [f"hook of {inputs['editor'][0]}", 0]
+        if inputs.get("timesteps") == "10":
+            inputs["timesteps"] = "2"
+        if "method.timesteps" in inputs:
+            inputs["method.timesteps"] = 2
         if kind == "SIFM_AttackerEdit":
             inputs["steps"] = 3  # fewer, and an edit at strength 0.6 starts from nothing
         if "method.edit_steps" in inputs:
@@ -116,7 +129,7 @@ def test_a_comparison_runs_to_its_table_on_the_miniature(server, name):
         assert "unclear" in text and "no evidence" in text
         edits = [card for j in ids(nodes, "SIFM_MLLMJudge") for card in entry["outputs"][j]["sifm_cards"]]
         assert all(server.fetch(f"/view?{urlencode(card['edited'])}").startswith(b"\x89PNG") for card in edits[:3])
-        pictures = 1 if name == "test_my_image" else 2
+        pictures = PICTURES.get(name, 2)
         with Store(server.base / "user" / "sifm" / "runs" / run, create=False) as store:
             records = list(store.records())
             prompts = {(record.image, record.prompt) for record in records}
@@ -193,9 +206,8 @@ def test_the_template_browser_gets_every_workflow_and_its_picture(server, name):
 
 def test_every_node_is_in_a_workflow(server):
     used = {node["class_type"] for name in NAMES for node in graph(name).values()}
-    assert {name for name in server.get("/object_info") if name.startswith("SIFM_")} == used & {
-        name for name in used if name.startswith("SIFM_")
-    }
+    ours, used = ({name for name in names if name.startswith("SIFM_")} for names in (server.get("/object_info"), used))
+    assert ours == used
 
 
 def test_protect_my_image_saves_a_picture_inside_its_budget(server, events):
@@ -221,19 +233,19 @@ def test_protect_my_image_saves_a_picture_inside_its_budget(server, events):
 
 
 def test_protect_and_test_judges_every_picture_of_every_arm(server):
-    nodes = graph("protect_and_test", steps=4, count=3)
+    nodes = graph("protect_and_test", steps=2, count=2)
     entry = server.run(nodes)
     result = outputs(entry, nodes, "SIFM_ISRAggregate")[0]["sifm_isr"][0]
     assert {arm: rate["n"] + rate["unclear"] for arm, rate in result["rates"].items()} == {
-        "protected": 3,
-        "clean": 3,
-        "control": 3,
+        "protected": 2,
+        "clean": 2,
+        "control": 2,
     }
-    assert len(result["records"]) == 9
+    assert len(result["records"]) == 6
     assert all([v["judge"] for v in r["verdicts"]] == ["miniature:conv", "miniature:patch"] for r in result["records"])
     assert result["metrics"]["protected"]["psnr"] > 0
     shown = outputs(entry, nodes, "PreviewImage")
-    assert [len(preview["images"]) for preview in shown] == [3] * 6
+    assert [len(preview["images"]) for preview in shown] == [2] * 6
     table = outputs(entry, nodes, "SIFM_ISRAggregate")[0]["text"][0]
     assert "unprotected" in table and "noise control" in table
 
