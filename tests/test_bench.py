@@ -123,6 +123,16 @@ def test_other_settings_share_what_they_can(tmp_path):
     assert counted == {"immunize": round(3 * weights(grid)["grey", "toy"], 2), "edit": 3, "measure": 6, "judge": 6}
 
 
+def test_a_default_that_is_said_protects_nothing_anew(tmp_path):
+    said = Row("SIFM, said", "sifm", {"timesteps": 2, "lam": 0.1})
+    paper = Row("as published", "sifm", {"timesteps": 2, "lam": 0.1}, {"preset": "paper", "steps": 4})
+    grid, store = toy_grid(rows=(*ROWS, said, paper)), Store(tmp_path)
+    found = by_method(bench.run(grid, store))
+    keys = [found[name].info["protection_key"] for name in ("SIFM", "SIFM, said", "as published")]
+    assert keys[0] == keys[1] != keys[2], "a preset may have other values for what is left out"
+    assert grid.counts()["immunize"] == store.counts()["immunize"] == 3 * 4
+
+
 def test_a_picture_weighs_what_its_method_costs():
     """Else the forecast of a run that begins with the quick methods is wrong by an order of magnitude."""
     quick, slow, noise, short = (

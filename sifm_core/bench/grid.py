@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import purify
 from ..errors import InputError, unknown
 from ..isr import CLEAN
-from ..methods import get_method, presets
+from ..methods import get_method, options, presets
 from ..pipeline import ALPHA, EPS, STEPS, check_method, check_preset
 from ..types import Editor, Judge
 
@@ -75,6 +75,13 @@ class Row:
     def steps(self, grid: Grid) -> int:
         """How many iterations; noise has none."""
         return int(self._value("steps", grid)) if takes_gradient(self) else 0
+
+    def unusual(self) -> dict[str, Any]:
+        """The options that are not the method's defaults: said or left out, a default is the same protection."""
+        if self.method is None or "preset" in self.loop:  # whose own options a default would override
+            return dict(self.options)
+        known = options(self.method)
+        return {name: value for name, value in self.options.items() if value != known[name].default}
 
     def _value(self, name: str, grid: Grid) -> Any:
         settings = self.settings(grid)
@@ -184,7 +191,7 @@ def protected_by(row: Row, grid: Grid, protect: str, seed: int) -> tuple[Any, ..
     if row.method is None:
         return ()
     settings = (row.settings(grid), protect) if takes_gradient(row) else (row.eps(grid), "")
-    return (row.method, repr(sorted(row.options.items())), repr(settings), seed)
+    return (row.method, repr(sorted(row.unusual().items())), repr(settings), seed)
 
 
 def takes_gradient(row: Row) -> bool:

@@ -93,7 +93,7 @@ class Keys:
     def protected(self, a: Attack) -> Key:
         """Of the protected picture."""
         grid, row = self.grid, a.row
-        uses: dict[str, Any] = {"eps": row.eps(grid), "seed": a.seed, "options": dict(row.options)}
+        uses: dict[str, Any] = {"eps": row.eps(grid), "seed": a.seed, "options": row.unusual()}
         if takes_gradient(row):
             uses |= {
                 "editor": self.model(self.protector(a)),
