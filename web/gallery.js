@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 const STYLE = `
 .sifm-gallery { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 10px 28px; }
 .sifm-cards { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 8px; margin: 4px 0; }
-.sifm-cards figure { margin: 0; width: 98px; font-size: 11px; line-height: 1.35; overflow-wrap: anywhere; }
+.sifm-cards figure { margin: 0; width: 88px; font-size: 11px; line-height: 1.35; overflow-wrap: anywhere; }
 .sifm-cards img { width: 100%; display: block; margin-bottom: 2px; border: 3px solid transparent; border-radius: 4px; box-sizing: border-box; image-rendering: pixelated; }
 .sifm-cards button { display: block; width: 100%; padding: 0; border: 0; background: none; cursor: zoom-in; }
 .sifm-cards .failed img { border-color: #8c7bff; } .sifm-cards .unknown img { border: 3px dashed #888; }
@@ -28,6 +28,16 @@ export function make(tag, given = {}, ...children) {
   if (className) element.className = className;
   element.append(...children.filter((child) => child !== null));
   return element;
+}
+
+// Text with **best** and <u>second</u> of the report's tables, and `code`.
+export function inline(text) {
+  return text.split(/(\*\*.+?\*\*|<u>.+?<\/u>|`[^`]+`)/).filter(Boolean).map((part) => {
+    const found = /^(?:\*\*(.+)\*\*|<u>(.+)<\/u>|`(.+)`)$/.exec(part);
+    if (!found) return part;
+    const at = found.slice(1).findIndex((inner) => inner !== undefined);
+    return make(["b", "u", "code"][at], { textContent: found[at + 1] });
+  });
 }
 
 // What the pack's own routes answer; with a body it is a POST.

@@ -1,7 +1,7 @@
 // The sidebar tab: runs of Results Table with their tables and pictures, and people's blind judgement of them.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { ask, attacked, gallery, inRun, make, overlay } from "./gallery.js";
+import { ask, attacked, gallery, inRun, inline, make, overlay } from "./gallery.js";
 
 const STYLE = `
 .sifm { padding: 10px 12px; font: 13px/1.45 sans-serif; color: var(--fg-color, #ddd); height: 100%; overflow: auto; box-sizing: border-box; }
@@ -11,6 +11,7 @@ const STYLE = `
 .sifm input { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 3px 7px; }
 .sifm .run { display: block; width: 100%; text-align: left; margin: 0 0 6px; }
 .sifm small { color: var(--descrip-text, #999); }
+.sifm code { overflow-wrap: anywhere; }
 .sifm .wide { overflow-x: auto; margin-bottom: 8px; }
 .sifm table { border-collapse: collapse; font-size: 12px; white-space: nowrap; }
 .sifm td, .sifm th { padding: 2px 8px 2px 0; text-align: right; } .sifm td:first-child, .sifm th:first-child { text-align: left; }
@@ -37,7 +38,7 @@ async function show(place, id) {
     localStorage.setItem("sifm.annotator", name.value);
     try { await annotate(id, name.value); } catch (error) { alarm(error); }
   };
-  const note = (text) => make("p", {}, make("small", { textContent: text }));
+  const note = (text) => make("p", {}, make("small", {}, ...inline(text)));
   const trust = run.trust.length ? [make("b", { textContent: "Can the judges be trusted?" }), ...run.trust.map(note)] : [];
   place.dataset.view = "run";
   place.replaceChildren(

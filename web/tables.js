@@ -1,7 +1,7 @@
 // Nodes that end in a table or in verdicts show them: the Markdown that they give as text, made into tables, headings
 // and paragraphs, and below it the edits with what the judges say.
 import { app } from "../../scripts/app.js";
-import { ask, attacked, gallery, inRun, inTemp, make } from "./gallery.js";
+import { ask, attacked, gallery, inRun, inTemp, inline, make } from "./gallery.js";
 
 const WAITS = {
   SIFM_ResultsTable: "The table and the edits appear here after a run.",
@@ -20,16 +20,6 @@ const STYLE = `
 .sifm-text td { white-space: nowrap; } .sifm-text td.long { white-space: normal; min-width: 260px; }
 .sifm-text th { font-weight: normal; color: var(--descrip-text, #999); border-bottom: 1px solid var(--border-color, #555); white-space: nowrap; }
 `;
-
-// **best** and <u>second</u> of the report's tables, and `code`.
-function inline(text) {
-  return text.split(/(\*\*.+?\*\*|<u>.+?<\/u>|`[^`]+`)/).filter(Boolean).map((part) => {
-    const found = /^(?:\*\*(.+)\*\*|<u>(.+)<\/u>|`(.+)`)$/.exec(part);
-    if (!found) return part;
-    const at = found.slice(1).findIndex((inner) => inner !== undefined);
-    return make(["b", "u", "code"][at], { textContent: found[at + 1] });
-  });
-}
 
 const cells = (line) => line.trim().slice(1, -1).split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-PAD, HEAD, GAP, BETWEEN = 24, 76, 60, 90
+PAD, HEAD, GAP, BETWEEN = 24, 76, 72, 90
 """Pixels: inside a group, its title with that of its first node, between nodes, between groups."""
 ROW, WIDGET, REST, MULTILINE = 20, 24, 26, 36
 """Pixels: a socket, a widget, what every node has beside, what a text box has more."""
