@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,14 @@ def card(seen: Sequence[Seen], title: str = "") -> dict[str, Any]:
     """One edit with all that was said of it, and what the judges agree on (``failed``, None: nothing)."""
     first, verdicts = seen[0], [each.verdict for each in seen]
     place = {"prompt": first.prompt, "source": first.source, "edited": first.edited, "method": title}
-    return place | {"failed": consensus(verdicts), "verdicts": [told(verdict) for verdict in verdicts]}
+    return place | {"failed": consensus(verdicts), "said": [told(verdict) for verdict in verdicts]}
 
 
 def told(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as plain data, with its word: "mismatch", "degraded", both, "works" or "unclear"."""
+    """What is shown of a verdict; its ``word``: "mismatch", "degraded", both, "works" or "unclear"."""
     found = {"mismatch": verdict.semantic_mismatch, "degraded": verdict.perceptual_degradation}
     if verdict.judge == TRUTH and verdict.perceptual_degradation is None:
         del found["degraded"]  # where the renderer cannot tell, the mismatch alone counts
     unclear = None in found.values()
     word = "unclear" if unclear else " and ".join(name for name, yes in found.items() if yes) or "works"
-    return asdict(verdict) | {"word": word}
+    return {"judge": verdict.judge, "state": verdict.state, "reasons": verdict.reasons, "word": word}

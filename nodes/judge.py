@@ -103,7 +103,8 @@ class SifmMllmJudge(io.ComfyNode):
         found = {arm: [next(seen) for _ in pictures] for arm, pictures in edits.items()}
         rows = [_row(arm, i, each.verdict) for arm, listed in found.items() for i, each in enumerate(listed)]
         text = table(["edit of", "picture", "mismatch", "degraded", "confidence", "why"], rows)
-        cards = [card([each], ARMS[arm] if len(edits) > 1 else "") for arm, listed in found.items() for each in listed]
+        titles = {arm: ARMS[arm] if len(edits) > 1 else "" for arm in ARMS if arm in edits}
+        cards = [card([each], title) for arm, title in reversed(titles.items()) for each in found[arm]]
         return io.NodeOutput(found, text, ui={"sifm_cards": cards})
 
 

@@ -127,7 +127,7 @@ def _run(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
     tables = {"rates": rates, "failures": failures, "categories": categories, "distances": distances}
     blocks = [{"title": p.title} | {name: cells(p.lines) for name, cells in tables.items()} for p in made.parts]
     shown = [
-        asdict(r) | {"failed": report.answer(r), "verdicts": [told(verdict) for verdict in r.verdicts]} for r in records
+        asdict(r) | {"failed": report.answer(r), "said": [told(verdict) for verdict in r.verdicts]} for r in records
     ]
     about = {"headline": made.headline, "trust": made.trust, "reading": made.reading}
     return {"id": parts["run"], **about, "blocks": blocks, "records": shown}

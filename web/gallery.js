@@ -93,11 +93,11 @@ function card(edit, clean, url) {
   const agreed = { true: "edit failed", false: "edit works", null: "unclear" }[String(edit.failed)];
   const before = clean && clean !== edit ? clean.edited : edit.source;
   const title = `${edit.prompt}: ${before === edit.source ? "the picture" : "clean edit"}, then ${edit.method || "its edit"}`;
-  const look = () => slider(url(before), url(edit.edited), title, edit.verdicts.map((v) => `${short(v.judge)}: ${v.word}. ${why(v)}`));
+  const look = () => slider(url(before), url(edit.edited), title, edit.said.map((v) => `${short(v.judge)}: ${v.word}. ${why(v)}`));
   const image = make("img", { src: url(edit.edited), alt: `${edit.method}: ${agreed}`, loading: "lazy" });
   return make("figure", { className: edit.failed === true ? "failed" : edit.failed === null ? "unknown" : "" },
     make("button", { type: "button", title: `${agreed}; before and after`, onclick: look }, image),
-    edit.method || "edit", ...edit.verdicts.map(said));
+    edit.method || "edit", ...edit.said.map(said));
 }
 
 // Where an edit of a run comes from.

@@ -396,6 +396,6 @@ def test_the_consistency_report_counts_pairs_of_raters_and_leaves_out_the_unclea
     assert cells("human-judge", "final", text)[2] == "57%", "4 of 7 answers"
     assert cells("judge-judge", "final", text)[2] == "-"
     assert [card["prompt"] for card in out.ui["sifm_cards"]] == ["1", "2"], "those on which two that answered differ"
-    assert [said["word"] for said in out.ui["sifm_cards"][0]["verdicts"]] == ["mismatch", "works", "mismatch"]
+    assert [said["word"] for said in out.ui["sifm_cards"][0]["said"]] == ["mismatch", "works", "mismatch"]
     with pytest.raises(InputError, match="one per sample"):
         SifmConsistencyReport.execute({"model_0": verdicts("m", model[:3])}, raters)

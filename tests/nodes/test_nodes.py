@@ -442,9 +442,8 @@ def test_the_judge_sees_every_arm_blind_and_in_order(monkeypatch):
     assert [case.truth for case in fake.cases] == [None] * 4
     assert text.count("\n") == 5
     cards = out.ui["sifm_cards"]
-    assert [(card["method"], card["failed"]) for card in cards] == [("protected", True)] * 2 + [
-        ("noise control", False)
-    ] * 2
+    said = [(card["method"], card["failed"]) for card in cards]
+    assert said == [("noise control", False)] * 2 + [("protected", True)] * 2
     assert len({card["source"]["filename"] for card in cards}) == 2, "a picture is kept once, whoever is shown with it"
     assert len({card["edited"]["filename"] for card in cards}) == 4
     json.dumps(cards)
@@ -552,7 +551,7 @@ def test_the_aggregate_counts_what_both_judges_say_and_pairs_it_with_the_clean_e
     cards = out.ui["sifm_cards"]
     assert [card["method"] for card in cards[::4]] == ["unprotected", "noise control", "protected"]
     assert [card["failed"] for card in cards[-4:]] == [True, True, False, None]
-    assert [[said["word"] for said in card["verdicts"]] for card in cards[-2:]] == [
+    assert [[said["word"] for said in card["said"]] for card in cards[-2:]] == [
         ["mismatch", "works"],
         ["works", "unclear"],
     ]

@@ -86,6 +86,10 @@ def test_runs_are_listed_and_shown_with_their_tables(home):
     status, run = get(f"/sifm/runs/{RUN}")
     assert run["blocks"][0]["rates"]["ISR"] == ["0% (0/2)", "100% (2/2)"] and "2 of 2" in run["headline"]
     assert [record["failed"] for record in run["records"]] == [False, True] * 2
+    assert [record["said"][0]["word"] for record in run["records"]] == ["works", "mismatch"] * 2
+    assert all(Verdict(**verdict) for record in run["records"] for verdict in record["verdicts"]), (
+        "as `sifm queue` reads"
+    )
     assert run["blocks"][0]["failures"]["mismatch only"] == ["0", "2"] and run["blocks"][0]["categories"] == {}
     status, png = get(f"/sifm/runs/{RUN}/pictures/{run['records'][0]['source']}")
     assert status == 200 and png.startswith(b"\x89PNG")
