@@ -92,7 +92,7 @@ def _strength(kind: Kind) -> io.Input:
         default=round(standard, 3),
         min=0.0,
         max=1.0,
-        step=0.01,
+        step=0.001,
         round=False,
         tooltip=f"0 to 1: {kind.meaning} from {kind.mildest:g} to {kind.strongest:g}; as usual at {standard:.2g}.",
     )

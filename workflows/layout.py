@@ -282,7 +282,7 @@ class Graph:
         left, right = nodes[0].place[0], max(node.place[0] + node.size[0] for node in nodes)
         bottom = max(node.place[1] + node.size[1] for node in nodes)
         box = [left - PAD, -HEAD, right - left + 2 * PAD, bottom + HEAD + PAD]
-        return {"id": number, "title": group.title, "bounding": box, "color": "#3f5159", "flags": {}}
+        return {"id": number, "title": group.title, "bounding": box, "color": "#3f789e", "flags": {}}
 
 
 def _is_widget(spec: Sequence[Any]) -> bool:

@@ -271,7 +271,11 @@ def test_every_purifier_is_offered_with_its_usual_strength():
     options = SifmPurify.INPUT_TYPES()["required"]["purifier"][1]["options"]
     assert [option["key"] for option in options] == [*purify.PURIFIERS, "chain"]
     for option in options[:-1]:
-        strength = option["inputs"]["required"]["strength"][1]["default"]
+        about = option["inputs"]["required"]["strength"][1]
+        strength = about["default"]
+        assert strength == pytest.approx(about["step"] * round(strength / about["step"])), (
+            "the widget shows what is used"
+        )
         assert purify.at(option["key"], strength).setting == pytest.approx(
             purify.PURIFIERS[option["key"]].standard, abs=0.02
         ), option["key"]
