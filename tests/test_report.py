@@ -22,6 +22,7 @@ from sifm_core.images import to_uint8
 from sifm_core.isr import isr
 from sifm_core.judges.calibration import calibrate
 from sifm_core.report.compare import runs
+from sifm_core.report.drawings import attacks, told_apart
 from sifm_core.report.page import MAX_SIDE
 from sifm_core.report.table import WORDS, Line, auc, stage
 from sifm_core.report.text import as_csv, failures, latex, markdown, measured, sheets, tex
@@ -480,6 +481,18 @@ def test_a_picture_that_is_gone_costs_its_place_only(run, tmp_path):
     empty = Store(tmp_path)
     assert "edit failed" in page_of(records, empty, provenance)
     assert report.grid(records, empty)
+
+
+def test_attacks_say_what_tells_them_apart(run):
+    records, store, _ = run
+    one = [r for r in records if r.image == "toy-0"]
+    assert told_apart(attacks(one)) == [""], "nothing to tell"
+    transferred = [replace(r, info=r.info | {"protected_on": "other"}) for r in one]
+    blurred = [replace(r, info=r.info | {"purifier": "blur:1"}) for r in one]
+    assert told_apart(attacks([*one, *transferred])) == ["toy", "other -> toy"]
+    assert told_apart(attacks([*one, *blurred])) == ["no preprocessing", "blur:1"]
+    page = page_of([*one, *transferred], store, {})
+    assert f"{one[0].category} · toy-0 · other -&gt; toy<" in page
 
 
 def test_the_grid_has_a_line_per_picture_and_frames_what_failed(run):

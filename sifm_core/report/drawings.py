@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 from PIL import Image as Pil
@@ -13,7 +14,7 @@ from PIL import ImageDraw, ImageFont
 from ..isr import Isr
 from ..store import Store
 from ..types import Record
-from .frame import answer
+from .frame import PLAIN, answer, editors
 from .table import percent, span
 
 COLOURS = ("#4b3fae", "#b5502d", "#2d7f5e", "#8a6d1d", "#6b6f7a", "#a13d7d", "#2f6fb0", "#555")
@@ -107,9 +108,17 @@ def attacks(records: Sequence[Record]) -> list[list[Record]]:
     return list(cells.values())
 
 
+def told_apart(cells: Sequence[Sequence[Record]]) -> list[str]:
+    """What the attacks of a sheet do not all share, in words, one text per attack: editors, purifier, seed."""
+    told = [(editors(r.editor, r.info), r.info.get("purifier", "") or PLAIN, f"seed {r.seed}") for r, *_ in cells]
+    differs = [len(set(column)) > 1 for column in zip(*told, strict=True)]
+    return [" · ".join(compress(parts, differs)) for parts in told]
+
+
 def grid(records: Sequence[Record], store: Store, side: int = 128) -> bytes:
     """One PNG: a line per attack, the source and then the edit of every method; framed where all judges say failed."""
     cells = attacks(records)
+    told = told_apart(cells)
     names = ["source", *(record.method for record in cells[0])] if cells else []
     gap, head, foot = 10, 28, 24
     size = (gap + max(len(names), 1) * (side + gap), head + len(cells) * (side + foot + gap))
@@ -126,7 +135,8 @@ def grid(records: Sequence[Record], store: Store, side: int = 128) -> bytes:
                 sheet.paste(_fit(store.get_pixels(image), side), (left, top))
             if failed:
                 draw.rectangle((left - 4, top - 4, left + side + 3, top + side + 3), outline="#4b3fae", width=3)
-        draw.text((gap, top + side + foot / 2), f"“{cell[0].prompt}”", "#1d1e22", font, anchor="lm")
+        text = " · ".join(filter(None, (f"“{cell[0].prompt}”", told[row])))
+        draw.text((gap, top + side + foot / 2), text, "#1d1e22", font, anchor="lm")
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()

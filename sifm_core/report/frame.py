@@ -22,6 +22,7 @@ SHOWN, KEPT = 24, 1000
 AXES = ("semantic_mismatch", "perceptual_degradation", "success")
 UNKNOWN_MEMORY = "Peak memory: not measured when these pictures were protected, or by another version."
 _CODE: dict[bool | None, int] = {None: -1, False: 0, True: 1}
+PLAIN = "no preprocessing"
 _AXIS = {name: i for i, name in enumerate(FAILURE_AXES)}
 
 
@@ -86,10 +87,16 @@ class Frame:
         if len({b.editor for b in self.blocks}) > 1:
             parts.append(block.editor)
         if len({b.purifier for b in self.blocks}) > 1:
-            parts.append(block.purifier or "no preprocessing")
+            parts.append(block.purifier or PLAIN)
         if len({b.prompts for b in self.blocks}) > 1 or not parts:
             parts.append({"original": "Original prompt", "unseen": "Unseen prompts"}.get(block.prompts, block.prompts))
         return ", ".join(parts)
+
+
+def editors(attacked: str, info: Mapping[str, Any]) -> str:
+    """The attacked editor's name, "A -> B" where a record's ``info`` says that another one protected."""
+    protect = info.get("protected_on", attacked)
+    return attacked if protect == attacked else f"{protect} -> {attacked}"
 
 
 def judging(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -127,9 +134,9 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
     apart: dict[tuple[str, str], float] = {}
     for n, row in enumerate(rows):
         info, name = row["info"], row["method"]
-        protect = info.get("protected_on", row["editor"])
-        editor = row["editor"] if protect == row["editor"] else f"{protect} -> {row['editor']}"
-        b = f.blocks.setdefault(Block(editor, info.get("purifier", ""), row["prompt_kind"]), len(f.blocks))
+        b = f.blocks.setdefault(
+            Block(editors(row["editor"], info), info.get("purifier", ""), row["prompt_kind"]), len(f.blocks)
+        )
         i = f.images.setdefault(row["image"], len(f.images))
         f.block.append(b)
         f.method.append(f.methods.setdefault(name, len(f.methods)))

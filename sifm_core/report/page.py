@@ -17,7 +17,7 @@ from .. import miniature
 from ..isr import CLEAN
 from ..store import Store
 from ..types import Record, Verdict
-from .drawings import attacks, bar, curve, plot
+from .drawings import attacks, bar, curve, plot, told_apart
 from .frame import answer
 from .table import Line, net, number, percent, span, title
 from .text import agreement_table, categories, failures, measured, predictor_table, sheets
@@ -37,6 +37,7 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
     """The report as HTML with the first so many attacks as pictures."""
     shown = chosen(report.frame.kept, pictures)
     images = _Pictures(store, eps=max((r.eps for r in shown), default=0.0))
+    cells = attacks(shown)
     environment = Environment(
         loader=PackageLoader("sifm_core"),
         autoescape=select_autoescape(),
@@ -60,7 +61,7 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         agreements=agreement_table(report.agreements) if report.agreements else {},
         predictors=predictor_table(report.predictors) if report.predictors else {},
         clip_picture=_uri(report.clip.picture) if report.clip and report.clip.picture else "",
-        cells=[_cell(cell, images) for cell in attacks(shown)],
+        cells=[_cell(cell, told, images) for cell, told in zip(cells, told_apart(cells), strict=True)],
         gain=f"{images.gain:.0f}",
         curves=_curves(shown, store),
         percent=percent,
@@ -114,10 +115,10 @@ def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _cell(records: Sequence[Record], pictures: _Pictures) -> dict[str, Any]:
+def _cell(records: Sequence[Record], told: str, pictures: _Pictures) -> dict[str, Any]:
     first = records[0]
     unseen = "" if first.prompt_kind == "original" else f"{first.prompt_kind} prompt"
-    about = [first.category, first.image, f"seed {first.seed}", unseen]
+    about = [first.category, first.image, unseen, told]
     return {
         "prompt": first.prompt,
         "about": " · ".join(filter(None, about)),
