@@ -31,6 +31,7 @@ from ._store import home
 
 PAPER = ("table2", "table3", "table4", "table5", "table6", "table7")
 """The engine's benchmarks that know what the paper printed."""
+TITLE = "Did the immunization work?"
 
 
 class SifmResultsTable(io.ComfyNode):
@@ -80,8 +81,8 @@ class SifmResultsTable(io.ComfyNode):
         plan = None if paper[0] == "none" else config.load(paper[0])
         with Store(run.folder, create=False) as store:
             found = report.build(store, plan)
-        known = [(name, value) for name, value in found.facts if value != "null"]
-        text = markdown(replace(found, facts=known))
+        known = [(name, value) for name, value in report.facts(found.frame, {}, None) if value != "null"]
+        text = markdown(replace(found, title=TITLE, about="", facts=known))  # the layout is the paper's, the run is not
         return io.NodeOutput(text, run, ui={"text": [text], "sifm_run": [run.id]})
 
 

@@ -130,6 +130,7 @@ def test_rows_can_be_named_and_then_meet_the_papers_figures(editor):
     )
     assert any(line.startswith("| clean") and "0% " in line for line in lines), "the control row of the same table"
     assert "null" not in text, "what a graph does not know is left out"
+    assert "data miniature" not in text and "White box" not in text, "nor does it take over what the paper's run was"
 
 
 def test_transfer_is_a_block_of_its_own_with_its_own_clean_row(editor, sd3_editor):
