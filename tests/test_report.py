@@ -24,7 +24,7 @@ from sifm_core.judges.calibration import calibrate
 from sifm_core.report.compare import runs
 from sifm_core.report.drawings import attacks, told_apart
 from sifm_core.report.page import MAX_SIDE
-from sifm_core.report.table import WORDS, Line, auc, stage
+from sifm_core.report.table import MEANING, WORDS, Line, auc, stage
 from sifm_core.report.text import as_csv, failures, latex, markdown, measured, sheets, tex
 from sifm_core.stats import mcnemar
 from sifm_core.store import Store
@@ -378,6 +378,14 @@ def test_isr_is_drawn_by_what_the_prompts_mean_and_by_their_words():
     ]
     assert sum(r.n for _, r in words["SIFM"]) == 10 and words["SIFM"][-1][0] == "to 1"
     assert any("Semantic distance of prompts: deaf" in said for said in found.reading)
+    section = markdown(found).split(f"## {MEANING}")[1].split("## ")[0]
+    (line,) = (row for row in section.split("\n") if row.startswith("| SIFM"))
+    assert line.count("50% (1/2,") == 4 and "100% (1/1," in line
+    rows = [r for r in csv.DictReader(io.StringIO(as_csv(found))) if r["kind"] == "plot" and r["method"] == "SIFM"]
+    assert [(r["column"], float(r["value"])) for r in rows if r["block"] == MEANING][:2] == [
+        ("the same", 1),
+        ("to 0.275", 0.5),
+    ]
     old = [replace(r, info={k: v for k, v in r.info.items() if k != "prompt_distance"}) for r in told]
     found = report.make(old, {}, config.load("prompts"))
     assert list(found.plots) == [WORDS] and report.UNCOMPARED in found.reading

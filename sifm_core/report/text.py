@@ -20,6 +20,7 @@ from .table import (
     Line,
     Part,
     Predictor,
+    Series,
     figure,
     gigabytes,
     improved,
@@ -224,6 +225,13 @@ def predictor_table(some: Sequence[Predictor]) -> dict[str, list[str]]:
     }
 
 
+def plotted(series: Series) -> dict[str, list[str]]:
+    """A plot's rates, positions as columns."""
+    places = dict.fromkeys(at for points in series.values() for at, _ in points)
+    rows = [dict(points) for points in series.values()]
+    return {"": list(series), **{at: [rate(row.get(at)) for row in rows] for at in places}}
+
+
 # ---- a terminal
 
 
@@ -259,6 +267,8 @@ def markdown(report: Report) -> str:
             parts.append(f"## {part.title}")
         tables = (rates, failures, categories, measured)
         parts += [_markdown_table(cells) for cells in (make(part.lines) for make in tables) if cells]
+    for name, series in _drawn_only(report).items():
+        parts += [f"## {name}", _markdown_table(plotted(series))]
     if report.agreements:
         parts += ["## Do the judges agree?", _markdown_table(agreement_table(report.agreements))]
         for block in report.paper.blocks if report.layout.kind == "agreement" else ():
@@ -273,6 +283,11 @@ def markdown(report: Report) -> str:
     parts += report.reading
     parts += ["\n".join(f"- {name}: {value}" for name, value in report.facts)]
     return "\n\n".join(parts) + "\n"
+
+
+def _drawn_only(report: Report) -> dict[str, Series]:
+    """The plots whose rates stand in no other table."""
+    return report.plots if report.layout.plot == "prompts" else {}
 
 
 LEGEND = (
@@ -373,7 +388,8 @@ def as_csv(report: Report) -> str:
     """One row per block, method and figure: value, interval, counts, net, p, and the paper's figure.
 
     After the layout's columns stand the metrics that it leaves out, "judge:", "category:" and "axis:" rates,
-    "improved", "worst_of_seeds", "seconds" a picture and "peak_bytes"; judges' calibrations have a block of their own.
+    "improved", "worst_of_seeds", "seconds" a picture and "peak_bytes"; plots by distance and judges' calibrations have
+    blocks of their own.
     """
     out = io.StringIO()
     writer = csv.writer(out)
@@ -384,6 +400,9 @@ def as_csv(report: Report) -> str:
                 paper = part.paper.get(line.name, {}).get(column)
                 p = line.p if column == "isr" else None
                 writer.writerow([part.title, line.name, line.kind, column, *value, p, paper])
+    for heading, series in _drawn_only(report).items():
+        for method, points in series.items():
+            writer.writerows([heading, method, "plot", at, *_share(found), None, None] for at, found in points)
     for judge, found in report.calibrations.items():
         for name, right in (
             ("sensitivity", found.sensitivity["success"]),
@@ -394,28 +413,29 @@ def as_csv(report: Report) -> str:
     return out.getvalue()
 
 
+def _share(found: Isr | None) -> tuple[float | None, ...]:
+    if found is None:
+        return (None,) * 8
+    return found.rate, found.low, found.high, found.n, found.unclear, found.net, found.net_low, found.net_high
+
+
 def _figures(line: Line, layout: Layout) -> dict[str, tuple[float | None, ...]]:
     """Figure -> (value, low, high, n, unclear, net, low, high)."""
-
-    def share(found: Isr | None) -> tuple[float | None, ...]:
-        if found is None:
-            return (None,) * 8
-        return found.rate, found.low, found.high, found.n, found.unclear, found.net, found.net_low, found.net_high
 
     def mean(value: float | None, name: str) -> tuple[float | None, ...]:
         return (value, *(line.spread.get(name) or (None, None)), *[None] * 5)
 
     found = {}
     for column in dict.fromkeys((*layout.columns, *line.metrics)):
-        found[column] = share(line.isr) if column == "isr" else mean(line.metrics.get(column), column)
-    found |= {f"judge:{judge}": share(own) for judge, own in line.judges.items()}
-    found |= {f"category:{group}": share(own) for group, own in line.groups.items()}
+        found[column] = _share(line.isr) if column == "isr" else mean(line.metrics.get(column), column)
+    found |= {f"judge:{judge}": _share(own) for judge, own in line.judges.items()}
+    found |= {f"category:{group}": _share(own) for group, own in line.groups.items()}
     total = sum(line.axes.values())
     found |= {f"axis:{axis}": (n / total, None, None, total, *[None] * 4) for axis, n in line.axes.items() if total}
     rest = line.isr
     found["improved"] = (rest.improved, rest.improved_low, rest.improved_high, rest.pairs, *[None] * 4)
     if line.worst:
-        found["worst_of_seeds"] = share(line.worst)
+        found["worst_of_seeds"] = _share(line.worst)
     if line.kind != "floor":
         found |= {"seconds": mean(line.seconds, "seconds"), "peak_bytes": mean(line.memory, "")}
     return found
