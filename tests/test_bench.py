@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sifm_core import bench
+from sifm_core import bench, report
 from sifm_core.bench import CLEAN, Grid, Row, work
 from sifm_core.bench.costs import weights
 from sifm_core.editors import load_editor
@@ -167,6 +167,7 @@ def test_what_another_run_has_is_taken_from_there(tmp_path):
     assert counted["edit"] == 6
     assert [judge.asked for judge in grid.judges] == [6, 15], "what was not answered there is asked"
     assert list(map(timeless, records)) == list(map(timeless, bench.run(toy_grid(), fresh)))
+    assert dict(report.build(store).facts)["taken over with their seconds"].endswith(" results of other")
     other.close()
     shutil.rmtree(other.folder)
     assert bench.run(toy_grid(), store, count) == records, "and is this run's own now"

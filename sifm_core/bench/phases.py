@@ -330,6 +330,7 @@ class _Run:
             except StoreError:  # damaged there: made anew here
                 continue
             self.store.put(kind, key, value)
+            self.store.put("adopted", key, {"kind": kind, "run": other.folder.name})
             return value
         return {}
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -64,6 +65,7 @@ def build(store: Store, plan: Plan | None = None, title: str = "Did the immuniza
     """The report of a run; reads its records once, one at a time."""
     run = store.get("run", "provenance") or {}
     run |= store.get("run", "seconds") or {}
+    run["adopted"] = Counter(taken["run"] for _, taken in store.documents("adopted"))
     made = _make(store.rows(), run, plan, title)
     calibrations = controls.kept(store, made.frame.judges)
     return replace(made, calibrations=calibrations, trust=trust(made.frame, calibrations, store.folder))
@@ -160,6 +162,9 @@ def facts(f: Frame, run: Mapping[str, Any], plan: Plan | None) -> list[tuple[str
         "versions": ", ".join(f"{name} {value}" for name, value in run.get("versions", {}).items()),
     }
     known = [(name, value) for name, value in found.items() if value]
+    if run.get("adopted"):
+        taken = ", ".join(f"{n} results of {name}" for name, n in run["adopted"].items())
+        known.append(("taken over with their seconds", taken))
     own = ("commit", "hardware", "seconds")
     titles = {"seconds": "seconds of this run"}
     return known + [(titles.get(name, name), _or_null(run.get(name))) for name in own]
