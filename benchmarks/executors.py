@@ -1,6 +1,6 @@
 """How much faster two workers are than one, in local processes and on Ray, and whether the records are the same.
 
-    python benchmarks/executors.py --workers 2
+    python -m benchmarks.executors --workers 2
 
 Runs a small grid on the embedded miniature three times, one thread per worker; on a machine that does nothing else, or
 the speed-up is that of what the others leave (the load is printed). Starting the workers counts, as it does in a run.

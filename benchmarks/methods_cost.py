@@ -1,6 +1,6 @@
 """What one iteration of every method costs on one editor, in one run.
 
-    python benchmarks/methods_cost.py [--editor NAME|FOLDER] [--method NAME] [--repeats N] [--device D] [--json]
+    python -m benchmarks.methods_cost [--editor NAME|FOLDER] [--method NAME] [--repeats N] [--device D] [--json]
 
 One picture at the editor's native size, every method with its defaults. Seconds: the median of repeats taken in turns,
 after one of each that does not count. FLOP: counted from the operations that autograd runs, forward, backward and what

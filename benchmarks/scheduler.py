@@ -1,6 +1,6 @@
 """What a million jobs on many workers come to: the rule of sifm_core.bench.executors, simulated job by job.
 
-    python benchmarks/scheduler.py --jobs 1000000 --workers 64
+    python -m benchmarks.scheduler --jobs 1000000 --workers 64
 
 A free worker takes the next task; a worker that dies loses its task, which goes first again, and its models. Prints the
 makespan, the efficiency, model loads and what the driver has to write, with tasks grouped by editor and in any order.
