@@ -171,6 +171,10 @@ def test_what_another_run_has_is_taken_from_there(tmp_path):
     other.close()
     shutil.rmtree(other.folder)
     assert bench.run(toy_grid(), store, count) == records, "and is this run's own now"
+    taken = store.counts()["adopted"]
+    next(store.folder.rglob(f"{by_method(records)[CLEAN].edited}.png")).unlink()
+    bench.run(toy_grid(), store)
+    assert store.counts()["adopted"] == taken - 2, "what was made anew, a batch of edits, is not another run's"
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn"])

@@ -419,6 +419,7 @@ class _Run:
             for (key, _), value in zip(chunk, values, strict=True):
                 self.store.put(kind, key, value)
                 self.store.remove("failed", key)
+                self.store.remove("adopted", key)
                 self.found[kind, key] = value
 
     def _fail(self, phase: str, chunk: list[tuple[Key, Any]], reason: str) -> None:
