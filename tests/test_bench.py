@@ -148,6 +148,15 @@ def test_a_picture_weighs_what_its_method_costs():
     assert sum(found.values()) == pytest.approx(3, abs=0.01), "in parts of the mean of the three that take gradients"
 
 
+@pytest.mark.parametrize(("timesteps", "n"), [(1, 1), ("200,400,600", 3), ("early", 3), ([100, 900], 2), (20, 20)])
+def test_a_picture_weighs_what_its_timesteps_cost(timesteps, n):
+    grid = toy_grid(rows=(Row(CLEAN), Row("ten", "sifm"), Row("other", "sifm", {"timesteps": timesteps})))
+    encode, predict = 2.27, 7.8 * 0.80
+    ten, other = (encode + share * predict for share in (1, n / 10))
+    found = weights(grid)
+    assert found["other", "toy"] / found["ten", "toy"] == pytest.approx(other / ten)
+
+
 def test_what_another_run_has_is_taken_from_there(tmp_path):
     other, fresh, store = (Store(tmp_path / name) for name in ("other", "fresh", "new"))
     half = [ToyJudge("toy:a"), ToyJudge("toy:b", state="unreachable")]

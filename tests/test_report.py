@@ -96,6 +96,15 @@ def test_the_ground_truth_is_shown_and_has_no_say():
     assert report.TRUTH not in clean.judges
 
 
+def test_half_an_answer_is_unclear_wherever_it_is_counted():
+    """Only of the ground truth, which cannot always tell the degradation, does the mismatch alone count."""
+    half = tuple(Verdict(judge, "ok", True, None) for judge in ("human:ann", report.TRUTH))
+    one = record("sifm", "0", protection="sifm", verdicts=half)
+    line = report.make([one], {}).parts[0].lines[0]
+    assert (line.judges["human:ann"].unclear, line.isr.unclear, line.truth.rate) == (1, 1, 1.0)
+    assert [report.answer(one, judge) for judge in ("human:ann", None, report.TRUTH)] == [None, None, True]
+
+
 W, F = (False, False), (True, True)
 
 

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..methods.sifm import times_of
 from .config import read_toml
 from .grid import Grid, Row, names
 
@@ -20,7 +21,7 @@ def immunizing(row: Row, grid: Grid, editor: str) -> float | None:
     known, passes = _table()["editors"].get(editor), _table()["passes"].get(row.method)
     if known is None or passes is None:
         return None
-    passes = known.get("passes", {}).get(row.method, passes)
+    passes = known.get("passes", {}).get(row.method, passes) * _share_of_timesteps(row)
     return float(row.steps(grid) * (known["encode"] + passes * known["predict"]))
 
 
@@ -45,6 +46,11 @@ def weights(grid: Grid) -> dict[tuple[str, str], float]:
     sure = [work for work in rows.values() if work]
     mean = sum(sure) / len(sure) if sure else 1.0
     return {key: max(mean if work is None else work, QUICK * mean) / mean for key, work in rows.items()}
+
+
+def _share_of_timesteps(row: Row) -> float:
+    """How many timesteps the row's method takes of the ten that the table counts; 1 for methods that have no such T."""
+    return len(times_of(row.options["timesteps"], 1000)) / 10 if "timesteps" in row.options else 1.0
 
 
 @cache

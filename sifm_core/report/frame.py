@@ -113,10 +113,10 @@ def answer(record: Record, judge: str | None = None) -> bool | None:
 
 
 def success(verdict: Verdict) -> bool | None:
-    """The verdict's own; of a judge that says nothing on degradation, whether it sees a mismatch."""
-    if verdict.state != "ok":
-        return None
-    return verdict.semantic_mismatch if verdict.perceptual_degradation is None else verdict.success
+    """The verdict's own; of the ground truth, where it cannot tell the degradation, whether it sees a mismatch."""
+    if verdict.judge == TRUTH and verdict.state == "ok" and verdict.perceptual_degradation is None:
+        return verdict.semantic_mismatch
+    return verdict.success
 
 
 def kind(info: Mapping[str, Any]) -> str:
