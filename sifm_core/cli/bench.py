@@ -298,6 +298,8 @@ def _status(store: Store, plan: Plan) -> dict[str, Any]:
         reasons[reason] = reasons.get(reason, 0) + 1
     kinds = {"immunize": "immunize", "purify": "purify", "edit": "edit", "measure": "measure", "judge": "verdict"}
     done = {phase: min(counts.get(kind, 0), total[phase]) for phase, kind in kinds.items() if total.get(phase)}
+    if counts["records"] == total.get("records") and not reasons:  # rows that end at the same picture share its edits
+        total = total | done
     todo = {phase: total[phase] - n for phase, n in done.items()}
     rates = dict(store.documents("rate"))
     if (left := rates.get("immunize", {}).get("left")) is not None:  # by what each method costs

@@ -53,6 +53,16 @@ def sifm(tmp_path, monkeypatch, capsys):
     return run
 
 
+def test_rows_that_end_at_the_same_picture_share_its_edits_and_nothing_is_left(sifm):
+    noise = 'method = "random_noise", loop = { eps = %s }'
+    rows = f'rows = ["clean", {{ name = "a", {noise % 0.0101} }}, {{ name = "b", {noise % 0.0102} }}]\n'
+    Path("same.toml").write_text('title = "Equal"\n' + rows + GRID[GRID.index("[grid]") :])
+    sifm("bench", "run", "same.toml", "--out", "run")
+    found = sifm("bench", "status", "run", "--json")
+    assert found["records"] == 12 and found["done"]["edit"] == 8
+    assert found["done"].items() <= found["total"].items() and found["seconds_left"] == 0
+
+
 def test_from_a_file_to_the_report_and_on(sifm):
     said = sifm("bench", "run", "small.toml", "--out", "run", "--dry-run").split()
     assert said[said.index("immunize") + 1] == "8" and said[said.index("edit") + 1] == "20" and not Path("run").exists()
