@@ -39,6 +39,12 @@ class Code(NamedTuple):
         z = self.basis @ patches + self.offset[:, None]
         return z.unflatten(-1, (images.shape[-2] // PATCH, images.shape[-1] // PATCH))
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, channels, h, w) -> the images (B, 3, 4h, 4w) that have them, of least norm."""
+        size = (latents.shape[-2] * PATCH, latents.shape[-1] * PATCH)
+        patches = torch.linalg.pinv(self.basis) @ (latents.flatten(2) - self.offset[:, None])
+        return torch.nn.functional.fold(patches, size, PATCH, stride=PATCH)
+
 
 def build(channels: int = 16, *, scale: float = 1.0, shift: float | None = None) -> AutoencoderKL:
     """An untrained f4 AutoencoderKL (0.4 M parameters at 16 channels); ``scale``, ``shift`` as in its configuration."""

@@ -1,9 +1,10 @@
 """Train the miniature from scratch: ``python -m sifm_core.miniature.train {ip2p,hq-edit,sd3,vae,judges} --out FOLDER``.
 
-Each run is seeded, logs to ``FOLDER/<what>.log`` and resumes from its checkpoint in ``FOLDER/checkpoints`` when
-started again. The editors' encoders are solved when they are first needed; ``vae`` trains the decoders of all three,
-before or after the editors. ``judges`` comes last: they learn from what the editors make. ``--steps`` small makes a
-smoke run.
+Each run is seeded, logs to ``FOLDER/<what>.log``, resumes from its checkpoint in ``FOLDER/checkpoints`` when started
+again, and leaves a grid of fresh pictures to look at: ``FOLDER/<what>.png`` (source, target, edit) of an editor,
+``FOLDER/vae-<editor>.png`` (source, reconstruction) of a decoder. The editors' encoders are solved when they are first
+needed; ``vae`` trains the decoders of all three, before or after the editors. ``judges`` comes last: they learn from
+what the editors make. ``--steps`` small makes a smoke run.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import train_ip2p, train_sd3, train_vae
-
-EDITORS = ("miniature-ip2p", "miniature-hq-edit", "miniature-sd3")
+from . import samples, train_ip2p, train_judges, train_sd3, train_vae
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,16 +37,14 @@ def main(argv: list[str] | None = None) -> None:
         for stream in (file, sys.stderr):
             print(line, file=stream, flush=True)
 
+    codes = {name: recipe.code for name, recipe in train_ip2p.RECIPES.items()} | {"miniature-sd3": train_sd3.CODE}
     if args.what == "vae":
-        codes = {name: recipe.code for name, recipe in train_ip2p.RECIPES.items()} | {"miniature-sd3": train_sd3.CODE}
         for name, code in codes.items():
             log(name)
-            train_vae.train(
-                args.out / name / "vae", code, steps=args.steps, log=log, checkpoint=checkpoints / f"vae-{name}.pt"
-            )
+            folder = args.out / name / "vae"
+            train_vae.train(folder, code, steps=args.steps, log=log, checkpoint=checkpoints / f"vae-{name}.pt")
+            samples.reconstructions(folder, args.out / f"vae-{name}.png")
     elif args.what == "judges":
-        from . import train_judges
-
         train_judges.train(args.out, steps=args.steps, log=log, checkpoints=checkpoints)
     else:
         name = f"miniature-{args.what}"
@@ -57,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
             train_sd3.train(args.out / name, checkpoint=checkpoint, **common)
         else:
             train_ip2p.train(args.out / name, train_ip2p.RECIPES[name], checkpoint=checkpoint, **common)
+        code = train_vae.solve(args.out / name / "vae", codes[name], log)
+        samples.edits(args.out / name, code, args.out / f"{args.what}.png")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sifm_core.editors import load_editor
+from sifm_core.images import load_image
 from sifm_core.miniature import codec, text, train, train_judges, train_sd3, train_vae
 
 
@@ -23,6 +24,8 @@ def test_the_encoder_is_exactly_the_patch_code(channels, scale, shift):
     assert abs(expected.mean()) < 0.2
     assert 0.8 < expected.std() < 1.2
     assert kept > 0.97
+    torch.testing.assert_close(code.encode(code.decode(expected)), expected, atol=1e-4, rtol=0)
+    assert (code.decode(expected) - images[:8]).abs().mean() < 0.05
 
 
 def test_the_tokenizer_is_the_same_whenever_it_is_built():
@@ -43,6 +46,10 @@ def test_smoke_training_makes_editors_and_judges(tmp_path, monkeypatch):
         assert edited.shape == x.shape
         assert torch.isfinite(edited).all()
         assert "8 scenes, 32 edits" in (tmp_path / f"{what}.log").read_text()
+        grid = load_image(tmp_path / f"{what}.png")
+        assert grid.shape == (1, 3, 8 * 128, 3 * 128)
+        source, target, _ = grid.chunk(3, dim=3)
+        assert (source - target).abs().mean() > 0.02
     train.main(["judges", *common])
     for name in ("conv", "patch"):
         assert (tmp_path / "judges" / f"{name}.safetensors").exists()
