@@ -157,6 +157,14 @@ def test_a_picture_weighs_what_its_timesteps_cost(timesteps, n):
     assert found["other", "toy"] / found["ten", "toy"] == pytest.approx(other / ten)
 
 
+def test_records_under_keys_that_are_made_no_more_are_gone(tmp_path):
+    """A run of an earlier version of the code, whose keys were others, would count its attacks twice."""
+    store = Store(tmp_path)
+    records = bench.run(toy_grid(), store)
+    store.put_record(replace(records[0], key="of an earlier version"))
+    assert bench.run(toy_grid(), store) == records
+
+
 def test_what_another_run_has_is_taken_from_there(tmp_path):
     other, fresh, store = (Store(tmp_path / name) for name in ("other", "fresh", "new"))
     half = [ToyJudge("toy:a"), ToyJudge("toy:b", state="unreachable")]

@@ -159,6 +159,9 @@ class _Run:
             self.found.clear()
             self.failed.clear()
             self._fill([sample for samples in shard for sample in samples])
+        if self.store.counts()["records"] > plan["counts"]["records"]:  # under keys of an earlier version of this code
+            self.store.remove_records()
+            self.fill()
 
     def _fill(self, samples: Sequence[Sample]) -> None:
         grid = self.grid
