@@ -1,7 +1,8 @@
 """The two networks behind the miniature's judges: convolutions that imagine the edit, and a transformer over patches.
 
-Both say, besides the answer, what led to it: each cell's material, where the instruction applies and where the edit
-went wrong, and the renderer's four measures. The training asks for all of it; a judge reads the answer alone.
+Both say, besides the answer, what led to it: each cell's material, where the instruction applies, where the edit went
+wrong and how much of it nothing explains, and the renderer's four measures. The training asks for all of it; a judge
+reads the answer alone.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ CELLS = 16
 MATERIALS = 7
 """Six materials and none."""
 MEASURES = 4
-_MAPS = MATERIALS + 2
+_MAPS = MATERIALS + 3
 
 
 class Look(NamedTuple):
     """What a network makes of a case.
 
     ``logits`` (B, 2) of (semantic mismatch, perceptual degradation); ``measures`` (B, 4) as `Truth.measure`; per 4x4
-    cell ``material`` (B, 7, 16, 16), ``asked`` and ``wrong`` (B, 1, 16, 16) as logits; ``target`` (B, 3, 16, 16), the
-    colours that the edit should have, or None.
+    cell ``material`` (B, 7, 16, 16), ``asked`` and ``wrong`` (B, 1, 16, 16) as logits, ``rough`` (B, 1, 16, 16) the
+    root mean square of what `Truth.unexplained` leaves; ``target`` (B, 3, 16, 16), the colours that the edit should
+    have, or None.
     """
 
     logits: Tensor
@@ -33,6 +35,7 @@ class Look(NamedTuple):
     material: Tensor
     asked: Tensor
     wrong: Tensor
+    rough: Tensor
     target: Tensor | None
 
 
@@ -76,8 +79,8 @@ class ConvJudge(nn.Module):
         self.edited = _stem(9, half)
         self.join = nn.Conv2d(width + half + 7, half, 1)
         self.compare = nn.ModuleList(FilmBlock(half, text) for _ in range(2))
-        self.wrong = nn.Conv2d(half, 1, 1)
-        self.head = nn.Sequential(nn.Linear(4 * half + 12 + text, 96), nn.SiLU(), nn.Linear(96, 2 + MEASURES))
+        self.spots = nn.Conv2d(half, 2, 1)
+        self.head = nn.Sequential(nn.Linear(4 * half + 12 + 2 + text, 96), nn.SiLU(), nn.Linear(96, 2 + MEASURES))
 
     def look(self, source: Tensor, edited: Tensor, token_ids: Tensor) -> Look:
         """Everything the network says."""
@@ -93,14 +96,16 @@ class ConvJudge(nn.Module):
         y = self.join(torch.cat([x, y, 4 * (after - target), after - before, where], 1))
         for block in self.compare:
             y = block(y, text)
-        wrong, y = self.wrong(F.silu(y)), F.silu(y)
+        y = F.silu(y)
+        wrong, rough = self.spots(y).chunk(2, dim=1)
+        rough = F.softplus(rough - 3)  # starts at what a clean edit has
         inside, outside = where / (where.sum((2, 3), keepdim=True) + 1), 1 - where
         outside = outside / (outside.sum((2, 3), keepdim=True) + 1)
         off, moved = (after - target).abs(), (after - before).abs()
         pools = [(v * w).sum((2, 3)) for v in (y, off, moved) for w in (inside, outside)]
-        seen = torch.cat([*pools, y.mean((2, 3)), y.amax((2, 3)), text], dim=1)
+        seen = torch.cat([*pools, y.mean((2, 3)), y.amax((2, 3)), *_roughness(rough), text], dim=1)
         out = self.head(seen)
-        return Look(out[:, :2], out[:, 2:], material, asked, wrong, target)
+        return Look(out[:, :2], out[:, 2:], material, asked, wrong, rough, target)
 
     def forward(self, source: Tensor, edited: Tensor, token_ids: Tensor) -> Tensor:
         return self.look(source, edited, token_ids).logits
@@ -119,7 +124,7 @@ class PatchJudge(nn.Module):
         layer = nn.TransformerEncoderLayer(width, heads, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.maps = nn.Linear(width, 4 * _MAPS)
-        self.head = nn.Sequential(nn.Linear(4 * width, 96), nn.SiLU(), nn.Linear(96, 2 + MEASURES))
+        self.head = nn.Sequential(nn.Linear(4 * width + 2, 96), nn.SiLU(), nn.Linear(96, 2 + MEASURES))
 
     def look(self, source: Tensor, edited: Tensor, token_ids: Tensor) -> Look:
         """Everything the network says; it has no picture of the target."""
@@ -132,14 +137,20 @@ class PatchJudge(nn.Module):
         maps = (
             self.maps(patches).reshape(-1, n, n, 2, 2, _MAPS).permute(0, 5, 1, 3, 2, 4).reshape(-1, _MAPS, CELLS, CELLS)
         )
-        material, asked, wrong = maps.split([MATERIALS, 1, 1], dim=1)
+        material, asked, wrong, rough = maps.split([MATERIALS, 1, 1, 1], dim=1)
+        rough = F.softplus(rough - 3)  # starts at what a clean edit has
         inside = F.avg_pool2d(asked.sigmoid(), 2).flatten(1)[..., None]
         inside = (patches * inside).sum(1) / (inside.sum(1) + 1)
-        out = self.head(torch.cat([answer, patches.amax(1), patches.mean(1), inside], dim=1))
-        return Look(out[:, :2], out[:, 2:], material, asked, wrong, None)
+        out = self.head(torch.cat([answer, patches.amax(1), patches.mean(1), inside, *_roughness(rough)], dim=1))
+        return Look(out[:, :2], out[:, 2:], material, asked, wrong, rough, None)
 
     def forward(self, source: Tensor, edited: Tensor, token_ids: Tensor) -> Tensor:
         return self.look(source, edited, token_ids).logits
+
+
+def _roughness(rough: Tensor) -> tuple[Tensor, Tensor]:
+    """Over the whole picture, as the renderer adds it up, and at its worst; amplified."""
+    return 10 * (rough.square().mean((2, 3)) + 1e-6).sqrt(), 10 * rough.amax((2, 3))
 
 
 def _stem(channels: int, width: int) -> nn.Sequential:

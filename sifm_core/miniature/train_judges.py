@@ -1,8 +1,9 @@
 """Training of the miniature's two judges on what the editors make (clean, attacked, failed) and on rendered cases.
 
 Labels are the renderer's: mismatch, degradation and the four measures behind them (:mod:`sifm_core.miniature.truth`),
-and per cell the material, where the instruction applies, the colours it should have and where the edit is wrong. A
-judge that is trained on rendered pictures alone says "right" to everything a real editor paints, or "degraded".
+and per cell the material, where the instruction applies, the colours it should have, where the edit is wrong and how
+much of it nothing explains. A judge that is trained on rendered pictures alone says "right" to everything a real editor
+paints, or "degraded".
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ KINDS = (
     "prediction",
     "mixed",
 )
-GROUP, GROUPS, RENDERED, BATCH = 24, 90, 12_000, 48
+GROUP, GROUPS, RENDERED, BATCH = 24, 180, 12_000, 48
 STEPS = {"conv": 2000, "patch": 3000}
 SCALE = torch.tensor([1.0, 1.0, 4.0, 10.0])
 """Brings the four measures to one size."""
@@ -51,8 +52,7 @@ Cases = dict[str, Tensor]
 def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: int = 300) -> None:
     """Collect the editors' outputs in `out`, train both judges on two thirds of them, and save both.
 
-    Of the last third, which has every editor under every kind of attack, one half chooses the thresholds and the other
-    half measures.
+    The last third is two rounds of every editor under every kind of attack: one chooses the thresholds, one measures.
     """
     from transformers import CLIPTokenizer
 
@@ -60,11 +60,10 @@ def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: in
     groups, rendered = (6, 60) if small else (GROUPS, RENDERED)
     editors = [out / name for name in EDITORS if (out / name / "model_index.json").exists()]
     outputs = collect(editors, groups, seed, log, checkpoints / "judge-outputs.pt")
-    held = outputs["group"] >= groups - groups // 3
-    train_on, choose = _select(outputs, ~held), _select(outputs, held & (outputs["group"] % 2 == 0))
-    test = _select(outputs, held & (outputs["group"] % 2 == 1))
+    part = outputs["group"] * 6 // groups
+    train_on, choose, test = (_select(outputs, which) for which in (part < 4, part == 4, part == 5))
     drawn = _cached(checkpoints / "judge-rendered.pt", lambda: render_cases(rendered, seed + 5))
-    log(f"{len(train_on['edit'])} cases from editors, {len(drawn['edit'])} rendered; {int(held.sum())} held back")
+    log(f"{len(train_on['edit'])} cases from editors, {len(drawn['edit'])} rendered; {int((part >= 4).sum())} held back")
     tokenizer = CLIPTokenizer.from_pretrained(editors[0] / "tokenizer")
     said = [text for e in world.EDITS for text in (*language.phrases(e), *language.captions(e))]
     tokens = tokenize(tokenizer, said, 16).unflatten(0, (len(world.EDITS), -1))
@@ -241,15 +240,18 @@ def _case(scene: world.Scene, source: Tensor, edited: Tensor, edit: str) -> Case
     truth, target = Truth(scene, edit), torch.from_numpy(world.render(scene, edit))
     mismatch, degraded, _ = truth.check(edited)
     changed = ((target - source).abs().amax(0, keepdim=True) > 0.1).float()
+    shown = (edited * 255).round().byte()
+    rest = torch.from_numpy(truth.unexplained(shown.double().numpy() / 255)).float()
     return {
         "source": (source * 255).round().byte(),
-        "edited": (edited * 255).round().byte(),
+        "edited": shown,
         "edit": torch.tensor(world.EDITS.index(edit)),
         "label": torch.tensor([float(mismatch), float(degraded)]),
         "measures": torch.tensor(truth.measure(edited.double().numpy())).float().clamp(-1, 1.5),
         "material": torch.from_numpy(material_map(scene)).byte(),
         "asked": (F.avg_pool2d(changed, 4) > 0.5).byte(),
         "target": (F.avg_pool2d(target, 4) * 255).round().byte(),
+        "rough": F.avg_pool2d(rest.square().mean(0, keepdim=True), 4).sqrt(),
     }
 
 
@@ -322,6 +324,7 @@ def _loss(seen: Look, cases: Cases, edited: Tensor, positive: Tensor) -> Tensor:
     loss = loss + 0.3 * F.cross_entropy(seen.material.float(), cases["material"].long())
     loss = loss + 0.3 * F.binary_cross_entropy_with_logits(seen.asked.float(), cases["asked"].float())
     loss = loss + 0.3 * F.binary_cross_entropy_with_logits(seen.wrong.float(), wrong)
+    loss = loss + F.smooth_l1_loss(10 * seen.rough.float(), 10 * cases["rough"])
     return loss if seen.target is None else loss + 10 * F.mse_loss(seen.target.float(), target)
 
 

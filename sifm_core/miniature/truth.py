@@ -65,18 +65,22 @@ class Truth:
                 spills.append(0.0 if asked is None else _share(b - a, asked - a))
                 drifts.append(float(np.sqrt(((b - t) ** 2).mean())))
         if not asked_for:  # too small to measure
-            return 1.0, max(spills), max(drifts), self._rough(edited, target)
-        return 1 - float(np.sqrt(left / asked_for)), max(spills), max(drifts), self._rough(edited, target)
+            return 1.0, max(spills), max(drifts), _rms(self.unexplained(edited))
+        return 1 - float(np.sqrt(left / asked_for)), max(spills), max(drifts), _rms(self.unexplained(edited))
 
-    def _rough(self, edited: np.ndarray, target: np.ndarray) -> float:
-        """Root mean square of what no recolouring of whole parts explains: noise, blobs, half-painted areas."""
-        rest = edited - target
+    def unexplained(self, edited: np.ndarray) -> np.ndarray:
+        """What of a picture (3, 64, 64) no recolouring of whole parts explains: noise, blobs, half-painted areas."""
+        rest = edited - world.render(self.scene, self.edit)
         basis = np.stack([layer.cover.ravel() for layer in self.scene.layers if layer.cover.sum() > 1], 1).astype(
             np.float64
         )
         flat = rest.reshape(3, -1).T
         weights = np.linalg.lstsq(basis, flat, rcond=None)[0]
-        return float(np.sqrt(((flat - basis @ weights) ** 2).mean()))
+        return np.asarray((flat - basis @ weights).T.reshape(rest.shape))
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt((values**2).mean()))
 
 
 def _share(change: np.ndarray, wanted: np.ndarray) -> float:
