@@ -63,7 +63,8 @@ def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: in
     part = outputs["group"] * 6 // groups
     train_on, choose, test = (_select(outputs, which) for which in (part < 4, part == 4, part == 5))
     drawn = _cached(checkpoints / "judge-rendered.pt", lambda: render_cases(rendered, seed + 5))
-    log(f"{len(train_on['edit'])} cases from editors, {len(drawn['edit'])} rendered; {int((part >= 4).sum())} held back")
+    held = int((part >= 4).sum())
+    log(f"{len(train_on['edit'])} cases from editors, {len(drawn['edit'])} rendered; {held} held back")
     tokenizer = CLIPTokenizer.from_pretrained(editors[0] / "tokenizer")
     said = [text for e in world.EDITS for text in (*language.phrases(e), *language.captions(e))]
     tokens = tokenize(tokenizer, said, 16).unflatten(0, (len(world.EDITS), -1))
