@@ -165,6 +165,13 @@ def test_blocks_marks_tests_and_the_papers_figures():
     assert float(row["low"]) < float(row["value"]) < float(row["high"]) and row["paper"] == "15.11"
 
 
+def test_a_mark_is_explained_where_it_stands():
+    for rows, marked in ((two_blocks(), True), ([r for r in two_blocks() if r.method != "SIFM"], False)):
+        found = report.make(rows, {}, plan())
+        page = report.page(found, Store.__new__(Store), 0)
+        assert [("differs from SIFM" in " ".join(text.split())) for text in (markdown(found), page)] == [marked] * 2
+
+
 def test_equals_share_a_mark():
     found = report.make(records_of(clean=[W, W], noise=[W, W], mist=[F, W], sifm=[W, F]), {})
     assert found.parts[0].marks["isr"] == {"mist": "best", "sifm": "best"}

@@ -20,7 +20,7 @@ from ..types import Record, Verdict
 from .drawings import attacks, bar, curve, plot, told_apart
 from .frame import answer
 from .table import Line, net, number, percent, span, title
-from .text import agreement_table, categories, failures, measured, predictor_table, sheets
+from .text import agreement_table, categories, failures, measured, predictor_table, sheets, starred
 
 if TYPE_CHECKING:
     from . import Report
@@ -47,12 +47,14 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
     environment.filters["percent"] = percent
     environment.filters["code"] = _code
     lines = [line for part in report.parts for line in part.lines]
+    rated = sheets(report.parts, report.layout, report.beside)
     return environment.get_template("report.html").render(
         report=report,
         evidence=[note for note in report.reading if note == miniature.EVIDENCE],
         notes=[note for note in report.reading if note != miniature.EVIDENCE],
         failures=list(dict.fromkeys(reason for line in lines for reason in line.failed)),
-        sheets=sheets(report.parts, report.layout, report.beside),
+        sheets=rated,
+        starred=starred(rated),
         bar=lambda part, line: bar(line.isr, _floor(part.lines)),
         plots=[plot(name, series) for name, series in report.plots.items()],
         failed=failures,

@@ -67,6 +67,11 @@ class Sheet:
     rows: tuple[tuple[Head, tuple[Cell, ...]], ...]
 
 
+def starred(sheets: Sequence[Sheet]) -> bool:
+    """Does any row differ from SIFM, so that the mark wants explaining?"""
+    return any(cell.star for sheet in sheets for _, cells in sheet.rows for cell in cells)
+
+
 def sheets(parts: Sequence[Part], layout: Layout, beside: int = BESIDE) -> list[Sheet]:
     """The blocks of a table, ``beside`` at a time; of one by preprocessing, a row for each way and its strength."""
     if layout.plot == "purifier":
@@ -258,8 +263,10 @@ def terminal(table: Sequence[Line]) -> list[Table]:
 def markdown(report: Report) -> str:
     """The headline, the tables, how to read them, and where they come from."""
     parts = [f"# {report.title}", *([report.about] if report.about else []), report.headline]
-    parts += [_markdown_sheet(sheet) for sheet in sheets(report.parts, report.layout, report.beside)]
-    parts += [LEGEND.format(source=f" In parentheses: {report.paper.source}." if report.paper.source else "")]
+    shown = sheets(report.parts, report.layout, report.beside)
+    parts += [_markdown_sheet(sheet) for sheet in shown]
+    source = f" In parentheses: {report.paper.source}." if report.paper.source else ""
+    parts += [LEGEND + (DIFFERS if starred(shown) else "") + source]
     if report.trust:
         parts += ["## Can the judges be trusted?", "\n".join(f"- {said}" for said in report.trust)]
     for part in report.parts[: report.beside]:
@@ -292,10 +299,9 @@ def _drawn_only(report: Report) -> dict[str, Series]:
 
 LEGEND = (
     "**Best** and <u>second</u> of the methods; the clean row, another seed and noise are controls. ISR: edits that "
-    "all judges, each for itself, call failed; 95% by picture; net: works on the clean picture and fails here. "
-    f"{STAR}: differs from SIFM (exact, by picture, Holm, p < 0.05)."
-    "{source}"
+    "all judges, each for itself, call failed; 95% by picture; net: works on the clean picture and fails here."
 )
+DIFFERS = f" {STAR}: differs from SIFM (exact, by picture, Holm, p < 0.05)."
 
 
 def _markdown_sheet(sheet: Sheet) -> str:
