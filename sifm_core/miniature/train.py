@@ -37,12 +37,12 @@ def main(argv: list[str] | None = None) -> None:
         for stream in (file, sys.stderr):
             print(line, file=stream, flush=True)
 
-    codes = {name: recipe.code for name, recipe in train_ip2p.RECIPES.items()} | {"miniature-sd3": train_sd3.CODE}
+    codecs = {name: recipe.code for name, recipe in train_ip2p.RECIPES.items()} | {"miniature-sd3": train_sd3.CODE}
     if args.what == "vae":
-        for name, code in codes.items():
+        for name, recipe in codecs.items():
             log(name)
             folder = args.out / name / "vae"
-            train_vae.train(folder, code, steps=args.steps, log=log, checkpoint=checkpoints / f"vae-{name}.pt")
+            train_vae.train(folder, recipe, steps=args.steps, log=log, checkpoint=checkpoints / f"vae-{name}.pt")
             samples.reconstructions(folder, args.out / f"vae-{name}.png")
     elif args.what == "judges":
         train_judges.train(args.out, steps=args.steps, log=log, checkpoints=checkpoints)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             train_sd3.train(args.out / name, checkpoint=checkpoint, **common)
         else:
             train_ip2p.train(args.out / name, train_ip2p.RECIPES[name], checkpoint=checkpoint, **common)
-        code = train_vae.solve(args.out / name / "vae", codes[name], log)
+        code = train_vae.solve(args.out / name / "vae", codecs[name], log)
         samples.edits(args.out / name, code, args.out / f"{args.what}.png")
 
 
