@@ -6,7 +6,7 @@ import torch
 
 from sifm_core.editors import load_editor
 from sifm_core.images import load_image
-from sifm_core.miniature import codec, text, train, train_judges, train_sd3, train_vae
+from sifm_core.miniature import codec, gate, text, train, train_judges, train_sd3, train_vae, world
 
 
 @pytest.mark.parametrize(("channels", "scale", "shift"), [(16, 1.0, None), (20, 1.0, None), (16, 1.5305, 0.0609)])
@@ -100,6 +100,19 @@ def test_threshold_clears_most_negatives_even_at_the_cost_of_sensitivity():
     threshold = train_judges.choose_threshold(share, truth)
     assert (share[:100] < threshold).mean() >= 0.95
     assert (share[:100] < threshold - 0.02).mean() < 0.95
+
+
+def test_the_map_of_what_nothing_explains_adds_up_to_the_renderers_measure():
+    """By it the judges learn where a picture is degraded."""
+    item = gate.fresh(1)[0]
+    edit = item.truth(item.instruction).edit
+    target = torch.from_numpy(world.render(item.scene, edit))
+    spoilt = target.clone()
+    spoilt[:, :16, :16] = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    clean, case = (train_judges._case(item.scene, item.image, picture, edit) for picture in (target, spoilt))
+    assert clean["rough"].max() < 0.02 < 0.2 < case["rough"][0, :4, :4].mean()
+    assert case["rough"][0, 4:, 4:].mean() < 0.05
+    torch.testing.assert_close(case["rough"].square().mean().sqrt(), case["measures"][3], atol=2e-3, rtol=0)
 
 
 def test_what_was_not_tried_has_no_rate():
