@@ -69,7 +69,7 @@ class Truth:
         return 1 - float(np.sqrt(left / asked_for)), max(spills), max(drifts), _rms(self.unexplained(edited))
 
     def unexplained(self, edited: np.ndarray) -> np.ndarray:
-        """What of a picture (3, 64, 64) no recolouring of whole parts explains: noise, blobs, half-painted areas."""
+        """What no recolouring of whole parts explains of a picture (3, 64, 64) in [0, 1]: signed, of the same shape."""
         rest = edited - world.render(self.scene, self.edit)
         basis = np.stack([layer.cover.ravel() for layer in self.scene.layers if layer.cover.sum() > 1], 1).astype(
             np.float64
