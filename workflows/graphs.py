@@ -480,7 +480,7 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
             "SIFM with seven weights of the distance, from 0.001 to 1000.",
             "sd3-medium",
             "Only **lam** differs. Random noise of the same budget is the control.",
-            {str(lam): {"lam": lam} for lam in LAMBDAS},
+            {f"lambda {lam:g}": {"lam": lam} for lam in LAMBDAS},
         ),
     ),
     "paper_figure3_clip": (Study, clip),

@@ -218,7 +218,7 @@ def test_the_miniature_grid_of_a_preset():
 
 def test_the_table7_sweep_is_in_the_options():
     rows = {row.name: row.options for row in config.load("table7").all_rows() if row.method == "sifm"}
-    assert rows["0.001"] == {"lam": 0.001} and rows["1000.0"] == {"lam": 1000.0} and len(rows) == 7
+    assert rows["lambda 0.001"] == {"lam": 0.001} and rows["lambda 1000"] == {"lam": 1000.0} and len(rows) == 7
 
 
 @pytest.mark.parametrize(
