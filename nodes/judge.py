@@ -188,7 +188,7 @@ def load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **op
     if judge == "miniature":
         return load_judge(f"miniature:{model}")
     if judge == "human":
-        return load_judge(f"human:{home() / ANNOTATIONS}#{model.strip()}")
+        return load_judge(f"human:{home() / ANNOTATIONS}#{model.strip().lower()}")
     answers = Path(folder_paths.get_user_directory(), "sifm", "judges.sqlite")
     answers.parent.mkdir(parents=True, exist_ok=True)
     spec = f"{judge}:{model}" + (f"@{base_url}" if base_url else "")
