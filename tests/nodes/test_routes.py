@@ -237,3 +237,11 @@ def test_people_see_every_edit_once_blind_in_an_order_of_their_own_and_feed_the_
         ("refused", None, None),
     ]
     assert ben["total"] == 4
+
+
+def test_the_judge_finds_a_person_by_the_name_that_was_typed_into_the_sidebar(comfy, home, monkeypatch):
+    import nodes.judge
+
+    monkeypatch.setattr(nodes.judge, "home", lambda: home)
+    assert ask(answer("0" * 16, who=" Anna "))[0][0] == 200
+    assert nodes.judge.load("human", " Anna ").name == "human:anna"
