@@ -7,6 +7,7 @@ no verdict is ever made up.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,24 +23,30 @@ BACKENDS: dict[str, str] = {
 }
 """Backend -> its module; the signature of its ``load(model, *, base_url=None, ...) -> Judge`` says the options."""
 
+REMOTE = ("gemini", "openai")
+"""Backends that are servers, whose address may follow the model."""
+
 VLM = ("gemini", "openai", "transformers")
 """Backends whose judges take the options of :class:`sifm_core.judges.vlm.VlmJudge` (cache, max_cost, preset ...)."""
 
 
-def load_judge(spec: str, **options: Any) -> Judge:
+def load_judge(spec: str, *, base_url: str | None = None, **options: Any) -> Judge:
     """The judge that ``spec`` names, such as "miniature:conv" or "openai:llava@http://127.0.0.1:11434/v1".
 
+    ``base_url`` gives the address apart ("": the backend's own); then all that follows the backend is the model.
     Raises :class:`InputError` for a spec that is malformed or names an unknown backend, :class:`JudgeError` where
     the judge cannot be set up (no key, no weights, package not installed).
     """
     backend, colon, rest = spec.partition(":")
-    model, at, base_url = rest.partition("@http")
+    model, *address = [rest] if base_url is not None else re.split("@(?=https?://)", rest, maxsplit=1)
     if not (backend and colon and model.strip()):
         raise InputError(f'a judge is named "backend:model[@base_url]", such as miniature:conv; got {spec!r}')
     if backend not in BACKENDS:
         raise unknown("judge backend", backend, BACKENDS)
-    module = importlib.import_module(BACKENDS[backend])
-    return module.load(model, base_url=f"http{base_url}" if at else None, **options)
+    base_url = base_url or "".join(address) or None
+    if "@" in model and not base_url and backend in REMOTE:  # what is meant for another server must not go to its own
+        raise InputError(f'after the "@" expected an address with its http:// or https://: {backend}:MODEL@http://HOST')
+    return importlib.import_module(BACKENDS[backend]).load(model, base_url=base_url, **options)
 
 
 def consensus(verdicts: Sequence[Verdict]) -> bool | None:

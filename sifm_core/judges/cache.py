@@ -87,6 +87,15 @@ class Cache:
             ).fetchone()
         return (json.loads(row[0]), row[1]) if row else None
 
+    def served(self, judge: str) -> list[str]:
+        """The models that have answered this judge."""
+        with self._using():
+            rows = self._db.execute(
+                "SELECT DISTINCT json_extract(reply, '$.served') FROM calls WHERE judge = ? AND status = 'answered'",
+                (judge,),
+            )
+            return [row[0] for row in rows]
+
     def lost(self, key: str) -> bool:
         """Whether this question was sent before, and its answer never arrived."""
         with self._using():

@@ -18,7 +18,8 @@ class Reply:
     """What one attempt to send a call brought back.
 
     ``state`` "ok" means that text arrived, not that it is an answer; ``tokens`` (in, out with thinking); ``billed``:
-    whether it was paid; ``wait``: None if the reply is final, else the seconds that the server asks to wait, or 0.
+    whether it was paid; ``wait``: None if the reply is final, else the seconds that the server asks to wait, or 0;
+    ``unsent``: the settings that were left out, because the model refuses them.
     """
 
     state: State
@@ -29,6 +30,7 @@ class Reply:
     billed: Literal["yes", "no", "maybe"] = "no"
     wait: float | None = None
     seconds: float = 0.0
+    unsent: tuple[str, ...] = ()
 
 
 class Client(ABC):
@@ -114,6 +116,6 @@ def environment_key(names: Sequence[str], environ: Mapping[str, str]) -> str:
 
 def check_base_url(base_url: str) -> str:
     """``base_url`` without a trailing slash; refused where it could carry a key, because it is written into records."""
-    if re.search(r"//[^/]*@|[?#]", base_url):
-        raise InputError("base_url: expected http(s)://host[:port]/path, but got one with a user, password or query")
+    if not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", base_url):
+        raise InputError("base_url: expected http(s)://host[:port]/path, with no user, password or query")
     return base_url.rstrip("/")

@@ -1,14 +1,17 @@
 """Any server that speaks OpenAI's chat completions as a judge: OpenAI, Ollama, vLLM, LM Studio, llama.cpp.
 
 Servers differ in how well they can be held to a schema. The ladder json_schema -> json_object -> prompt alone is
-climbed down when a server refuses a rung (HTTP 400, 422, 501), and the rung that worked is remembered.
+climbed down when a server refuses a rung (HTTP 400, 422, 501), and the rung that worked is remembered. So is which of
+temperature and seed a model refuses: they are left out, and the reply says so.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import JudgeError
@@ -19,6 +22,7 @@ from .vlm import VlmJudge
 
 URL = "https://api.openai.com/v1"
 _REFUSES_FORMAT = (400, 422, 501)
+_SAMPLING = ("temperature", "seed")
 
 
 class OpenAiClient(Client):
@@ -35,23 +39,30 @@ class OpenAiClient(Client):
             api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=0
         )
         self._rung = 0
+        self._unsent: tuple[str, ...] = ()
 
     def send(self, parts: Sequence[Part], form: Form) -> Reply:
-        formats = _formats(form)
-        for rung in range(self._rung, len(formats)):
-            reply, code = self._send(parts, formats[rung])
-            if code not in _REFUSES_FORMAT or rung == len(formats) - 1:
+        formats, rung, unsent = _formats(form), self._rung, self._unsent
+        while True:
+            sampling = {k: v for k in _SAMPLING if k not in unsent and (v := self.config[k]) is not None}
+            reply, error = self._send(parts, formats[rung], sampling)
+            if refused := _refused(error, sampling):
+                unsent += refused
+            elif error and error.status_code in _REFUSES_FORMAT and rung < len(formats) - 1:
+                rung += 1
+            else:
                 break
         if reply.billed == "yes":
-            self._rung = rung
-        return reply
+            self._rung, self._unsent = rung, unsent
+        return replace(reply, unsent=unsent)
 
-    def _send(self, parts: Sequence[Part], response_format: Mapping[str, Any]) -> tuple[Reply, int | None]:
-        """The reply, and the HTTP status if it was none of success."""
+    def _send(
+        self, parts: Sequence[Part], response_format: Mapping[str, Any], sampling: Mapping[str, Any]
+    ) -> tuple[Reply, Any]:
+        """The reply, and openai's error if the HTTP status was none of success."""
         import openai
 
         limit = "max_completion_tokens" if self.base_url == URL else "max_tokens"
-        sampling = {k: v for k in ("temperature", "seed") if (v := self.config[k]) is not None}
         try:
             completion = self._client.chat.completions.create(
                 model=self.model,
@@ -63,7 +74,7 @@ class OpenAiClient(Client):
         except openai.APIStatusError as error:
             retry_after = error.response.headers.get("retry-after", "")
             wait = float(retry_after) if retry_after.replace(".", "", 1).isdigit() else 0.0
-            return http_failure(error.status_code, str(error.message), wait), error.status_code
+            return http_failure(error.status_code, str(error.message), wait), error
         except openai.APIConnectionError as error:
             failure = transport_failure(error.__cause__ or error)
             return failure or Reply("unreachable", reason=f"no answer arrived ({error})", billed="maybe"), None
@@ -73,6 +84,14 @@ class OpenAiClient(Client):
 
 
 _NOT_OURS = "the server answered with something other than a chat completion; check base_url (it often ends in /v1)"
+
+
+def _refused(error: Any, sampling: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings that an HTTP 400 is about."""
+    if error is None or error.status_code != 400:
+        return ()
+    named = str(error.param or error.message)
+    return tuple(name for name in sampling if re.search(rf"\b{name}\b", named, re.IGNORECASE))
 
 
 def _formats(form: Form) -> tuple[dict[str, Any], ...]:
@@ -134,7 +153,7 @@ def load(
     """A model of an OpenAI-compatible server; ``base_url`` None means OpenAI itself, which needs OPENAI_API_KEY.
 
     Other servers get the key in ``key_variable`` if it is set; without one, nothing is billed. ``temperature`` and
-    ``seed`` are not sent if None (some models refuse them); ``timeout`` in seconds; ``asking``: see
+    ``seed`` are not sent if None, nor after the model has refused them; ``timeout`` in seconds; ``asking``: see
     :class:`sifm_core.judges.vlm.VlmJudge`.
     """
     key = environment_key((key_variable,), os.environ)

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -28,6 +28,8 @@ from .rubric import PRESETS, Answer, Form, Part, parse, preset_hash
 
 _LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
+_HEARTBEAT = 0.5
+"""Seconds between two calls of ``on_step``, at most."""
 
 Paid: TypeAlias = tuple[Reply, float | None]
 """A reply and what it cost in US dollars; None: unknown."""
@@ -111,6 +113,8 @@ class VlmJudge:
         self._lock = threading.Lock()
         self._not_before = 0.0
         self._warned: set[str] = set()
+        for served in self.cache.served(name):
+            self._heed(served)
         self.served = key_of(config=dict(client.config), prompt=self.prompt_hash, repeat=repeat)[:12]
         """What else than the name this judge's answers depend on: part of what a run keeps them under."""
         if max_cost is not None and price is None and not offline:
@@ -123,11 +127,14 @@ class VlmJudge:
         round_ = _Round(self._ask_in_jobs(cases, on_step))
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(self._judge_one, case, round_) for case in cases]
+            waiting = set(futures)
             try:
-                for done, future in enumerate(as_completed(futures), 1):
-                    future.result()
-                    if on_step:
-                        on_step(Step("judge", done, len(cases)))
+                while waiting:
+                    ended, waiting = wait(waiting, _HEARTBEAT, FIRST_COMPLETED)
+                    for future in ended:
+                        future.result()
+                    if on_step:  # also while nothing ends, because it may want to stop the work
+                        on_step(Step("judge", len(cases) - len(waiting), len(cases)))
             except BaseException:  # calls under way finish and are recorded; nothing further is sent
                 round_.stop.set()
                 pool.shutdown(cancel_futures=True)
@@ -190,11 +197,14 @@ class VlmJudge:
     def _verdict(self, state: State, replies: Sequence[Paid], *, reasons: str, **fields: Any) -> Verdict:
         served = " + ".join(dict.fromkeys(reply.served for reply, _ in replies if reply.served))
         others = [s for s in served.split(" + ") if s and not same_model(self.client.model, s)]
+        notes = [self._rerouted(other) for other in others]
+        if unsent := dict.fromkeys(name for reply, _ in replies for name in reply.unsent):
+            notes.append(f"asked without {' and '.join(unsent)}, which {self.client.model} refuses")
         costs = [cost for _, cost in replies]
         return Verdict(
             self.name,
             state,
-            reasons="\n".join([*(self._rerouted(other) for other in others), reasons]),
+            reasons="\n".join([*notes, reasons]),
             raw=json.dumps([reply.text for reply, _ in replies], ensure_ascii=False) if replies else "",
             model_requested=self.client.model,
             model_served=served,
@@ -241,7 +251,7 @@ class VlmJudge:
     def _ask(self, key: str, parts: Sequence[Part], form: Form, round_: _Round) -> Paid:
         if found := self.cache.find(key):
             reply = Reply(**found[0])
-            self._heed(reply)
+            self._heed(reply.served)
             return reply, found[1]
         if missing := round_.missing.get(key):
             return missing, 0.0 if missing.billed == "no" else None
@@ -256,7 +266,8 @@ class VlmJudge:
                 raise CancelledError
             if self._unpriced and self.max_cost is not None:
                 why = f"{self._unpriced} answers in place of {self.client.model}, and its price is not known"
-                return Reply("error", reason=f"the cost cap of ${self.max_cost:g} cannot be held: {why}"), 0.0
+                reason = f"the cost cap of ${self.max_cost:g} cannot be held: {why}; give its price, or no cap"
+                return Reply("error", reason=reason), 0.0
             at_most = self._at_most(parts)
             call = self.cache.reserve(key, judge=self.name, at_most=at_most, cap=self.max_cost)
             if call is None:
@@ -265,13 +276,13 @@ class VlmJudge:
             if reply.billed == "yes":
                 cost = self._cost(reply)
                 self.cache.settle(call, "answered", reply=asdict(reply), cost=cost)
-                self._heed(reply)
+                self._heed(reply.served)
                 return reply, cost
             self.cache.settle(call, "lost" if reply.billed == "maybe" else "unpaid")
             if reply.wait is None or attempt == self._attempts - 1:
                 break
-            wait = max(reply.wait, self._first_delay * 2**attempt * random.uniform(0.75, 1.25))
-            not_before = time.monotonic() + min(wait, _LONGEST_WAIT)
+            delay = max(reply.wait, self._first_delay * 2**attempt * random.uniform(0.75, 1.25))
+            not_before = time.monotonic() + min(delay, _LONGEST_WAIT)
             if reply.wait:  # the server named a time: it is meant for every caller
                 self._not_before = max(self._not_before, not_before)
         return reply, None if reply.billed == "maybe" else 0.0
@@ -284,13 +295,13 @@ class VlmJudge:
             reply = Reply("error", reason=f"{type(error).__name__}: {error}", billed="maybe")
         return replace(redacted(reply, self.client.key), seconds=time.perf_counter() - started)
 
-    def _heed(self, reply: Reply) -> None:
+    def _heed(self, served: str) -> None:
         """From now on, reserve what the dearest of the models that answer may cost."""
-        if reply.served and not same_model(self.client.model, reply.served):
-            price = self._price_of(reply.served)
+        if served and not same_model(self.client.model, served):
+            price = self._price_of(served)
             with self._lock:
                 if price is None:
-                    self._unpriced = reply.served
+                    self._unpriced = served
                 elif price not in self._charged:
                     self._charged.append(price)
 

@@ -100,6 +100,11 @@ def error(status: int, message: str = "no", **headers: str) -> Response:
     return Response(status=status, raw=raw, headers=headers)
 
 
+def refusal(message: str, param: str | None = None) -> Response:
+    """What OpenAI answers to a parameter that a model does not take."""
+    return Response(status=400, raw=json.dumps({"error": {"message": message, "param": param, "code": None}}))
+
+
 BEHAVIOURS = {
     "ok": lambda r: Response(r.answer()),
     "mismatch": lambda r: Response(
@@ -148,6 +153,13 @@ BEHAVIOURS = {
     "alike": lambda r: Response(r.answer(instructions=[f"{verb} the fog" for verb in ("add", "put", "make", "give")])),
     "essays": lambda r: Response(r.answer(instructions=["add\nfog", "x" * 300, "", 5, None])),
     "echo-key": lambda r: Response(r.answer(observations=f"the key is {r.key}"), served=f"fake-{r.key}"),
+    "reasoner": lambda r: (  # what OpenAI's reasoning models say, and what a server says that does not tell which
+        refusal("Unsupported value: only the default (1) is supported.", "temperature")
+        if "temperature" in r.body
+        else refusal("Unrecognized request argument supplied: seed")
+        if "seed" in r.body
+        else Response(r.answer())
+    ),
     "no-schema": lambda r: (
         error(400, "response_format is not supported") if "response_format" in r.body else Response(r.answer())
     ),

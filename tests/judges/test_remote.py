@@ -258,6 +258,14 @@ def test_a_dearer_model_that_answers_instead_does_not_break_the_cap(server, tmp_
     assert [v.state for v in verdicts] == ["error"] * 5 and verdicts[0].cost == pytest.approx(one_call)
 
 
+@pytest.mark.filterwarnings("ignore:.*other model's")
+def test_a_new_judge_on_the_same_ledger_knows_who_answers_in_its_place(server, tmp_path):
+    options = {"prices": priced(tmp_path), "cache": tmp_path / "c.sqlite", "max_cost": 5.0}
+    verdicts = [judge_for(server, **options).judge([case(f"rerouted {i}")])[0] for i in range(4)]
+    assert len(server.requests) == 1, "its price is unknown: nothing can be promised"
+    assert all("cannot be held: other-model answers" in verdict.reasons for verdict in verdicts)
+
+
 def test_a_cap_without_a_price_is_refused(server):
     with pytest.raises(JudgeError, match="max_cost needs a price"):
         judge_for(server, max_cost=1.0)
@@ -348,6 +356,30 @@ def test_a_base_url_with_a_key_in_it_is_refused_without_repeating_it(monkeypatch
     assert "hunter22" not in str(caught.value)
 
 
+@pytest.mark.parametrize("backend", DIALECTS)
+@pytest.mark.parametrize(
+    "address", ["localhost:11434/v1", " http://localhost/v1", "HTTP://localhost/v1", "http:/localhost", "localhost", ""]
+)
+def test_an_address_that_is_none_does_not_mean_the_backends_own(backend, address, monkeypatch):
+    """Else private pictures that are meant for a server of one's own would be uploaded."""
+    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, KEY)
+    with pytest.raises(InputError, match="http://"):
+        load_judge(f"{backend}:llava@{address}")
+    with pytest.raises(InputError, match="http://"):
+        load_judge(f"{backend}:llava@{address}", base_url="")
+    if address:
+        with pytest.raises(InputError, match=r"http\(s\)://"):
+            load_judge(f"{backend}:llava", base_url=address)
+
+
+def test_an_address_given_apart_leaves_the_models_name_alone(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    judge = load_judge("openai:@cf/meta/llama@http://x", base_url="http://127.0.0.1:1/v1/")
+    assert (judge.client.model, judge.client.base_url) == ("@cf/meta/llama@http://x", "http://127.0.0.1:1/v1")
+    assert load_judge("openai:gpt", base_url="").client.base_url == "https://api.openai.com/v1"
+
+
 def test_a_local_server_without_a_key_is_free(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with FakeServer("openai") as fake:
@@ -366,20 +398,46 @@ def test_the_ladder_finds_what_a_server_can_do_and_remembers(monkeypatch):
     assert {v.state for v in verdicts} == {"ok"}
 
 
+def test_what_a_model_refuses_is_left_out_and_the_verdict_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    path = tmp_path / "c.sqlite"
+    with FakeServer("openai") as fake:
+        first = judge_for(fake, cache=path, concurrency=1).judge([case("reasoner")])
+        replayed = judge_for(fake, cache=path, offline=True).judge([case("reasoner")])
+        plain = judge_for(fake).judge([case("ok")])
+    sent = [sorted({"temperature", "seed"} & r.body.keys()) for r in fake.requests]
+    assert sent == [["seed", "temperature"], ["seed"], [], []] + [["seed", "temperature"]] * 2
+    assert {r.body["response_format"]["type"] for r in fake.requests} == {"json_schema"}, "the ladder stands"
+    assert first == replayed and first[0].state == "ok"
+    assert first[0].reasons.startswith("asked without temperature and seed, which fake-model refuses\n")
+    assert "asked without" not in plain[0].reasons
+
+
 def test_progress_and_stopping(server):
     steps: list[Step] = []
     judge = judge_for(server, concurrency=2)
 
     def stop(step: Step) -> None:
         steps.append(step)
-        if step.i == 2:
+        if step.i >= 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         judge.judge([case(f"ok {i}") for i in range(50)], on_step=stop)
-    assert [(s.i, s.n) for s in steps] == [(1, 50), (2, 50)]
+    assert [s.i for s in steps] == sorted(s.i for s in steps) and {s.n for s in steps} == {50}
     assert len(server.requests) < 30
     assert not judge.cache.lost("anything")
+
+
+def test_stopping_does_not_wait_for_a_back_off(server):
+    def stop(step: Step) -> None:
+        if server.requests:
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judge_for(server, first_delay=40, attempts=2).judge([case("rate")], on_step=stop)
+    assert time.monotonic() - started < 20, "the second attempt comes after 30 seconds at least"
 
 
 def test_bad_cases_are_not_sent(server):
