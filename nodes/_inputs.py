@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -10,11 +11,13 @@ from comfy_api.latest import io
 
 from sifm_core import methods, purify, transforms
 from sifm_core.errors import InputError
+from sifm_core.judges.openai_compatible import URL
 from sifm_core.pgd import Ball, Schedule, Update
 
 from . import sockets
 
 STARTS = {"auto": None, "yes": True, "no": False}
+_LOOPBACK = re.compile(r"https?://(127\.0\.0\.1|\[::1\]|localhost)(:\d+)?(/|$)")
 
 
 def prompt_input(tooltip: str) -> io.Input:
@@ -43,9 +46,27 @@ def credentials() -> list[io.Input]:
         io.Combo.Input(
             "key_variable",
             options=["OPENAI_API_KEY", *sorted(found - {"OPENAI_API_KEY"})],
-            tooltip="The environment variable of the ComfyUI server that holds the key, if there is one.",
+            tooltip="The environment variable of the ComfyUI server that holds the key, if there is one. X_API_KEY is "
+            "sent only to this machine and to the host that the server's X_BASE_URL names.",
         ),
     ]
+
+
+def check_key(variable: str, base_url: str) -> None:
+    """Raise InputError where the key in ``variable``, X_API_KEY, would leave this machine for a host not its own.
+
+    Workflows come from anybody, so not they but the environment says which host is a key's own: X_BASE_URL.
+    """
+    if not os.environ.get(variable, "").strip() or _LOOPBACK.match(base_url.lower()):
+        return
+    home = variable.removesuffix("API_KEY") + "BASE_URL"
+    own = os.environ.get(home, "").strip() or (URL if variable == "OPENAI_API_KEY" else "")
+    host = base_url.lower().split("/")[:3]
+    if own.lower().split("/")[:3] != host:
+        raise InputError(
+            f"base_url: the key in {variable} is not sent to a host that only a workflow names, {base_url}; if that "
+            f"server is to have it, start ComfyUI with the environment variable {home}={'/'.join(host)}"
+        )
 
 
 def cost_input() -> io.Input:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,13 +13,15 @@ from torch import Tensor
 
 from sifm_core.errors import ImageError, InputError, JudgeError, SifmError
 from sifm_core.judges import load_judge
+from sifm_core.judges.client import check_base_url
+from sifm_core.judges.openai_compatible import URL
 from sifm_core.miniature import benchmark
 from sifm_core.types import Case, Verdict
 
 from . import sockets
 from ._cards import ARMS, Seen, card, shown
 from ._comfy import engine_room, reporter, to_engine
-from ._inputs import choice_problem, cost_input, credentials, prompt_input, prompt_problem
+from ._inputs import check_key, choice_problem, cost_input, credentials, prompt_input, prompt_problem
 from ._store import ANNOTATIONS, digest, home
 from ._text import percent, table
 
@@ -77,7 +78,7 @@ class SifmMllmJudge(io.ComfyNode):
         if chosen == "human":
             file = home() / ANNOTATIONS
             return file.stat().st_mtime if file.exists() else 0.0
-        return 0.0 if chosen == "miniature" else math.nan
+        return 0.0 if chosen == "miniature" else float("nan")  # a new one: ComfyUI takes the same object for equal
 
     @classmethod
     def execute(
@@ -184,15 +185,20 @@ def _benchmark() -> dict[str, Any]:
 
 
 def load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **options: Any) -> Any:
-    """The judge that the widgets describe; paid answers are remembered in ComfyUI's user folder."""
+    """The judge that the widgets describe; paid answers are remembered in ComfyUI's user folder.
+
+    Raises InputError where a workflow would send a key of this server to a host that is not the key's own.
+    """
     if judge == "miniature":
         return load_judge(f"miniature:{model}")
     if judge == "human":
         return load_judge(f"human:{home() / ANNOTATIONS}#{model.strip().lower()}")
+    address = base_url.strip()
+    if judge == "openai":
+        check_key(options["key_variable"], check_base_url(address or URL))
     answers = Path(folder_paths.get_user_directory(), "sifm", "judges.sqlite")
     answers.parent.mkdir(parents=True, exist_ok=True)
-    spec = f"{judge}:{model}" + (f"@{base_url}" if base_url else "")
-    return load_judge(spec, cache=answers, max_cost=max_cost or None, **options)
+    return load_judge(f"{judge}:{model}", base_url=address, cache=answers, max_cost=max_cost or None, **options)
 
 
 def _row(arm: str, i: int, verdict: Verdict) -> list[str]:

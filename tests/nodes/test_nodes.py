@@ -521,7 +521,7 @@ def test_paid_judges_get_their_settings_and_a_ledger(monkeypatch, tmp_path):
     }
     nodes.judge.SifmMllmJudge.execute(picture(1), "x", picture(1), choice)
     spec, options = asked[0]
-    assert spec == "openai:llava@http://h/v1"
+    assert (spec, options["base_url"]) == ("openai:llava", "http://h/v1")
     assert options["key_variable"] == "A_API_KEY" and options["max_cost"] is None
     assert options["cache"].parent.is_dir()
 
