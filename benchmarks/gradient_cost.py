@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sifm_core.editors.latent import LatentEditor
 from sifm_core.editors.skeleton import skeleton
 from sifm_core.methods import sifm
-from sifm_core.noise import normal
+from sifm_core.noise import fork, normal
 from sifm_core.plan import rate
 from sifm_core.types import Cond, Editor, GradFn, Gradient, Image
 
@@ -64,7 +64,7 @@ def literal(subject: Subject, times: Sequence[int], paths: Sequence[str]) -> Gra
     editor, x_orig, cond = subject
     with torch.no_grad():
         z = editor.encode(x_orig)
-    noises = normal((len(z), len(times), *z.shape[1:]), 0).to(z).unbind(dim=1)
+    noises = normal((len(z), len(times), *z.shape[1:]), fork(0, "noise")).to(z).unbind(dim=1)
 
     def phi(x: Image, k: int) -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []

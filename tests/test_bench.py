@@ -24,6 +24,7 @@ from sifm_core.bench import CLEAN, Grid, Row, work
 from sifm_core.bench.costs import weights
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, SifmError
+from sifm_core.judges import consensus
 from sifm_core.methods import presets
 from sifm_core.pipeline import edit, measure, prompt_distance
 from sifm_core.store import Store
@@ -78,7 +79,8 @@ def test_rows_differ_only_in_what_they_should(tmp_path):
     clean, other = rows[CLEAN], rows["another seed"]
     assert clean.protected == other.protected == clean.source and clean.edited != other.edited
     assert (clean.metrics, clean.eps) == ({}, 0.0)
-    assert clean.info["edit_seed"] == rows["SIFM"].info["edit_seed"] == 0 and other.info["edit_seed"] == 1000
+    assert clean.info["edit_seed"] == rows["SIFM"].info["edit_seed"] == other.info["edit_seed"] - 1000
+    assert clean.info["edit_seed"] != clean.seed  # the attacker draws other noise than the protection did
     source = store.get_image(clean.source)
     for name in ("noise", "PhotoGE", "SIFM"):
         largest = float((store.get_image(rows[name].protected) - source).abs().max())
@@ -266,6 +268,58 @@ def test_a_failure_costs_its_own_records_and_is_tried_again(tmp_path):
     assert list(map(timeless, bench.run(toy_grid(), store, retry=True))) == list(
         map(timeless, bench.run(toy_grid(), Store(tmp_path / "fresh")))
     )
+
+
+def test_a_failure_is_forgotten_with_the_grid_that_it_belonged_to(tmp_path):
+    class Broken(ToyEditor):
+        def denoise(self, *arguments):
+            raise RuntimeError("the lamp is broken")
+
+    store = Store(tmp_path)
+    bench.run(toy_grid(samples=samples(1), editors=[Broken()]), store)
+    assert list(store.documents("failed"))
+    without = toy_grid(samples=samples(1), editors=[Broken()], rows=[row for row in ROWS if row.name != "SIFM"])
+    bench.run(without, store)
+    assert not list(store.documents("failed"))
+
+
+def test_a_batch_with_a_new_picture_is_tried_though_others_in_it_failed(tmp_path):
+    class Broken(ToyEditor):
+        def denoise(self, *arguments):
+            raise RuntimeError("the lamp is broken")
+
+    store = Store(tmp_path)
+    bench.run(toy_grid(samples=samples(1), editors=[Broken()]), store)
+    assert all("failed" in r.info for r in bench.run(toy_grid(samples=samples(1)), store) if r.method == "SIFM")
+    mended = bench.run(toy_grid(samples=samples(2)), store)
+    assert all(r.edited and "failed" not in r.info for r in mended) and not list(store.documents("failed"))
+
+
+def test_a_judge_that_fails_leaves_the_edit_unclear(tmp_path):
+    class Falls(ToyJudge):
+        def judge(self, cases, *, on_step=None):
+            raise RuntimeError("out of memory")
+
+    for record in bench.run(toy_grid(judges=[ToyJudge("toy:a"), Falls("toy:b")]), Store(tmp_path)):
+        assert [(v.judge, v.state) for v in record.verdicts] == [("toy:a", "ok"), ("toy:b", "error")]
+        assert "out of memory" in record.verdicts[1].reasons and consensus(record.verdicts) is None
+
+
+def test_two_items_of_one_picture_keep_their_records_apart(tmp_path):
+    one = samples(1)[0]
+    twice = [one, replace(one, id="the same again", instruction="something else")]
+    records = bench.run(toy_grid(samples=twice), Store(tmp_path))
+    assert [r.image for r in records] == [one.id] * len(ROWS) + ["the same again"] * len(ROWS)
+
+
+def test_seconds_of_a_session_that_was_stopped_count(tmp_path):
+    def stop(step: Step) -> None:
+        if step.phase == "edit":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(toy_grid(), Store(tmp_path), stop)
+    assert Store(tmp_path).get("run", "seconds")["seconds"] > 0
 
 
 def test_what_gave_no_answer_is_asked_again_and_nothing_else(tmp_path):
@@ -465,12 +519,27 @@ def test_weights_that_changed_are_noticed_before_they_compute(tmp_path, monkeypa
     monkeypatch.setattr("sifm_core.bench.work._loaded", OrderedDict())
     grid = toy_grid(samples=samples(1), editors=["toy"])
     first = bench.run(grid, Store(tmp_path))
-    now = ToyEditor()
-    now.fingerprint = "0" * 64
+    known = {r.key for r in first}
+    for change in ({"fingerprint": "0" * 64}, {"settings": {"steps": 7}}, {"dtype": torch.bfloat16}):
+        now = ToyEditor()
+        for name, value in change.items():
+            monkeypatch.setattr(now, name, value, raising=False)
+        monkeypatch.setattr("sifm_core.bench.work._loaded", OrderedDict())
+        with Store(tmp_path) as store:
+            grid = replace(grid, samples=samples(len(grid.samples) + 1))  # something new to compute
+            keys = {r.key for r in bench.run(grid, store)}
+            assert len(keys) == len(ROWS) * len(grid.samples) and not keys & known, change
+            assert next(iter(store.documents("model")))[1]["dtype"] == str(now.dtype)
+        known |= keys
+
+
+def test_another_way_of_loading_loads_anew(monkeypatch):
+    loaded = []
+    monkeypatch.setattr("sifm_core.bench.work.load_editor", lambda name, **how: loaded.append(how) or ToyEditor())
     monkeypatch.setattr("sifm_core.bench.work._loaded", OrderedDict())
-    second = bench.run(replace(grid, samples=samples(2)), Store(tmp_path))
-    keys = {r.key for r in second}
-    assert len(keys) == 10 and not keys & {r.key for r in first}
+    for dtype in ("float32", "float32", "float64"):
+        work.model(work.Model("editor", "toy", {"dtype": dtype}))
+    assert [how["dtype"] for how in loaded] == ["float32", "float64"]
 
 
 def test_the_purifier_stands_between_protection_and_edit(tmp_path):

@@ -18,6 +18,8 @@ from .work import Model
 
 VERSION = 2
 """Part of every artefact's key: raise it when what the phases compute changes."""
+ATTACKER = 1_000_000
+"""The attacker's seed of attack 0: one that shares no noise with what pictures were protected with."""
 FIDELITY = ("psnr", "ssim", "lpips")
 """Metrics that say how visible the protection is (protected against source)."""
 
@@ -43,8 +45,8 @@ class Attack:
 
     @property
     def edit_seed(self) -> int:
-        """What the editor's noise, and a purifier's, is drawn from."""
-        return self.seed + self.row.seed_shift
+        """What the editor's noise, and a purifier's, is drawn from: nothing that the protection drew as well."""
+        return ATTACKER + self.seed + self.row.seed_shift
 
     @property
     def cell(self) -> tuple[Any, ...]:
@@ -69,6 +71,11 @@ class Pair(NamedTuple):
     names: tuple[str, ...] | None = None
 
 
+def identity(known: Mapping[str, Any]) -> Key:
+    """What a model computes depends on, of all that is known of it: weights, settings, number type; not its name."""
+    return fingerprint(weights=known["fingerprint"], settings=known["settings"], dtype=known["dtype"])
+
+
 class Keys:
     """The keys of a grid's artefacts; ``known``: name, fingerprint, settings and dtype of every model."""
 
@@ -86,9 +93,8 @@ class Keys:
         return self.editors[names(a.editor)[1]]
 
     def model(self, model: Model) -> Key:
-        """Of a model: weights, settings, number type; not its name."""
-        known = self.known[model]
-        return fingerprint(weights=known["fingerprint"], settings=known["settings"], dtype=known["dtype"])
+        """Of a model: :func:`identity`."""
+        return identity(self.known[model])
 
     def protected(self, a: Attack) -> Key:
         """Of the protected picture."""
@@ -140,6 +146,7 @@ class Keys:
     def record(self, a: Attack) -> Key:
         """Of the record of an attack."""
         return fingerprint(
+            image=a.sample.id,
             row=a.row.name,
             protected=a.protected_key or a.source,
             protected_on=names(a.editor)[0],

@@ -27,7 +27,7 @@ from ..types import Editor, Metric, OnStep, Record, Step, Verdict
 from .costs import weights
 from .executors import Executor, Failure, Inline, said
 from .grid import Grid, Sample, names, takes, takes_gradient
-from .keys import Attack, Key, Keys, Pair
+from .keys import Attack, Key, Keys, Pair, identity
 from .origin import provenance
 from .work import Model, Task, perform
 
@@ -65,21 +65,23 @@ def fill(
     What a store of ``reuse``, another run, has under the same key is taken from there and not computed.
     """
     start = time.time()
-    with executor or Inline() as workers:
-        while True:
-            try:
-                _Run(grid, store, on_step, workers, retry, verify, reuse).fill()
-                break
-            except _OtherWeights:  # known by name and changed since: once more, with what they are now
-                continue
-    before = (store.get("run", "seconds") or {}).get("seconds", 0.0)
-    store.put("run", "seconds", {"seconds": before + time.time() - start})
+    try:
+        with executor or Inline() as workers:
+            while True:
+                try:
+                    _Run(grid, store, on_step, workers, retry, verify, reuse).fill()
+                    break
+                except _OtherModel:  # known by name and changed since: once more, with what they are now
+                    continue
+    finally:
+        before = (store.get("run", "seconds") or {}).get("seconds", 0.0)
+        store.put("run", "seconds", {"seconds": before + time.time() - start})
 
 
 Build: TypeAlias = Callable[[list[Any]], Task]
 
 
-class _OtherWeights(Exception):
+class _OtherModel(Exception):
     pass
 
 
@@ -134,8 +136,8 @@ class _Run:
         """Before a model computes anything: is it still the one that the keys were made with?"""
         if model in self.confirmed:
             return
-        if self._ask(model)["fingerprint"] != self.known[model]["fingerprint"]:
-            raise _OtherWeights
+        if identity(self._ask(model)) != identity(self.known[model]):
+            raise _OtherModel
         self.confirmed.add(model)
 
     def fill(self) -> None:
@@ -153,12 +155,17 @@ class _Run:
         )
         pictures = [list(group) for _, group in groupby(self.grid.samples, key=lambda sample: sample.id)]
         shards = [pictures[i : i + SHARD] for i in range(0, len(pictures), SHARD)]
+        failing: set[Key] = set()
         for i, shard in enumerate(shards):
             self.shard = f" {i + 1}/{len(shards)}" if len(shards) > 1 else ""
             self.later = sum(map(len, shards[i + 1 :])) / len(shard)
             self.found.clear()
             self.failed.clear()
             self._fill([sample for samples in shard for sample in samples])
+            failing |= self.failed.keys()
+        for key, _ in list(self.store.documents("failed")):  # of keys that are made no more, or are there now
+            if key not in failing:
+                self.store.remove("failed", key)
         if self.store.counts()["records"] > plan["counts"]["records"]:  # under keys of an earlier version of this code
             self.store.remove_records()
             self.fill()
@@ -368,7 +375,7 @@ class _Run:
         kind = kind or name
         todo = [chunk for chunk in chunks if again or not all(self._have(kind, key) for key, _ in chunk)]
         if not self.retry:
-            todo = [chunk for chunk in todo if not self._failed_before(chunk)]
+            todo = [chunk for chunk in todo if not self._failed_before(kind, chunk, again)]
         if not todo:
             return
         sizes = [sum(work(cell) for _, cell in chunk) for chunk in todo]
@@ -431,10 +438,14 @@ class _Run:
                 self.failed[key] = f"{phase}: {reason}"
                 self.store.put("failed", key, {"phase": phase, "reason": reason})
 
-    def _failed_before(self, chunk: list[tuple[Key, Any]]) -> bool:
-        known = {key: self.store.get("failed", key) for key, _ in chunk}
+    def _failed_before(self, kind: str, chunk: list[tuple[Key, Any]], again: bool) -> bool:
+        """Did all that is to be done fail before? What is new makes the batch worth another try."""
+        todo = [key for key, _ in chunk if again or (kind, key) not in self.found]
+        known = {key: self.store.get("failed", key) for key in todo}
+        if not all(known.values()):
+            return False
         self.failed |= {key: f"{value['phase']}: {value['reason']}" for key, value in known.items() if value}
-        return any(known.values())
+        return True
 
     # ---- records
 
@@ -450,8 +461,12 @@ class _Run:
         verdicts = []
         for judge in self.judges if a.edited else ():
             keys.append(self.keys.verdict(judge, a))
-            if value := self._have("verdict", keys[-1]):
-                verdicts.append(Verdict(**value))
+            unanswered = {
+                "judge": self.known[judge]["name"],
+                "state": "error",
+                "reasons": self.failed.get(keys[-1], ""),
+            }
+            verdicts.append(Verdict(**(self._have("verdict", keys[-1]) or unanswered)))
         reasons = list(dict.fromkeys(self.failed[key] for key in keys if key in self.failed))
         protect, attack = names(a.editor)
         info: dict[str, Any] = {

@@ -47,7 +47,7 @@ class Task:
     given: Mapping[str, Any]
 
 
-_loaded: OrderedDict[Model, Any] = OrderedDict()
+_loaded: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
 
 def model(wanted: Model | None) -> Any:
@@ -56,13 +56,14 @@ def model(wanted: Model | None) -> Any:
         return wanted and wanted.live
     if wanted.kind == "upscaler":
         return _Upscaler(wanted.name)
-    if wanted not in _loaded:
+    key = (wanted.kind, wanted.name, *(f"{name}={value}" for name, value in sorted(wanted.load.items())))
+    if key not in _loaded:
         while len(_loaded) >= KEPT:
             _loaded.popitem(last=False)
         load: Callable[..., Any] = load_editor if wanted.kind == "editor" else load_judge
-        _loaded[wanted] = load(wanted.name, **wanted.load)
-    _loaded.move_to_end(wanted)
-    return _loaded[wanted]
+        _loaded[key] = load(wanted.name, **wanted.load)
+    _loaded.move_to_end(key)
+    return _loaded[key]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import EditorError, InputError
 from ..features import capture
 from ..gradients import through_latent
-from ..noise import Seed, normal
+from ..noise import Seed, fork, normal
 from ..types import Cond, Editor, GradFn, Image, Latent, Term
 from . import configured
 
@@ -78,7 +78,7 @@ def build(
     @torch.no_grad()
     def terms() -> list[Term]:
         z = editor.encode(x)
-        noises = normal((len(z), len(times), *z.shape[1:]), seed).to(z).unbind(dim=1)
+        noises = normal((len(z), len(times), *z.shape[1:]), fork(seed, "noise")).to(z).unbind(dim=1)
         clean = [attention(z, eps, t) for t, eps in zip(times, noises, strict=True)]
         masks = [heat > threshold * heat.amax(dim=(1, 2), keepdim=True) for heat in clean]
         return [partial(term, eps=e, t=t, mask=m.to(z)) for e, t, m in zip(noises, times, masks, strict=True)]

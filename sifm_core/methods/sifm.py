@@ -108,7 +108,7 @@ def build(
     @torch.no_grad()
     def terms(encode: Callable[[Image], Latent], seed: Seed) -> list[Term]:  # line 3: Phi_orig, E(x, t)_noisy's noise
         z = encode(x)
-        noises = normal((len(z), len(times), *z.shape[1:]), seed).to(z).unbind(dim=1)
+        noises = normal((len(z), len(times), *z.shape[1:]), fork(seed, "noise")).to(z).unbind(dim=1)
         return [
             partial(term, eps=eps, t=t, c=c, phi_orig=phi(z, eps, t, c))
             for t, eps in zip(times, noises, strict=True)

@@ -43,7 +43,7 @@ class Line:
     :data:`sifm_core.isr.FAILURE_AXES`; ``worst``: ISR when the attacker keeps the best of all seeds (None: one seed);
     ``groups``: ISR by category of picture (empty: one). ``metrics`` and ``fidelity`` are means over the pictures that
     have the value (None: none has), ``spread`` the metrics' 95% intervals, by picture; ``seconds`` the protection's
-    mean time, with its interval by batch in ``spread``; ``memory`` in bytes the most that protecting a batch took
+    mean time (None: none was protected), with its interval by batch in ``spread``; ``memory`` in bytes the most that protecting a batch took
     (None: not known); ``failed`` the reasons of what could not be done; ``p`` of equal success with :data:`OURS`, by
     picture and corrected after Holm for the block's lines (None: not tested).
     """
@@ -59,7 +59,7 @@ class Line:
     metrics: Mapping[str, float | None]
     spread: Mapping[str, Interval | None]
     fidelity: Mapping[str, float | None]
-    seconds: float
+    seconds: float | None
     memory: float | None = None
     failed: tuple[str, ...] = ()
     p: float | None = None
@@ -156,7 +156,7 @@ def _line(frame: Frame, name: str, where: np.ndarray, floor: np.ndarray | None) 
         spread={key: _spread(values, clusters) for key, values in metrics.items() if name != CLEAN}
         | {"seconds": _spread(seconds, seconds)},  # pictures of one batch share one measurement
         fidelity={key: _mean(np.asarray(column)[where]) for key, column in frame.fidelity.items()},
-        seconds=float(seconds.mean()),
+        seconds=_mean(seconds),
         memory=_most(np.asarray(frame.memory)[where]),
         failed=tuple(frame.reasons.get(name, ())),
     )

@@ -292,7 +292,7 @@ def attention(editor: Editor, x: Image, noise: Tensor, t: int, columns: list[lis
 
 
 def test_semantic_attack_lowers_attention_where_it_was_high(editor: Editor) -> None:
-    noise = normal((2, 2, 4, 8, 8), 5).double()
+    noise = normal((2, 2, 4, 8, 8), fork(5, "noise")).double()
     words = [[k + 1 for k in range(len(p.replace(" ", "")))] for p in PROMPTS]  # a token each letter, after the first
     if editor.family == "sd3":
         # T5 comes behind CLIP's 16: a piece for each letter and, before each word, one for its space

@@ -55,6 +55,22 @@ def test_budget_range_shape_and_same_seed_same_bytes(name: str, editor: Editor) 
     assert torch.equal(protect(name, editor, x, PROMPTS[:2], seed=3), adv)
 
 
+@pytest.mark.parametrize("name", GRADIENT)
+def test_the_attackers_noise_is_not_what_the_picture_was_protected_with(name: str, editor: Editor, monkeypatch) -> None:
+    """Who protects and attacks with one seed, as the defaults do, must not train on the noise of the attack."""
+    drawn, randn = set(), torch.randn
+
+    def watched(*shape: int, generator: torch.Generator | None = None, **options: object) -> torch.Tensor:
+        drawn.add(generator and generator.initial_seed())
+        return randn(*shape, generator=generator, **options)
+
+    monkeypatch.setattr(torch, "randn", watched)
+    protect(name, editor, images(1).double(), PROMPTS[:1], seed=5)
+    assert 5 not in drawn and None not in drawn
+    editor.edit(images(1).double(), editor.prepare(PROMPTS[:1]), seed=5)
+    assert 5 in drawn
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_equals_its_images_one_by_one(name: str, editor: Editor) -> None:
     x, seeds = images(3).double(), [11, 12, 13]

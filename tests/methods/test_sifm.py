@@ -29,7 +29,7 @@ def algorithm_1(
     editor: Editor, x_orig: Image, prompts: list[str], T: list[int], layers: list[str], lam: float
 ) -> GradFn:
     """Lines 3 and 6 to 12 as they stand, with plain hooks and the whole network each time."""
-    noise = normal((len(x_orig), len(T), 4, 8, 8), 0).double()
+    noise = normal((len(x_orig), len(T), 4, 8, 8), fork(0, "noise")).double()
 
     def phi(x: Image, k: int) -> Tensor:
         seen = []
@@ -148,7 +148,7 @@ def test_the_terms_sum_to_the_loss_and_alone_are_the_objectives(editor: Editor) 
 
 def features(editor: Editor, x: Image, prompt: str, t: int, paths: list[str]) -> list[Tensor]:
     z = editor.encode(x)
-    eps = normal((len(x), 1, 4, 8, 8), 0)[:, 0].double()
+    eps = normal((len(x), 1, 4, 8, 8), fork(0, "noise"))[:, 0].double()
     cond = editor.prepare([prompt] * len(x))
     return list(capture(editor.net, paths, lambda: editor.denoise(z, eps, torch.tensor([t]), cond)).values())
 
@@ -178,7 +178,7 @@ def test_norms_distances_and_reductions(editor: Editor, chosen: dict, expected) 
 
 def loss_6(editor: Editor, x: Image, x0: Image, prompt: str, t: int, posterior: bool = False) -> dict[str, Tensor]:
     """The two terms of Eq. 6 at one timestep with lambda 7, by plain hooks on the whole network."""
-    noise = normal((len(x), 1, 4, 8, 8), 0)[:, 0].double()
+    noise = normal((len(x), 1, 4, 8, 8), fork(0, "noise"))[:, 0].double()
 
     def phi(image: Image) -> Tensor:
         seen: list[Tensor] = []
@@ -231,7 +231,7 @@ def test_balanced_brings_each_terms_gradient_at_the_latent_to_its_length(familie
     x, times = somewhere(x0), [200, 700]
     cond, layer = editor.prepare(["cat"] * 2), PLACE[editor.family]
     ours = sifm.build(editor, x0, cond, timesteps=times, layers=layer, lam=0.3, balanced=True)(x, 0)
-    noises = normal((2, 2, 4, 8, 8), 0).double().unbind(dim=1)
+    noises = normal((2, 2, 4, 8, 8), fork(0, "noise")).double().unbind(dim=1)
 
     def phi(z: Tensor, k: int) -> Tensor:
         run = lambda: editor.denoise(z, noises[k], torch.tensor([times[k]] * 2), cond)  # noqa: E731
