@@ -68,6 +68,9 @@ def test_a_table_becomes_a_manifest_that_loads(own):
         ({"image": "gone.png"}, "there is none"),
         ({"unseen": ["make him a zombie!"]}, "distinct"),
         ({"unseen": "none"}, "list of texts"),
+        ({"unseen": None}, "manifest.jsonl:1: expected texts, and a list of texts"),
+        ({"unseen": ["", "rain"]}, "0: expected instructions, but one is empty"),
+        ({"instruction": " "}, "0: expected instructions, but one is empty"),
         ({"unsen": []}, "did you mean unseen"),
         ({"id": None}, "expected texts"),
     ],
@@ -76,6 +79,35 @@ def test_an_unsound_manifest_is_refused(own, change, said):
     first, *rest = lines(own)
     own.write_text("\n".join(map(json.dumps, [first | change, *rest])))
     with pytest.raises(InputError, match=said):
+        data.load(own)
+
+
+BAD_TABLES = {
+    "a comma without quotes": (b"image,instruction\na.png,make it dark, stormy\n", "own.csv, line 2: expected 2 cells"),
+    "a short row": (b"image,instruction\na.png,make it dark\na.png\n", "own.csv, line 3: expected 2 cells"),
+    "a quote without its end": (b'image,instruction\na.png,"make it dark\n', "own.csv: expected a CSV"),
+    "no instruction": (b"image,instruction\na.png, \n", "a: expected instructions, but one is empty"),
+    "not UTF-8": ("image,instruction\na.png,très sombre\n".encode("latin-1"), "own.csv: expected a CSV in UTF-8"),
+    "no file": (None, "own.csv: expected a CSV"),
+}
+
+
+@pytest.mark.parametrize("table, said", BAD_TABLES.values(), ids=BAD_TABLES)
+def test_a_table_with_a_mistake_makes_no_manifest(tmp_path, capsys, table, said):
+    picture(tmp_path / "a.png", 0)
+    if table is not None:
+        (tmp_path / "own.csv").write_bytes(table)
+    assert cli.main(["data", "csv", str(tmp_path / "own.csv"), str(tmp_path / "manifest.jsonl")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "manifest.jsonl").exists()
+
+
+def test_a_manifest_is_one_object_a_line_whatever_its_texts_hold(tmp_path, own):
+    picture(tmp_path / "a.png", 0)
+    (tmp_path / "line.csv").write_text('image,instruction\na.png,"make it\u2028night, élan"\n', encoding="utf-8")
+    build.from_csv(tmp_path / "line.csv", tmp_path / "line.jsonl")
+    assert data.load(tmp_path / "line.jsonl")[0].instruction == "make it\u2028night, élan"
+    own.write_bytes("élan".encode("latin-1"))
+    with pytest.raises(InputError, match="expected a manifest in UTF-8"):
         data.load(own)
 
 
@@ -224,9 +256,9 @@ def rows() -> list[dict]:
 def as_folder(folder: Path) -> None:
     for i, row in enumerate(rows()):
         picture(folder / f"{i}.png", i)
-        row["file_name"] = f"{i}.png"
-        with (folder / "metadata.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        row |= {"file_name": f"{i}.png", "note": "two\u2028lines"}
+        with (folder / "metadata.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def as_parquet(folder: Path) -> None:

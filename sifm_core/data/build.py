@@ -59,12 +59,19 @@ def from_csv(table: str | os.PathLike[str], out: str | os.PathLike[str], unseen:
     :func:`sifm_core.data.check` does.
     """
     file, target = Path(table), Path(out)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"image", "instruction"} <= rows[0].keys():
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(f"{file}: expected a CSV in UTF-8 ({error})") from None
+    columns = reader.fieldnames or ()
+    if not rows or not {"image", "instruction"} <= set(columns):
         raise InputError(f"{file}: expected a CSV with the columns image and instruction")
     items = []
-    for row in rows:
+    for line, row in rows:
+        if None in row or None in row.values():  # a cell too many, or too few
+            raise InputError(f"{file}, line {line}: expected {len(columns)} cells; put texts with commas in quotes")
         path = file.parent / row["image"]
         if not path.is_file():
             raise InputError(f"{file}: expected the picture {path}, but there is none")
@@ -283,9 +290,10 @@ def _rows(folder: Path) -> Iterator[_Row]:
     if not files and not metadata.is_file():
         raise InputError(f"{folder}: expected parquet files of {DATASET}, or pictures with metadata.jsonl")
     if not files:
-        for i, line in enumerate(metadata.read_text(encoding="utf-8").splitlines()):
-            row = json.loads(line)
-            yield _Row((folder / row["file_name"], i), row["original_prompt"], row["edit_prompt"].strip())
+        with metadata.open(encoding="utf-8") as lines:
+            for i, line in enumerate(lines):
+                row = json.loads(line)
+                yield _Row((folder / row["file_name"], i), row["original_prompt"], row["edit_prompt"].strip())
 
 
 def _bytes(row: _Row) -> bytes:

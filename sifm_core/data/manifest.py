@@ -67,10 +67,14 @@ class Item:
 def read(path: str | os.PathLike[str]) -> list[Item]:
     """The items of a manifest, as they stand; :func:`check` says whether they are sound."""
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{file}: expected a manifest; `sifm data --help` says how to make one")
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines(): a text may hold U+2028
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"{file}: expected a manifest in UTF-8 ({error}); `sifm data --help` says how to make one"
+        ) from None
     items = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             items.append(_item(line, f"{file}:{number}", file.parent))
     return items
@@ -87,7 +91,7 @@ def write(items: Iterable[Item], path: str | os.PathLike[str]) -> None:
 
 
 def check(items: Sequence[Item]) -> list[Item]:
-    """The items, when ids are unique, pictures are there as they were frozen and instructions are distinct.
+    """The items, when ids are unique, pictures are there as they were frozen and instructions are texts, and distinct.
 
     Raises InputError for the first that is not.
     """
@@ -100,7 +104,10 @@ def check(items: Sequence[Item]) -> list[Item]:
             raise InputError(f"{item.id}: expected its picture at {item.path}, but there is none")
         if item.sha256 and item.sha256 != file_hash(item.path):
             raise InputError(f"{item.id}: {item.path} is not the picture that was frozen (its sha256 is another)")
-        if pair := clash([item.instruction, *item.unseen], least=SAME):
+        instructions = [item.instruction, *item.unseen]
+        if not all(text.strip() for text in instructions):
+            raise InputError(f"{item.id}: expected instructions, but one is empty")
+        if pair := clash(instructions, least=SAME):
             raise InputError(f"{item.id}: expected distinct instructions, but {pair[0]!r} and {pair[1]!r} are not")
     if not items:
         raise InputError("expected at least one picture, but the manifest is empty")
@@ -122,7 +129,7 @@ def _item(line: str, where: str, folder: Path) -> Item:
     for key in plain:
         if key not in _FIELDS:
             raise unknown(f"field in {where}", key, _FIELDS)
-    texts = [plain[key] for key in plain if key != "unseen"] + list(plain["unseen"])
-    if not isinstance(plain["unseen"], list) or not all(isinstance(text, str) for text in texts):
+    unseen, texts = plain["unseen"], [plain[key] for key in plain if key != "unseen"]
+    if not isinstance(unseen, list) or not all(isinstance(text, str) for text in texts + unseen):
         raise InputError(f"{where}: expected texts, and a list of texts as unseen")
-    return Item(**{**plain, "unseen": tuple(plain["unseen"])}, folder=folder)
+    return Item(**{**plain, "unseen": tuple(unseen)}, folder=folder)
