@@ -79,7 +79,7 @@ const QUESTIONS = [
 async function annotate(run, annotator) {
   const { total, cases } = await ask(`/sifm/runs/${run}/cases?annotator=${encodeURIComponent(annotator)}`);
   const { box, close } = overlay();
-  let at = 0, said = {};
+  let at = 0, said = {}, busy = false; // while an answer is under way nobody has seen the next case
   const draw = () => {
     if (at >= cases.length) {
       return box.replaceChildren(make("div", { textContent: `All ${total} edits are judged. Run the graph again to use your answers.` }),
@@ -101,15 +101,18 @@ async function annotate(run, annotator) {
     box.focus();
   };
   const choose = async (key, word) => {
+    if (busy) return;
     said[key] = word;
     draw();
     if (QUESTIONS.some(([name]) => !said[name])) return;
-    const answer = { case: cases[at].case, annotator, ...said };
+    busy = true;
+    try { await ask("/sifm/annotations", { case: cases[at].case, annotator, ...said }); at += 1; } catch (error) { alarm(error); }
+    busy = false;
     said = {};
-    try { await ask("/sifm/annotations", answer); at += 1; } catch (error) { alarm(error); }
     draw();
   };
   box.addEventListener("keydown", (event) => {
+    if (busy || event.repeat) return; // a key that is held was meant for the case before
     for (const [key, , words] of QUESTIONS) if (words[event.key] && at < cases.length) choose(key, words[event.key]);
     if (event.key === "ArrowLeft" && at > 0) { at -= 1; said = {}; draw(); }
   });
