@@ -77,7 +77,7 @@ class SifmAttackerEdit(io.ComfyNode):
         def compute():
             start = time.perf_counter()
             with editor.at_work([prompt, ""] if needs_editor(stages) else [prompt], picture) as engine:
-                attacked = purify.apply(picture, stages, editor=engine, seed=seed)
+                attacked = purify.apply(picture, stages, editor=engine, seed=seed, on_step=reporter())
                 edited = pipeline.edit(attacked, engine, prompt=prompt, seed=seed, on_step=reporter(), **chosen)
             return edited, {"seconds": time.perf_counter() - start}
 

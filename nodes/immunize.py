@@ -145,7 +145,7 @@ class SifmSaveProtected(io.ComfyNode):
             zip(protection.image.split(1), protection.original.split(1), strict=True)
         ):
             file = f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
-            about = dict(settings) | {"original": _hash(original), "protected": _hash(image)}
+            about = pipeline.public(settings) | {"original": _hash(original), "protected": _hash(image)}
             save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
             mask = None if masks is None else masks[i % len(masks)]
             verify_budget(Path(folder, file), original, settings["eps"], settings.get("ball", "linf"), mask)

@@ -92,7 +92,7 @@ class SifmLoadEditor(io.ComfyNode):
                 checkpointing=checkpointing,
                 **({} if t5 else {"t5": False}),
             )
-        loaded.name = folder or editor  # as chosen: no path of this machine in a file's metadata
+        loaded.name = folder or editor  # as chosen, wherever ComfyUI found it
         return io.NodeOutput(ManagedEditor(loaded))
 
 

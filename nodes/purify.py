@@ -11,7 +11,7 @@ from sifm_core import purify
 from sifm_core.purify import PURIFIERS, Kind
 
 from . import sockets
-from ._comfy import ManagedEditor, engine_room, to_comfy, to_engine
+from ._comfy import ManagedEditor, engine_room, reporter, to_comfy, to_engine
 from ._inputs import choice_problem, seed_input
 
 WITH_EDITOR = ("vae_round_trip", "diffpure", "gridpure", "impress")
@@ -71,12 +71,11 @@ class SifmPurify(io.ComfyNode):
         name = purifier["purifier"]
         stages = purify.parse(purifier["chain"]) if name == "chain" else (purify.at(name, purifier["strength"]),)
         picture = to_engine(image)
-        if editor is None or not needs_editor(stages):
-            with engine_room():
-                purified = purify.apply(picture, stages, upscaler=upscaler or None, seed=seed)
-        else:
-            with editor.at_work([""], picture) as engine:
-                purified = purify.apply(picture, stages, editor=engine, upscaler=upscaler or None, seed=seed)
+        room = engine_room() if editor is None or not needs_editor(stages) else editor.at_work([""], picture)
+        with room as engine:
+            purified = purify.apply(
+                picture, stages, editor=engine, upscaler=upscaler or None, seed=seed, on_step=reporter()
+            )
         return io.NodeOutput(to_comfy(to_engine(to_comfy(purified))), ",".join(map(str, stages)))
 
 

@@ -193,7 +193,8 @@ def edit(
     editor = load_editor(editor) if isinstance(editor, str) else editor
     options = check_edit_options(editor, options)
     if stages:
-        image = purification.apply(image.detach().float(), stages, editor=editor, seed=seed).mul(255).round().div(255)
+        image = purification.apply(image.detach().float(), stages, editor=editor, seed=seed, on_step=on_step)
+        image = image.mul(255).round().div(255)
     height, width = image.shape[-2:]
     x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))
     with enough(f"an edit of {len(x)} picture(s) at {x.shape[-2]}x{x.shape[-1]}", editor.device):
@@ -221,6 +222,17 @@ def judge(
         raise InputError('expected a list of judges such as ["miniature:conv", "miniature:patch"]')
     loaded = [load_judge(j) if isinstance(j, str) else j for j in judges]
     return [j.judge([case], on_step=on_step)[0] for j in loaded]
+
+
+PRIVATE = ("prompt", "prompts", "editor")
+"""Settings that a saved picture does not name: instructions, and editors, whose name may be a folder's."""
+
+
+def public(settings: Any) -> Any:
+    """What a saved picture may say of the settings that protected it: all but :data:`PRIVATE`, at any depth."""
+    if isinstance(settings, Mapping):
+        return {key: public(value) for key, value in settings.items() if key not in PRIVATE}
+    return [public(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
 APART = "prompt distance: 1 - cosine of the means over the prompts' words by the editor's own text encoder"

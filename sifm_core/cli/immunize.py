@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,7 +180,7 @@ def immunize(
                 **loop,
                 **options,
             )
-            save_png(done.image, target, like=picture, metadata={"sifm": _public(done.settings)})
+            save_png(done.image, target, like=picture, metadata={"sifm": pipeline.public(done.settings)})
             verify_budget(target, picture.pixels, chosen["eps"], chosen["ball"], cover)
             losses = [step.loss for step in done.history]
             lines += [{"source": str(path), "step": s.i, "loss": s.loss, **s.log} for s in done.history]
@@ -202,9 +201,3 @@ def immunize(
     change = "at most {linf:.4f}" if chosen["ball"] == "linf" else "{rms:.4f} RMS, {rounding:.4f} by rounding"
     text = "{output}: changed by " + change + " ({ball} eps {eps:g}) with {method} in {seconds:.1f} s"
     show(results, source, as_json, text)
-
-
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file may say: not the instruction, nor an editor's name, which may be a path of this machine."""
-    also = [{"editor_fingerprint": other["editor_fingerprint"]} for other in settings["also"]]
-    return {k: v for k, v in settings.items() if k not in ("prompt", "editor")} | {"also": also}

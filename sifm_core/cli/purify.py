@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .output import show
+from .output import progress, show
 from .shared import EDITOR, Chain, Device, Download, Dtype, EditorName, Json, Out, Seed, Source, jobs_of, load_editor
 
 
@@ -40,17 +40,21 @@ def purify(
     pictures = [load_picture(path) for path, _ in jobs]
     loaded = load_editor(editor, device, dtype, download) if needs_editor(stages) else None
     results = []
-    for (path, target), picture in zip(jobs, pictures, strict=True):
-        start = time.perf_counter()
-        save_png(apply(picture.pixels, stages, editor=loaded, upscaler=upscaler, seed=seed), target, like=picture)
-        results.append(
-            {
-                "source": str(path),
-                "output": str(target),
-                "purify": ",".join(map(str, stages)),
-                "seed": seed,
-                "editor": loaded.name if loaded else None,
-                "seconds": round(time.perf_counter() - start, 3),
-            }
-        )
+    with progress() as on_step:
+        for (path, target), picture in zip(jobs, pictures, strict=True):
+            start = time.perf_counter()
+            clean = apply(
+                picture.pixels, stages, editor=loaded, upscaler=upscaler, seed=seed, on_step=on_step(path.name)
+            )
+            save_png(clean, target, like=picture)
+            results.append(
+                {
+                    "source": str(path),
+                    "output": str(target),
+                    "purify": ",".join(map(str, stages)),
+                    "seed": seed,
+                    "editor": loaded.name if loaded else None,
+                    "seconds": round(time.perf_counter() - start, 3),
+                }
+            )
     show(results, source, as_json, "{output}: {purify} in {seconds:.1f} s")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..noise import Seed
-from ..types import Editor, Image
+from ..types import Editor, Image, OnStep
 from .latents import at_work_size, decode, needed, noise_and_denoise
 
 
-def purify(image: Image, share: float, *, editor: Editor | None = None, seed: Seed = 0) -> Image:
+def purify(
+    image: Image, share: float, *, editor: Editor | None = None, seed: Seed = 0, on_step: OnStep | None = None
+) -> Image:
     """To ``share`` of the noise schedule and back (the paper's t* = 0.1 to 0.15).
 
     Adapted: the paper's model works on pixels and samples its way back; here it is the editor's own, unconditional, in
@@ -16,4 +18,8 @@ def purify(image: Image, share: float, *, editor: Editor | None = None, seed: Se
     model = needed(editor, "diffpure")
     if share == 0:
         return image
-    return at_work_size(model, image, lambda x: decode(model, noise_and_denoise(model, model.encode(x), share, seed)))
+
+    def diffused(x: Image) -> Image:
+        return decode(model, noise_and_denoise(model, model.encode(x), share, seed, on_step))
+
+    return at_work_size(model, image, diffused)

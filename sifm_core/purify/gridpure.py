@@ -6,14 +6,16 @@ import torch
 import torch.nn.functional as F
 
 from ..noise import Seed, fork
-from ..types import Editor, Image
+from ..types import Editor, Image, OnStep, Step
 from .latents import decode, needed, noise_and_denoise
 
 SHARE, KEEP, TILE = 0.01, 0.1, 256
 """Share of the noise schedule per pass (t = 10), weight of the pass's input, and largest side of a tile in pixels."""
 
 
-def purify(image: Image, passes: float, *, editor: Editor | None = None, seed: Seed = 0) -> Image:
+def purify(
+    image: Image, passes: float, *, editor: Editor | None = None, seed: Seed = 0, on_step: OnStep | None = None
+) -> Image:
     """``passes`` times: purify every tile (they overlap by half and are averaged), mix with what went in.
 
     Adapted as :mod:`sifm_core.purify.diffpure` is; tiles have the editor's native size where that is below 256, and the
@@ -31,6 +33,8 @@ def purify(image: Image, passes: float, *, editor: Editor | None = None, seed: S
             z = noise_and_denoise(model, model.encode(x[window]), SHARE, fork(seed, i, k))
             total[window] += decode(model, z).to(x)
             count[window] += 1
+            if on_step is not None:
+                on_step(Step("gridpure", i * len(places) + k + 1, round(passes) * len(places)))
         x = (1 - KEEP) * total / count + KEEP * x
     return x[..., :height, :width]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..metrics.lpips import lpips
-from ..types import Editor, Image
+from ..types import Editor, Image, OnStep, Step
 from .latents import at_work_size, decode, needed
 
 RATE, WEIGHT, SLACK = 0.005, 0.1, 0.1
 """Adam's step on [-1, 1], weight of the perceptual term, and LPIPS distance that costs nothing."""
 
 
-def purify(image: Image, steps: float, *, editor: Editor | None = None) -> Image:
+def purify(image: Image, steps: float, *, editor: Editor | None = None, on_step: OnStep | None = None) -> Image:
     """``steps`` of Adam on MSE(autoencoder(x), x) + 0.1 max(LPIPS(x, image) - 0.1, 0), both on [-1, 1].
 
     Adapted: LPIPS with AlexNet, no random start, constant step. Raises SifmError where LPIPS' weights are missing.
@@ -24,13 +24,15 @@ def purify(image: Image, steps: float, *, editor: Editor | None = None) -> Image
             source = source.detach().clone()
             x = (2 * source - 1).requires_grad_()
             adam = torch.optim.Adam([x], lr=RATE)
-            for _ in range(round(steps)):
+            for i in range(round(steps)):
                 y = x / 2 + 0.5
                 error = (2 * (decode(model, model.encode(y)) - y)).square().mean((1, 2, 3))
                 loss = error + WEIGHT * (lpips(y, source) - SLACK).clamp_min(0)
                 (x.grad,) = torch.autograd.grad(loss.sum(), x)
                 adam.step()
                 x.data.clamp_(-1, 1)
+                if on_step is not None:
+                    on_step(Step("impress", i + 1, round(steps)))
             return (x.detach() / 2 + 0.5).clamp(0, 1)
 
     return at_work_size(model, image, descend) if round(steps) else image

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..images import resize
 from ..noise import Seed, normal
-from ..types import Image, Latent
+from ..types import Image, Latent, OnStep, Step
 
 STRIDE = 10
 """Timesteps (of 1000) in one reverse step."""
@@ -38,7 +38,7 @@ def decode(editor: Any, z: Latent) -> Image:
     return editor.decode(z).float().clamp(0, 1)
 
 
-def noise_and_denoise(editor: Any, z: Latent, share: float, seed: Seed) -> Latent:
+def noise_and_denoise(editor: Any, z: Latent, share: float, seed: Seed, on_step: OnStep | None = None) -> Latent:
     """Noise ``z`` to that share of the schedule and take the noise away again by DDIM (Euler for flows), no prompt.
 
     Every network is asked for its unconditional prediction: a zero latent as the source and all of the noised latent as
@@ -52,7 +52,8 @@ def noise_and_denoise(editor: Any, z: Latent, share: float, seed: Seed) -> Laten
     stride = max(1, STRIDE * editor.num_train_timesteps // 1000)
     signal, spread = _mix(editor, top)
     z = signal * z + spread * normal(z.shape, seed).to(z)
-    for now, then in pairwise([*range(top, 0, -stride), 0]):
+    times = [*range(top, 0, -stride), 0]
+    for i, (now, then) in enumerate(pairwise(times), start=1):
         t = torch.full((len(z),), now, device=z.device)
         signal, spread = _mix(editor, now)
         said = editor.denoise(nothing, z / spread, t, cond)
@@ -63,6 +64,8 @@ def noise_and_denoise(editor: Any, z: Latent, share: float, seed: Seed) -> Laten
         noise = (by_clean * z - signal * said) / determinant
         signal, spread = _mix(editor, then)
         z = signal * clean + spread * noise
+        if on_step is not None:
+            on_step(Step("diffpure", i, len(times) - 1))
     return z
 
 

@@ -10,7 +10,7 @@ import torch
 from ..errors import SifmError
 from ..images import resize
 from ..noise import Seed, fork, generators
-from ..types import Image
+from ..types import Image, OnStep, Step
 from . import gaussian_noise
 
 UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
@@ -18,7 +18,14 @@ STEPS, LEVEL = 75, 320
 """The pipeline's denoising steps, and the noise level it is told."""
 
 
-def purify(image: Image, deviation: float, *, upscaler: str | None = None, seed: Seed = 0) -> Image:
+def purify(
+    image: Image,
+    deviation: float,
+    *,
+    upscaler: str | None = None,
+    seed: Seed = 0,
+    on_step: OnStep | None = None,
+) -> Image:
     """Gaussian noise of that deviation, four times larger by the upscaler without a prompt, bicubic back to size.
 
     ``upscaler``: a folder or hub id of a StableDiffusionUpscalePipeline; nothing is downloaded. Raises SifmError when
@@ -36,6 +43,7 @@ def purify(image: Image, deviation: float, *, upscaler: str | None = None, seed:
         num_inference_steps=STEPS,
         generator=generators(seed, len(image)),
         output_type="pt",
+        callback=None if on_step is None else lambda i, t, z: on_step(Step("noisy_upscale", i + 1, STEPS)),
     ).images
     return resize(large.to(image), (image.shape[-2], image.shape[-1]))
 

@@ -22,6 +22,7 @@ OPTIONS = {
     "linear": "--schedule linear --random-start",
     "adam": "--update adam --alpha 0.01",
     "transforms": "--eot jpeg:50-90,none --eot resize:0.5",
+    "further instructions": "--option prompts=sly",
     "two editors": "--also {sd3} --ball l2 --alpha 0.02",
     "little memory": "--checkpointing --offload text --size 16",
 }
@@ -79,6 +80,7 @@ def test_the_file_keeps_the_budget_of_its_ball(immunize, words: str) -> None:
     assert done["ball"] == ("l2" if "l2" in words else "linf") and 0 <= done["rounding"] < 0.5 / 255
     about = json.loads(Pil.open("out.png").text["sifm"])
     assert about["ball"] == done["ball"] and about["schedule"] == done["schedule"] and "prompt" not in about
+    assert "sly" not in json.dumps(about) and ("sly" in words) == ("sly" in json.dumps(done["options"]))
     assert str(done["editor"]) not in json.dumps(about) and ("sd3" in words) == bool(about["also"])
 
 

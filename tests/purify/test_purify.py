@@ -13,7 +13,7 @@ from PIL import Image as Pil
 from skimage import data
 
 import fakes
-from sifm_core import purify
+from sifm_core import pipeline, purify
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, SifmError
 from sifm_core.images import resize, to_uint8
@@ -265,6 +265,27 @@ def test_impress_finds_a_picture_that_the_autoencoder_reproduces(monkeypatch):
     assert torch.allclose(near[1:], alone, atol=1e-4)
 
 
+def test_long_purifiers_say_how_far_they_are_and_stop_when_asked(ip2p_folder, monkeypatch):
+    monkeypatch.setattr(impress, "lpips", lambda x, y: 0 * x.sum((1, 2, 3)))
+    editor = load_editor(ip2p_folder, device="cpu", size=16)
+    image, seen = resize(PHOTOGRAPHS, (20, 16)), []
+    pipeline.edit(
+        image, editor, prompt="a", purify="diffpure:0.02,jpeg,gridpure:2,impress:3", steps=1, on_step=seen.append
+    )
+    phases = {phase: [(s.i, s.n) for s in seen if s.phase == phase] for phase in dict.fromkeys(s.phase for s in seen)}
+    assert list(phases) == ["diffpure", "gridpure", "impress", "edit"]
+    assert phases["diffpure"] == [(1, 2), (2, 2)], "20 of 1000 timesteps, 10 at a time"
+    assert phases["gridpure"] == [(1, 4), (2, 4), (3, 4), (4, 4)], "two passes over two tiles"
+    assert phases["impress"] == [(1, 3), (2, 3), (3, 3)]
+
+    def stop(step):
+        raise KeyboardInterrupt(step.phase)
+
+    for chain in ("diffpure:0.02", "gridpure:2", "impress:3"):
+        with pytest.raises(KeyboardInterrupt, match=chain.partition(":")[0]):
+            purify.apply(image, chain, editor=editor, on_step=stop)
+
+
 def test_impress_without_lpips_weights_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     image = resize(PHOTOGRAPHS, (32, 32))
@@ -301,8 +322,12 @@ def test_noisy_upscale_runs_the_pipeline_and_keeps_the_size(tmp_path, monkeypatc
     ).save_pretrained(tmp_path)
     monkeypatch.setattr(noisy_upscale, "STEPS", 2)
     image = resize(PHOTOGRAPHS, (24, 16))
-    after = purify.apply(image, "noisy_upscale:0.1", upscaler=str(tmp_path), seed=[1, 2])
-    assert after.shape == image.shape
+    steps = []
+    after = purify.apply(image, "noisy_upscale:0.1", upscaler=str(tmp_path), seed=[1, 2], on_step=steps.append)
+    assert after.shape == image.shape and [(step.phase, step.i, step.n) for step in steps] == [
+        ("noisy_upscale", 1, 2),
+        ("noisy_upscale", 2, 2),
+    ]
     assert torch.equal(after, purify.apply(image, "noisy_upscale:0.1", upscaler=str(tmp_path), seed=[1, 2]))
     alone = purify.apply(image[1:], "noisy_upscale:0.1", upscaler=str(tmp_path), seed=2)
     assert torch.allclose(after[1:], alone, atol=1e-4)
