@@ -103,8 +103,10 @@ def plan(
     """Every picture, unprotected and protected in every way, with every instruction, after every purifier chain.
 
     ``unseen``: further instructions of each picture, one a line; ``titles``: what the arms are called (see
-    :func:`labels`). Raises InputError where the lists do not fit.
+    :func:`labels`). Raises InputError where the lists do not fit and where two pictures have one id.
     """
+    if doubled := next((name for name in ids if ids.count(name) > 1), None):
+        raise InputError(f"id: expected a different one for each picture, got {doubled!r} twice")
     if titles and (len(titles) != len(arms) or len({CLEAN, *titles}) <= len(arms)):
         raise InputError(f"names: expected {len(arms)} different ones, one per protection, got {', '.join(titles)}")
     names = titles or labels([arm[0].settings for arm in arms])

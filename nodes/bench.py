@@ -28,7 +28,6 @@ from ._text import number, percent, table
 class SifmLoadBenchmark(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        last = len(benchmark.ids())
         return io.Schema(
             node_id="SIFM_LoadBenchmark",
             display_name="SIFM Load Benchmark",
@@ -41,9 +40,9 @@ class SifmLoadBenchmark(io.ComfyNode):
                     options=["all", *benchmark.COUNTS],
                     tooltip="Of the embedded miniature benchmark: 100 small drawn pictures.",
                 ),
-                io.Int.Input("start", default=0, min=0, max=last - 1, tooltip="The first picture to take, from 0."),
+                io.Int.Input("start", default=0, min=0, max=1_000_000, tooltip="The first picture to take, from 0."),
                 io.Int.Input(
-                    "count", default=4, min=1, max=last, tooltip="How many pictures; fewer where the list ends."
+                    "count", default=4, min=1, max=1_000_000, tooltip="How many pictures; fewer where the list ends."
                 ),
                 io.String.Input(
                     "manifest",

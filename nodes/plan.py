@@ -45,7 +45,7 @@ class SifmAttackPlan(io.ComfyNode):
                     **text,
                 ),
                 io.String.Input("category", tooltip="Of each picture, for the records.", **text),
-                io.String.Input("id", tooltip="Of each picture, for the records.", **text),
+                io.String.Input("id", tooltip="Of each picture, for the records; one for all is numbered.", **text),
                 io.String.Input(
                     "purifiers",
                     default="",
@@ -98,7 +98,7 @@ class SifmAttackPlan(io.ComfyNode):
             [split(arm) for arm in protections.values()],
             [text.strip() for text in _each(prompt, n, "prompt")],
             _each(unseen or [""], n, "unseen"),
-            _each(id, n, "id") if len(id) else [f"picture {i + 1}" for i in range(n)],
+            _ids(id, n),
             _each(category or [""], n, "category"),
             _chains(purifiers),
             [name.strip() for name in names[0].splitlines() if name.strip()],
@@ -119,6 +119,13 @@ def _each(values: Sequence[str], n: int, name: str) -> list[str]:
     if len(values) not in (1, n):
         raise InputError(f"{name}: expected one or {n} (one per picture), got {len(values)}")
     return list(values) * n if len(values) == 1 else list(values)
+
+
+def _ids(given: Sequence[str], n: int) -> list[str]:
+    """One id per picture; one for all of them, or none, is numbered."""
+    if len(given) <= 1 and len(given) < n:
+        return [f"{next(iter(given), 'picture')} {i + 1}" for i in range(n)]
+    return _each(given, n, "id")
 
 
 def _chains(widget: Sequence[str]) -> list[str]:

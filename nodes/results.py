@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io as bytes_io
 import tempfile
 from collections.abc import Sequence
@@ -151,7 +152,8 @@ class SifmRecordsExport(io.ComfyNode):
     def execute(cls, records: Run, format: str, filename_prefix: str) -> io.NodeOutput:
         output = folder_paths.get_output_directory()
         folder, name, _, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
-        taken = [path.stem.removeprefix(f"{name}_").strip("_") for path in Path(folder).glob(f"{name}_*.{format}")]
+        files = Path(folder).glob(f"{glob.escape(name)}_*.{format}")
+        taken = [path.stem.removeprefix(f"{name}_").strip("_") for path in files]
         counter = max((int(number) for number in taken if number.isdigit()), default=0) + 1
         path = Path(folder, f"{name}_{counter:05}_.{format}")
         with tempfile.TemporaryDirectory() as place, Store(place) as store:

@@ -96,6 +96,15 @@ def test_a_batch_and_a_list_make_the_same_plan(editor):
     assert all(torch.equal(a, b) for a, b in zip(one[2], other[2], strict=True))
 
 
+def test_every_picture_has_an_id_of_its_own(editor):
+    plan = planned(editor, pictures(), id=["cat"])
+    assert [a.id for a in plan[4]] == ["cat 1"] * 3 + ["cat 2"] * 3
+    assert {a.id for a in planned(editor, pictures(), id=[])[4]} == {"picture 1", "picture 2"}
+    assert {a.id for a in planned(editor, pictures(1), prompt=["abc"], id=["cat"])[4]} == {"cat"}
+    with pytest.raises(InputError, match="id: expected a different one for each picture, got 'cat' twice"):
+        planned(editor, pictures(), id=["cat", "cat"])
+
+
 def test_protections_of_other_pictures_are_refused(editor):
     arms = {"protection_0": protect(editor, [image.flip(1) for image in pictures()])}
     with pytest.raises(InputError, match="other pictures"):
@@ -240,6 +249,16 @@ def test_exports_hold_every_record_and_never_overwrite(run, tmp_path, monkeypatc
     assert rows[1]["judge:a:semantic_mismatch"] == "True" and float(rows[1]["metric:psnr"]) > 0
 
 
+def test_a_prefix_with_brackets_is_counted_on_too(run, tmp_path, monkeypatch):
+    import folder_paths
+
+    from nodes.results import SifmRecordsExport
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "out"))
+    paths = [SifmRecordsExport.execute(run[1], "jsonl", "sub/rec[a]")[0] for _ in range(2)]
+    assert paths == ["sub/rec[a]_00001_.jsonl", "sub/rec[a]_00002_.jsonl"]
+
+
 def test_a_prefix_cannot_leave_the_output_folder(run, tmp_path, monkeypatch):
     import folder_paths
 
@@ -263,6 +282,27 @@ def test_the_picked_purifier_has_its_strength_and_says_what_it_did(editor):
     assert both[1] == "resize:0.5,vae_round_trip:1" and not torch.equal(both[0], image)
     with pytest.raises(InputError, match="editor"):
         SifmPurify.execute(image, {"purifier": "diffpure", "strength": 0.5}, 0)
+
+
+def test_an_interrupt_stops_a_purifier(editor, monkeypatch):
+    from comfy import model_management
+
+    from nodes.edit import SifmAttackerEdit
+    from nodes.purify import SifmPurify
+    from sifm_core import pipeline
+
+    def never(*args, **kwargs):
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(pipeline, "edit", never)
+    image, chain = pictures(1)[0], "gridpure:2"
+    for work in (
+        lambda: SifmPurify.execute(image, {"purifier": "chain", "chain": chain}, 0, editor),
+        lambda: SifmAttackerEdit.execute(image, editor, "abc", 0, purifier=chain),
+    ):
+        model_management.interrupt_current_processing()
+        with pytest.raises(model_management.InterruptProcessingException):
+            work()
 
 
 def test_every_purifier_is_offered_with_its_usual_strength():

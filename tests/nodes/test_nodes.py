@@ -382,6 +382,23 @@ def test_saved_files_keep_the_budget_and_say_what_they_are(editor, tmp_path, mon
     assert len({about["original"], about["protected"]}) == 2
 
 
+def test_a_saved_file_names_no_instruction_and_no_folder(editor, sd3_editor, tmp_path, monkeypatch):
+    import folder_paths
+    from PIL import Image
+
+    from nodes.immunize import SifmSaveProtected
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    out = immunize(editor, picture(1), prompt="a sly b", prompts="a sly c", also=sd3_editor)
+    assert "sly c" in str(out[2].settings["options"])
+    SifmSaveProtected.PREPARE_CLASS_CLONE(None).execute(out[2], "pic")
+    (file,) = tmp_path.glob("pic*.png")
+    said = Image.open(file).text["sifm"]
+    assert "sly" not in said and not any(each.editor.name in said for each in (editor, sd3_editor))
+    about = json.loads(said)
+    assert about["also"] == [{"editor_fingerprint": sd3_editor.editor.fingerprint}] and about["options"]["lam"] > 0
+
+
 def test_a_result_outside_its_budget_is_not_passed_on(editor, tmp_path, monkeypatch):
     import folder_paths
 
@@ -587,6 +604,8 @@ def test_the_benchmark_comes_as_lists_of_one_length():
     assert unseen[0].splitlines() == list(item.unseen) and len(unseen) == 3
     with pytest.raises(InputError, match="start"):
         SifmLoadBenchmark.execute("artwork", 90, 1)
+    required = SifmLoadBenchmark.INPUT_TYPES()["required"]
+    assert min(required[name][1]["max"] for name in ("start", "count")) >= 10_000, "one's own benchmark may be larger"
 
 
 def test_a_changed_model_file_is_noticed(folder):
