@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "folder without pictures": (IMMUNIZE.replace("cat.png", "nothing").replace("out.png", "out"), 2, "found none"),
     "folder to a file": (IMMUNIZE.replace("cat.png", "photos"), 2, "folder"),
     "two that would become one": (IMMUNIZE.replace("cat.png", "twins").replace("out.png", "out"), 2, "rename"),
+    "two that would be one pair": ("metrics twins twins", 2, "rename"),
     "edit a missing file": (EDIT.replace("cat.png", "dog.png"), 2, "no such file"),
     # outputs
     "lossy output": (IMMUNIZE.replace("out.png", "out.jpg"), 2, "out.png"),
@@ -90,7 +91,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "metrics of two sizes": ("metrics cat.png wide.png", 2, "24"),
     "metrics of a missing file": ("metrics cat.png dog.png", 2, "no such file"),
     "metrics of file and folder": ("metrics cat.png photos", 2, "one of each"),
-    "metrics of unlike folders": ("metrics photos twins", 2, "same names"),
+    "metrics of unlike folders": ("metrics photos nothing", 2, "same names"),
     "judge of two sizes": ("judge cat.png wide.png --prompt a --judge miniature:renderer", 2, "size"),
     # editors
     "editor folder missing": (EDIT.replace("{editor}", "./models/none"), 1, "no such folder"),

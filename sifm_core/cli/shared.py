@@ -94,10 +94,7 @@ def jobs_of(source: Path, out: Path) -> list[tuple[Path, Path]]:
             raise InputError(f"{source}: expected pictures ({', '.join(SUFFIXES)}) in this folder, but found none")
         if out.suffix or out.is_file():
             raise InputError(f"{out}: expected a folder, because {source} is one")
-        stems = [path.stem for path in found]
-        if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-            raise InputError(f"{source}: several pictures would be saved as {twice[0]}.png; rename them")
-        jobs = [(path, out / f"{path.stem}.png") for path in found]
+        jobs = [(path, out / f"{name}.png") for name, path in found.items()]
     elif out.is_dir():
         jobs = [(source, out / f"{source.stem}.png")]
     elif out.suffix.lower() != ".png":
@@ -127,15 +124,20 @@ def matched(one: Path, two: Path) -> list[tuple[Path, Path]]:
         raise InputError(f"expected two pictures or two folders, but {one} and {two} are one of each")
     if not one.is_dir():
         return [(one, two)]
-    left, right = ({path.stem: path for path in _pictures(folder)} for folder in (one, two))
+    left, right = _pictures(one), _pictures(two)
     if not left or left.keys() != right.keys():
         odd = ", ".join(sorted(left.keys() ^ right.keys())[:5]) or "nothing in either"
         raise InputError(f"{one} and {two}: expected pictures of the same names in both folders, but found {odd}")
-    return [(left[stem], right[stem]) for stem in left]
+    return [(left[name], right[name]) for name in left]
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+def _pictures(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by their names without suffix, by which they are saved and paired."""
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()):
+        if (other := found.setdefault(path.stem, path)) != path:
+            raise InputError(f"{folder}: {other.name} and {path.name} differ in their suffix alone; rename one")
+    return found
 
 
 def distinct(specs: Iterable[str]) -> list[str]:
