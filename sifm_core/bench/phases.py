@@ -461,12 +461,8 @@ class _Run:
         verdicts = []
         for judge in self.judges if a.edited else ():
             keys.append(self.keys.verdict(judge, a))
-            unanswered = {
-                "judge": self.known[judge]["name"],
-                "state": "error",
-                "reasons": self.failed.get(keys[-1], ""),
-            }
-            verdicts.append(Verdict(**(self._have("verdict", keys[-1]) or unanswered)))
+            why = {"state": "error", "reasons": self.failed.get(keys[-1], "")}
+            verdicts.append(Verdict(**(self._have("verdict", keys[-1]) or {"judge": self.known[judge]["name"], **why})))
         reasons = list(dict.fromkeys(self.failed[key] for key in keys if key in self.failed))
         protect, attack = names(a.editor)
         info: dict[str, Any] = {

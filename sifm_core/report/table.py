@@ -43,9 +43,9 @@ class Line:
     :data:`sifm_core.isr.FAILURE_AXES`; ``worst``: ISR when the attacker keeps the best of all seeds (None: one seed);
     ``groups``: ISR by category of picture (empty: one). ``metrics`` and ``fidelity`` are means over the pictures that
     have the value (None: none has), ``spread`` the metrics' 95% intervals, by picture; ``seconds`` the protection's
-    mean time (None: none was protected), with its interval by batch in ``spread``; ``memory`` in bytes the most that protecting a batch took
-    (None: not known); ``failed`` the reasons of what could not be done; ``p`` of equal success with :data:`OURS`, by
-    picture and corrected after Holm for the block's lines (None: not tested).
+    mean time (None: not known), with its interval by batch in ``spread``; ``memory`` in bytes the most that protecting
+    a batch took (None: not known); ``failed`` the reasons of what could not be done; ``p`` of equal success with
+    :data:`OURS`, by picture and corrected after Holm for the block's lines (None: not tested).
     """
 
     name: str
