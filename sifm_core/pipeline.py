@@ -145,8 +145,9 @@ def immunize(
                 update=update,
                 on_step=keep,
             )
-        protected = round_to_budget(x, x0, eps, mask, ball if build else "linf").cpu()
-        rounding = _rms(protected - x.cpu())
+        x, mask = x.cpu(), None if mask is None else mask.cpu()  # rounding is in float64, which not every device has
+        protected = round_to_budget(x, x0.cpu(), eps, mask, ball if build else "linf")
+        rounding = _rms(protected - x)
     settings = {
         "method": method,
         "options": options,
@@ -193,7 +194,9 @@ def edit(
     editor = load_editor(editor) if isinstance(editor, str) else editor
     options = check_edit_options(editor, options)
     if stages:
-        image = purification.apply(image.detach().float(), stages, editor=editor, seed=seed, on_step=on_step)
+        image = purification.apply(
+            image.detach().float(), stages, editor=editor, device=editor.device, seed=seed, on_step=on_step
+        )
         image = image.mul(255).round().div(255)
     height, width = image.shape[-2:]
     x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import OrderedDict
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from sifm_core import bench, report
-from sifm_core.bench import CLEAN, Grid, Row, work
+from sifm_core.bench import CLEAN, Grid, Row, machine, work
 from sifm_core.bench.costs import weights
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, SifmError
@@ -531,6 +532,29 @@ def test_weights_that_changed_are_noticed_before_they_compute(tmp_path, monkeypa
             assert len(keys) == len(ROWS) * len(grid.samples) and not keys & known, change
             assert next(iter(store.documents("model")))[1]["dtype"] == str(now.dtype)
         known |= keys
+
+
+@pytest.mark.parametrize(
+    ("visible", "places"),
+    [(None, ["0", "1", "0"]), ("2,3", ["2", "3", "2"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b", "GPU-a"])],
+)
+def test_workers_stay_on_the_gpus_that_were_given(monkeypatch, visible, places):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert bench.Pool(3)._places == places
+
+
+def test_the_commit_is_this_codes_or_none(tmp_path, monkeypatch):
+    """Installed in somebody's environment within somebody's checkout, it is not that checkout's commit."""
+    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    (tmp_path / "machine.py").touch()
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    assert machine.commit() is None
+    subprocess.run(["git", "-C", tmp_path, "add", "machine.py"], check=True)
+    assert machine.commit().endswith("-dirty")
 
 
 def test_another_way_of_loading_loads_anew(monkeypatch):

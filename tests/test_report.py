@@ -88,6 +88,34 @@ def test_intervals_are_by_picture():
     assert (rate.low or 0) < 0.1  # twenty edits of two pictures are two observations
 
 
+def test_what_could_not_be_protected_took_no_time_that_is_known():
+    took = [record("sifm", str(i), False, protection="sifm", seconds={"immunize": 10.0}) for i in range(2)]
+    lost = [record("sifm", f"x{i}", protection="sifm", protected="", edited="", seconds={}) for i in range(2)]
+    assert report.make(took + lost, {}).parts[0].lines[0].seconds == 10.0
+    none = report.make(lost, {})
+    assert none.parts[0].lines[0].seconds is None and markdown(none) and as_csv(none)
+
+
+def test_a_paid_verdict_that_records_share_is_paid_once():
+    said = (Verdict("gemini:x", "ok", True, False, cost=0.5),)
+    shared = [record("clean", "0", verdicts=said), record("clean", "0", verdicts=said, info={"protected_on": "other"})]
+    other = record("clean", "0", verdicts=said, edited="another")
+    assert dict(report.make([*shared, other], {}).facts)["judges cost"] == "$ 1.00"
+
+
+@pytest.mark.parametrize(
+    ("plotted", "records"),
+    [
+        ("layers", {"mid": {"options": {"layers": "mid"}}, "deep": {"options": {"layers": "deep"}}}),
+        ("steps", {"5": {"loop": {"steps": 5}}, "10": {"loop": {"steps": 10}}}),
+    ],
+)
+def test_a_curve_stands_over_any_option_or_setting_of_the_rows(plotted, records):
+    found = [record(name, "0", True, info={"protection": "sifm", **info}) for name, info in records.items()]
+    ((_, series),) = report.make(found, {}, plan(layout=config.Layout(plot=plotted))).plots.items()
+    assert [at for at, _ in series["sifm"]] == list(records)
+
+
 def test_the_ground_truth_is_shown_and_has_no_say():
     records = [record("clean", "0", False, truth=True), record("sifm", "0", True, protection="sifm", truth=False)]
     clean, sifm = report.make(records, {}).parts[0].lines

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import InputError, unknown
 from ..judges import load_judge
 from ..methods import EQUAL_BUDGET
+from ..metrics import DEFAULT
 from ..types import Judge
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ class RowSpec:
 
     def rows(self) -> list[Row]:
         """The rows that it stands for."""
-        from .grid import Row
+        from .grid import LOOP, Row
 
         made = []
         for values in itertools.product(*self.sweep.values()):
             swept = dict(zip(self.sweep, values, strict=True))
-            loop = {key: value for key, value in swept.items() if key in ("eps", "steps", "alpha", "eot", "preset")}
+            loop = {key: value for key, value in swept.items() if key in LOOP}
             options = {key: value for key, value in swept.items() if key not in loop}
             name = self.name.format(**swept)
             made.append(
@@ -93,8 +94,8 @@ class Layout:
 
     ``columns``: metrics and "isr", in order. ``kind``: besides the table, what it is about: "agreement" of the judges
     (Table I), "predictors" (what metrics say about verdicts, Fig. 2), "gallery". ``plot``: what stands on the
-    horizontal axis of the curve, "" for none: an option or setting of the rows ("lam", "eps"), "purifier", "prompts"
-    (distance between the attacker's prompt and that of the protection) or "rows".
+    horizontal axis of the curve, "" for none: an option or loop setting of the rows ("lam", "eps"), "purifier",
+    "prompts" (distance between the attacker's prompt and that of the protection) or "rows".
     """
 
     columns: tuple[str, ...] = TABLE
@@ -182,8 +183,11 @@ def load(source: str | os.PathLike[str], profile: str = "miniature", **changes: 
     if profile not in profiles and (profiles or profile != "miniature"):
         raise unknown(f"profile of {text}", profile, profiles)
     settings = {**table.pop("grid", {}), **profiles.get(profile, {})}
+    printed_of = settings.get("editors", Settings.editors)
     settings |= {key: value for key, value in changes.items() if value is not None}
     table = {"name": path.stem, "about": "", "title": path.stem, "profile": profile, **table}
+    if not _stand_for(settings.get("editors", printed_of), printed_of):
+        table.pop("paper", None)
     table["rows"] = [_row(row) for row in table.get("rows", [])]
     return from_dict({**table, "settings": settings}, os.fspath(path))
 
@@ -198,16 +202,37 @@ def from_dict(table: Mapping[str, Any], where: str = "plan") -> Plan:
             if word not in (known := [f.name for f in fields(kind)]):
                 raise unknown(f"word in {where} {f'[{part}]' if part else ''}".strip(), word, known)
     try:
-        return TypeAdapter(Plan).validate_python(dict(table))
+        plan = TypeAdapter(Plan).validate_python(dict(table))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"{where}: {place}: {first['msg']}, got {first['input']!r}") from None
+    for column in plan.layout.columns:
+        if column not in (*DEFAULT, "isr"):
+            raise unknown(f"column in {where} [layout]", column, (*DEFAULT, "isr"))
+    return plan
+
+
+def _stand_for(editors: Sequence[str], printed: Sequence[str]) -> bool:
+    """May the paper's figures of some editors stand beside these? Not where another built-in one took a place.
+
+    Folders and hub ids, which may hold the very model, are taken at their user's word.
+    """
+    if list(editors) == list(printed):
+        return True
+    from ..editors import BUILTIN
+    from .grid import names
+
+    pairs = zip(editors, printed, strict=False)
+    sides = [pair for one, other in pairs for pair in zip(names(one), names(other), strict=True)]
+    return len(editors) == len(printed) and all(one == other or one not in BUILTIN for one, other in sides)
 
 
 def changed(plan: Plan, **changes: Any) -> Plan:
     """The plan with other settings (None: as it is)."""
-    return replace(plan, settings=replace(plan.settings, **{k: v for k, v in changes.items() if v is not None}))
+    settings = replace(plan.settings, **{k: v for k, v in changes.items() if v is not None})
+    paper = plan.paper if _stand_for(settings.editors, plan.settings.editors) else Paper()
+    return replace(plan, settings=settings, paper=paper)
 
 
 def samples(data: str, images: int, unseen: int) -> list[Sample]:

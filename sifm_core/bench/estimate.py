@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..judges.prices import read_prices
 from ..store import Store
@@ -49,7 +49,7 @@ def estimate(
 
     grid = plan.grid()
     counts = grid.counts()
-    measured = dict(store.documents("rate")) if store else {}
+    measured = _measured(store, grid.steps) if store else {}
     lines = []
     for phase in ("immunize", "purify", "edit", "measure", "judge"):
         jobs = counts[phase]
@@ -69,6 +69,15 @@ def estimate(
         rent = 0.0 if hourly is None else None if seconds is None else seconds / 3600 * hourly
         lines.append(Line(phase, jobs, seconds, _dollars(plan, jobs) if phase == "judge" else rent, basis))
     return lines
+
+
+def _measured(store: Store, steps: int) -> dict[str, dict[str, Any]]:
+    """A run's rates by phase; of judges the slower kind, and of immunizing only what took as many steps."""
+    rates = dict(store.documents("rate"))
+    if (store.get("run", "plan") or {}).get("steps") != steps:
+        rates.pop("immunize", None)
+    judged = [rate for rate in (rates.pop("judge", None), rates.pop("ask", None)) if rate]
+    return rates | ({"judge": max(judged, key=lambda rate: rate["seconds"] / rate["units"])} if judged else {})
 
 
 def remaining(counts: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]) -> tuple[float, list[str]]:

@@ -151,9 +151,9 @@ class Pool(_Crew):
     """One process per device (``"cuda:0"``, ...), or ``workers`` processes that share the CPU."""
 
     def __init__(self, workers: int | None = None) -> None:
-        gpus = torch.cuda.device_count()
-        self.workers = workers or gpus or max(1, (os.cpu_count() or 2) // 2)
-        self._places = [str(i % gpus) if gpus else None for i in range(self.workers)]
+        gpus = _gpus()
+        self.workers = workers or len(gpus) or max(1, (os.cpu_count() or 2) // 2)
+        self._places = [gpus[i % len(gpus)] if gpus else None for i in range(self.workers)]
 
     def __enter__(self) -> Executor:
         threads = max(1, (os.cpu_count() or 1) // self.workers)
@@ -163,6 +163,13 @@ class Pool(_Crew):
     def _ready(self, busy: list[_Process]) -> list[_Process]:
         ends = {worker.pipe: worker for worker in busy}
         return [ends[pipe] for pipe in multiprocessing.connection.wait(list(ends))]  # type: ignore[index]
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, in the words of CUDA_VISIBLE_DEVICES, which may be numbers or UUIDs."""
+    n = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:n] or [str(i) for i in range(n)]
 
 
 class _Process:

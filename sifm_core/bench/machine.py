@@ -30,9 +30,13 @@ def package_version(package: str) -> str | None:
 
 def commit() -> str | None:
     """The git commit of this code, "-dirty" when it was changed since; None where it is no checkout."""
-    here = Path(__file__).parent
-    said = [_git(here, *words) for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])]
-    return None if said[0] is None else said[0] + ("-dirty" if said[1] else "")
+    here = Path(__file__)
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:  # installed within somebody else's checkout
+        return None
+    head, changes = (
+        _git(here.parent, *words.split()) for words in ("rev-parse --short=12 HEAD", "status --porcelain -uno")
+    )
+    return head and head + ("-dirty" if changes else "")
 
 
 def _git(folder: Path, *words: str) -> str | None:

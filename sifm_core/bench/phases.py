@@ -142,11 +142,14 @@ class _Run:
 
     def fill(self) -> None:
         plan = self.keys.plan(self.judges)
-        if self.store.get("run", "plan") != plan:
+        before = self.store.get("run", "plan") or {}
+        if before != plan:
             with self.store.together():  # records are made anew from what is known; nothing that was computed goes
                 self.store.remove_records()
                 for name, rate in list(self.store.documents("rate")):  # how fast it went stays, what is left does not
                     self.store.put("rate", name, {**rate, "left": None})
+                if before.get("steps") != plan["steps"]:
+                    self.store.remove("rate", "immunize")
                 self.store.put("run", "plan", plan)
         self.store.put(
             "run",
@@ -467,6 +470,7 @@ class _Run:
         protect, attack = names(a.editor)
         info: dict[str, Any] = {
             "options": dict(row.options),
+            "loop": dict(row.loop),
             "protection": row.method or "",
             "protected_on": protect,
             "purifier": a.chain,

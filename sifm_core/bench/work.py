@@ -138,8 +138,8 @@ def _purify(
     upscaler: str | None = None,
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    images = stack(pixels).to(check_device(device))
-    return _timed(pixels, partial(purify.apply, images, chain, editor=editor, upscaler=upscaler, seed=seed))
+    tools = {"editor": editor, "upscaler": upscaler, "device": check_device(device)}
+    return _timed(pixels, partial(purify.apply, stack(pixels), chain, seed=seed, **tools))
 
 
 def _edit(editor: Any, on_step: OnStep | None, pixels: Sequence[np.ndarray], **settings: Any) -> list[dict[str, Any]]:

@@ -104,8 +104,9 @@ def run(
     }
     folder = Path(what)
     if (folder / "run.sqlite").is_file():
-        plan = config.changed(_opened(folder)[1], **changes)
-        out = folder
+        if out not in (None, folder):
+            raise InputError(f"--out {out}: {folder} goes on where it is; name its preset or TOML file for another run")
+        plan, out = config.changed(_opened(folder)[1], **changes), folder
     else:
         plan = config.load(what, profile, **changes)
         out = out or Path("runs") / f"{plan.name}-{profile}"

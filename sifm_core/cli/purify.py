@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,7 @@ def purify(
     The picture keeps its size and is saved as PNG. The editor is loaded only where a purifier uses its networks.
     """
     from .. import pipeline
+    from ..editors import check_device
     from ..images import load_picture, save_png
     from ..purify import apply, needs_editor, parse
 
@@ -39,13 +40,12 @@ def purify(
     pipeline.check_seed(seed, 1)
     pictures = [load_picture(path) for path, _ in jobs]
     loaded = load_editor(editor, device, dtype, download) if needs_editor(stages) else None
+    tools: dict[str, Any] = {"editor": loaded, "upscaler": upscaler, "device": check_device(device)}
     results = []
     with progress() as on_step:
         for (path, target), picture in zip(jobs, pictures, strict=True):
             start = time.perf_counter()
-            clean = apply(
-                picture.pixels, stages, editor=loaded, upscaler=upscaler, seed=seed, on_step=on_step(path.name)
-            )
+            clean = apply(picture.pixels, stages, seed=seed, on_step=on_step(path.name), **tools)
             save_png(clean, target, like=picture)
             results.append(
                 {

@@ -48,7 +48,7 @@ def download(
             kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
             chosen: dict[str, Any] = {
                 "allow_patterns": ["sifm.json", *(f"{part}/{kind}" for part in sorted(parts) for kind in kinds)],
-                "ignore_patterns": ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "safety_checker/*"],
+                "ignore_patterns": ["*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema[.-]*", "safety_checker/*"],
             }
             files = huggingface_hub.snapshot_download(hub_id, dry_run=True, **chosen)
             if size := sum(file.file_size for file in files if file.will_download):

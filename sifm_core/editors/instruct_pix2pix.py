@@ -152,7 +152,7 @@ class InstructPix2Pix(LatentEditor):
         rows = generators(seed, len(x))
         latents = torch.stack([torch.randn(shape, generator=row) for row in rows])
         return {
-            "image": x.to(self.device, self.dtype),
+            "image": x.to(self.device),
             "prompt_embeds": cond.prompt,
             "negative_prompt_embeds": cond.empty,
             "latents": latents.to(self.device, self.dtype),

@@ -182,7 +182,7 @@ class StableDiffusion3(LatentEditor):
                 f"expected at most {1 - 1 / n:.3g}; lower it or take more steps"
             )
         return {
-            "image": x.to(self.device, self.dtype),
+            "image": x.to(self.device),
             "height": x.shape[-2],
             "width": x.shape[-1],
             "prompt_embeds": cond.prompt,

@@ -3,7 +3,7 @@
 A chain is spelled ``"jpeg:75,resize:0.5"``: names with their own setting, ``"jpeg"`` with the standard one, or
 ``"jpeg@0.5"`` with a strength on the common scale from 0 (mildest) to 1 (strongest in use). A module has
 ``purify(image, setting, ...) -> Image`` of the same shape in [0, 1]; what else it takes (``seed``, ``editor``,
-``upscaler``, ``on_step``) stands in its signature.
+``upscaler``, ``device``, ``on_step``) stands in its signature.
 """
 
 from __future__ import annotations
@@ -94,22 +94,23 @@ def apply(
     *,
     editor: Editor | None = None,
     upscaler: str | None = None,
+    device: torch.device | None = None,
     seed: Seed = 0,
     on_step: OnStep | None = None,
 ) -> Image:
     """The picture after all stages: (B, 3, H, W) in [0, 1] -> the same shape, without gradient.
 
     ``editor`` lends its networks to the stages from vae_round_trip to impress; ``upscaler`` is the folder or hub id for
-    noisy_upscale. ``seed``: one for all pictures or one per picture; stages draw independently. ``on_step`` hears
-    of every step of the stages that take long, from diffpure on. Raises InputError for what :func:`parse` refuses and
-    for a missing editor, SifmError where weights are missing.
+    noisy_upscale, which runs on ``device`` (default: where the picture is). ``seed``: one for all pictures or one per
+    picture; stages draw independently. ``on_step`` hears of every step of the stages that take long, from diffpure on.
+    Raises InputError for what :func:`parse` refuses and for a missing editor, SifmError where weights are missing.
     """
     check_image(image)
     stages = parse(chain) if isinstance(chain, str) else chain
     with torch.no_grad():
         for i, (name, setting) in enumerate(stages):
             purify = _module(name).purify
-            tools: dict[str, Any] = {"editor": editor, "upscaler": upscaler, "on_step": on_step}
+            tools: dict[str, Any] = {"editor": editor, "upscaler": upscaler, "device": device, "on_step": on_step}
             tools["seed"] = fork(seed, i, name)
             wanted = inspect.signature(purify).parameters
             image = purify(image, setting, **{key: value for key, value in tools.items() if key in wanted}).clamp(0, 1)

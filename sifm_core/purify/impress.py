@@ -21,7 +21,7 @@ def purify(image: Image, steps: float, *, editor: Editor | None = None, on_step:
 
     def descend(source: Image) -> Image:
         with torch.inference_mode(False), torch.enable_grad():
-            source = source.detach().clone()
+            source = source.detach().clone().to(model.device)
             x = (2 * source - 1).requires_grad_()
             adam = torch.optim.Adam([x], lr=RATE)
             for i in range(round(steps)):

@@ -23,21 +23,22 @@ def purify(
     deviation: float,
     *,
     upscaler: str | None = None,
+    device: torch.device | None = None,
     seed: Seed = 0,
     on_step: OnStep | None = None,
 ) -> Image:
     """Gaussian noise of that deviation, four times larger by the upscaler without a prompt, bicubic back to size.
 
-    ``upscaler``: a folder or hub id of a StableDiffusionUpscalePipeline; nothing is downloaded. Raises SifmError when
-    it is not on this machine.
+    ``upscaler``: a folder or hub id of a StableDiffusionUpscalePipeline; nothing is downloaded. ``device``: where it
+    runs, by default where the picture is. Raises SifmError when it is not on this machine.
     """
     if deviation == 0:
         return image
-    pipe = _load(upscaler or UPSCALER, image.device)
+    pipe = _load(upscaler or UPSCALER, device or image.device)
     noisy = gaussian_noise.purify(image, deviation, seed=fork(seed, "noise"))
     large = pipe(
         prompt=[""] * len(image),
-        image=noisy.to(pipe.dtype),
+        image=noisy.to(pipe.device, pipe.dtype),
         noise_level=LEVEL,
         guidance_scale=1.0,
         num_inference_steps=STEPS,

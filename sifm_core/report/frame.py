@@ -132,6 +132,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
     attacks: dict[tuple[Any, ...], int] = {}
     shown: dict[int, set[str]] = {}
     apart: dict[tuple[str, str], float] = {}
+    bills: set[int] = set()
     for n, row in enumerate(rows):
         info, name = row["info"], row["method"]
         b = f.blocks.setdefault(
@@ -149,6 +150,11 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
         if name not in f.kinds:
             f.kinds[name], f.settings[name] = kind(info), record_of(row)
         _verdicts(f, row["verdicts"], n)
+        for verdict in row["verdicts"]:  # records of one edit share its verdicts, which were paid once
+            paid = hash((verdict["judge"], row["source"], row["edited"], row["prompt"]))
+            if verdict["cost"] and paid not in bills:
+                bills.add(paid)
+                f.cost += verdict["cost"]
         _values(f.metrics, {key: metric["value"] for key, metric in row["metrics"].items()}, n)
         _values(f.fidelity, {key: metric["value"] for key, metric in info.get("fidelity", {}).items()}, n)
         for key, metric in row["metrics"].items():
@@ -188,7 +194,6 @@ def _verdicts(f: Frame, verdicts: Sequence[Mapping[str, Any]], n: int) -> None:
         failed = None if unclear else mismatch or bool(degraded)
         for axis, value in zip(AXES, (mismatch, degraded, failed), strict=True):
             columns[axis].append(_CODE[value])
-        f.cost += verdict["cost"] or 0.0
         if verdict["model_served"]:
             f.served[judge] = verdict["model_served"]
         if not ok:

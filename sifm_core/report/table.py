@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ..bench.config import Layout, Paper
 from ..isr import CLEAN, FAILURE_AXES, Isr, isr, worst_of
 from ..metrics import METRICS
 from ..stats import Interval, agreement, bootstrap, cohen_kappa, holm, mcnemar, prevalence
+from ..types import Record
 from .frame import AXES, TRUTH, Block, Frame
 
 OURS = "SIFM"
@@ -297,10 +298,15 @@ def plots(frame: Frame, layout: Layout, found: Sequence[Part]) -> dict[str, Seri
     series: Series = {}
     for line in lines:
         record = frame.settings[line.name]
-        at = record.eps if layout.plot == "eps" else record.info.get("options", {}).get(layout.plot)
+        at = record.eps if layout.plot == "eps" else _setting(record, layout.plot)
         if at is not None:
-            series.setdefault(str(record.info.get("protection")), []).append((f"{at:g}", line.isr))
+            shown = f"{at:g}" if isinstance(at, (int, float)) else str(at)
+            series.setdefault(str(record.info.get("protection")), []).append((shown, line.isr))
     return {f"ISR by {layout.plot}": series}
+
+
+def _setting(record: Record, name: str) -> Any:
+    return {**record.info.get("loop", {}), **record.info.get("options", {})}.get(name)
 
 
 def stage(purifier: str) -> tuple[str, str]:

@@ -274,6 +274,8 @@ def markdown(report: Report) -> str:
             parts.append(f"## {part.title}")
         tables = (rates, failures, categories, measured)
         parts += [_markdown_table(cells) for cells in (make(part.lines) for make in tables) if cells]
+    if len(report.parts) > report.beside:
+        parts += [f"The other {len(report.parts) - report.beside} blocks stand in report.csv in the same detail."]
     for name, series in _drawn_only(report).items():
         parts += [f"## {name}", _markdown_table(plotted(series))]
     if report.agreements:

@@ -216,6 +216,12 @@ def test_the_miniature_grid_of_a_preset():
     }
 
 
+def test_a_run_goes_on_where_it_is(sifm):
+    sifm("bench", "run", "small.toml", "--out", "run")
+    assert "goes on where it is" in sifm("bench", "run", "run", "--steps", 3, "--out", "new", code=2)
+    assert not Path("new").exists() and sifm("bench", "status", "run", "--json")["records"] == 20
+
+
 def test_the_table7_sweep_is_in_the_options():
     rows = {row.name: row.options for row in config.load("table7").all_rows() if row.method == "sifm"}
     assert rows["lambda 0.001"] == {"lam": 0.001} and rows["lambda 1000"] == {"lam": 1000.0} and len(rows) == 7
@@ -231,6 +237,7 @@ def test_the_table7_sweep_is_in_the_options():
         ('rows = [{ nam = "x" }]', "a table with a name"),
         ('rows = [{ name = "x", optoins = {} }]', "did you mean options"),
         ("[layout]\nkind = 'tabel'", "layout.kind"),
+        ("[layout]\ncolumns = ['psnr', 'fsim_c']", "column in .*did you mean fsim"),
         ("= 3", "expected a benchmark in TOML"),
         ("[profiles.big]", "did you mean|known: big"),
     ],
@@ -239,6 +246,24 @@ def test_a_wrong_file_is_refused_with_the_word(tmp_path, text, said):
     (tmp_path / "x.toml").write_text(text)
     with pytest.raises(InputError, match=said):
         config.load(tmp_path / "x.toml")
+
+
+def test_a_swept_setting_of_the_loop_goes_to_the_loop(tmp_path):
+    swept = 'sweep = { ball = ["linf", "l2"], lam = [1.0] }'
+    (tmp_path / "x.toml").write_text(f'rows = ["clean", {{ name = "{{ball}}", method = "sifm", {swept} }}]')
+    _, one, two = config.load(tmp_path / "x.toml").grid().rows
+    assert (one.loop, two.loop, one.options) == ({"ball": "linf"}, {"ball": "l2"}, {"lam": 1.0})
+
+
+def test_the_papers_figures_stand_beside_its_own_editors_only():
+    """In the order of its blocks; a folder or a hub id may hold the very model."""
+    assert config.load("table6").paper.blocks and config.load("table6", "paper").paper.blocks
+    assert not config.load("table6", editors=["miniature-ip2p"]).paper.blocks
+    assert not config.load("table5", editors=["miniature-sd3 -> miniature-ip2p"]).paper.blocks
+    assert config.load("table6", "paper", editors=["models/sd3"]).paper.blocks
+    kept = config.load("table6")
+    assert config.changed(kept, editors=kept.settings.editors, steps=3).paper.blocks
+    assert not config.changed(kept, editors=["miniature-hq-edit"]).paper.source
 
 
 def test_an_unknown_preset_names_near_ones():
@@ -258,3 +283,17 @@ def test_the_estimate_counts_operations_and_money(tmp_path, monkeypatch):
     assert lines["judge"].jobs == 2 * 12 * 2 and lines["judge"].dollars > 0
     twice = {line.phase: line for line in estimate(plan, tflops=200.0)}
     assert 0 < twice["immunize"].seconds == pytest.approx(lines["immunize"].seconds / 2)
+
+
+def test_the_estimate_takes_from_a_run_what_says_something_about_this_one(tmp_path):
+    """Judges elsewhere are timed as "ask"; a picture of a pilot with fewer steps says nothing of a whole one."""
+    plan = config.load("table3", images=2, steps=50)
+    with Store(tmp_path) as store:
+        store.put("run", "plan", {"steps": 50})
+        for phase, each in (("immunize", 7.0), ("judge", 1.0), ("ask", 3.0)):
+            store.put("rate", phase, {"units": 2.0, "seconds": 2 * each, "left": None})
+        lines = {line.phase: line for line in estimate(plan, store)}
+        assert lines["judge"].seconds == pytest.approx(3 * lines["judge"].jobs)
+        assert lines["immunize"].basis == "measured in this run" and lines["edit"].seconds is None
+        lines = {line.phase: line for line in estimate(config.changed(plan, steps=5), store)}
+        assert lines["immunize"].seconds is None and lines["judge"].seconds

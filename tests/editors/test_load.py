@@ -250,6 +250,10 @@ def test_a_download_fetches_the_parts_in_safetensors_only(folder: Path, monkeypa
     load_editor("owner/name", device="cpu", local_files_only=False)
     patterns = hub_.asked[-1][1]["allow_patterns"]
     assert "unet/*.safetensors" in patterns and not any(".bin" in pattern for pattern in patterns)
+    other = ["model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors", "model.bf16.safetensors"]
+    mine = ["model.safetensors", "model-00001-of-00002.safetensors"]
+    given = [f"unet/{name}" for name in (*other, *mine)]
+    assert list(huggingface_hub.utils.filter_repo_objects(given, **hub_.asked[-1][1])) == given[len(other) :]
     hub_.asked.clear()
     load_editor("owner/name", device="cpu")
     assert hub_.asked == [], "nothing is fetched unasked"

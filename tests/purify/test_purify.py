@@ -286,6 +286,28 @@ def test_long_purifiers_say_how_far_they_are_and_stop_when_asked(ip2p_folder, mo
             purify.apply(image, chain, editor=editor, on_step=stop)
 
 
+def test_impress_works_where_the_editor_is(monkeypatch):
+    """Pictures come on the CPU. Of tensors on "meta" there is nothing to bring back, which ends it after its steps."""
+
+    class Elsewhere:
+        device = torch.device("meta")
+
+        def work_size(self, height, width):
+            return height, width
+
+        def encode(self, image):
+            assert image.device == self.device
+            return image
+
+        decode = encode
+
+    monkeypatch.setattr(impress, "lpips", lambda one, two: (one - two).square().mean((1, 2, 3)))
+    steps = []
+    with pytest.raises(NotImplementedError, match="meta"):
+        impress.purify(resize(PHOTOGRAPHS, (32, 32)), 2, editor=Elsewhere(), on_step=steps.append)
+    assert len(steps) == 2
+
+
 def test_impress_without_lpips_weights_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     image = resize(PHOTOGRAPHS, (32, 32))
