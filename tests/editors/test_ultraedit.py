@@ -109,9 +109,9 @@ def test_sifm_works_on_it_exactly(editor: Editor) -> None:
     x = images(1).double()
     cond = editor.prepare(PROMPTS[:1])
     ours = sifm.build(editor, x, cond, timesteps=[300], layers=["transformer_blocks.1"], objective="norm")(x, 0)
-    from sifm_core.noise import normal
+    from sifm_core.noise import fork, normal
 
-    noise, seen = normal((1, 1, 4, 8, 8), 0)[:, 0].double(), []
+    noise, seen = normal((1, 1, 4, 8, 8), fork(0, "noise"))[:, 0].double(), []
     hook = editor.net.transformer_blocks[1].register_forward_hook(lambda m, a, out: seen.append(out[1]))
 
     def loss(x: torch.Tensor) -> torch.Tensor:
