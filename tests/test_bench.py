@@ -53,6 +53,11 @@ def toy_grid(**changes) -> Grid:
     return Grid(**settings | changes)
 
 
+class Broken(ToyEditor):
+    def denoise(self, *arguments):
+        raise RuntimeError("the lamp\nis broken")
+
+
 def timeless(record: Record) -> Record:
     info = {name: value for name, value in record.info.items() if name != "peak_memory"}
     verdicts = tuple(replace(v, latency=None) for v in record.verdicts)
@@ -256,10 +261,6 @@ def test_prompts_that_were_not_compared_are_null_with_the_reason(tmp_path):
 
 
 def test_a_failure_costs_its_own_records_and_is_tried_again(tmp_path):
-    class Broken(ToyEditor):
-        def denoise(self, *arguments):
-            raise RuntimeError("the lamp\nis broken")
-
     store = Store(tmp_path)
     records = bench.run(toy_grid(editors=[Broken()]), store)
     failed = [r for r in records if "failed" in r.info]
@@ -272,10 +273,6 @@ def test_a_failure_costs_its_own_records_and_is_tried_again(tmp_path):
 
 
 def test_a_failure_is_forgotten_with_the_grid_that_it_belonged_to(tmp_path):
-    class Broken(ToyEditor):
-        def denoise(self, *arguments):
-            raise RuntimeError("the lamp is broken")
-
     store = Store(tmp_path)
     bench.run(toy_grid(samples=samples(1), editors=[Broken()]), store)
     assert list(store.documents("failed"))
@@ -285,10 +282,6 @@ def test_a_failure_is_forgotten_with_the_grid_that_it_belonged_to(tmp_path):
 
 
 def test_a_batch_with_a_new_picture_is_tried_though_others_in_it_failed(tmp_path):
-    class Broken(ToyEditor):
-        def denoise(self, *arguments):
-            raise RuntimeError("the lamp is broken")
-
     store = Store(tmp_path)
     bench.run(toy_grid(samples=samples(1), editors=[Broken()]), store)
     assert all("failed" in r.info for r in bench.run(toy_grid(samples=samples(1)), store) if r.method == "SIFM")

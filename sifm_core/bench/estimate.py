@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..judges.prices import read_prices
 from ..store import Store
@@ -49,19 +49,20 @@ def estimate(
 
     grid = plan.grid()
     counts = grid.counts()
-    measured = _measured(store, grid.steps) if store else {}
+    measured = _paces(dict(store.documents("rate"))) if store else {}
+    if store and (store.get("run", "plan") or {}).get("steps") != grid.steps:
+        measured.pop("immunize", None)
     lines = []
     for phase in ("immunize", "purify", "edit", "measure", "judge"):
         jobs = counts[phase]
         units = float(jobs)
         if phase == "immunize" and jobs:
             units *= fmean(weights(grid).values())
-        rate = measured.get(phase)
         work = _teraflop(grid, phase, jobs) if tflops else None
         if not jobs:
             seconds, basis = 0.0, ""
-        elif rate:
-            seconds, basis = units * rate["seconds"] / rate["units"], "measured in this run"
+        elif phase in measured:
+            seconds, basis = units * measured[phase], "measured in this run"
         elif work is not None and tflops:
             seconds, basis = work / tflops, f"operation counts at {tflops:g} TFLOP/s"
         else:
@@ -71,25 +72,19 @@ def estimate(
     return lines
 
 
-def _measured(store: Store, steps: int) -> dict[str, dict[str, Any]]:
-    """A run's rates by phase; of judges the slower kind, and of immunizing only what took as many steps."""
-    rates = dict(store.documents("rate"))
-    if (store.get("run", "plan") or {}).get("steps") != steps:
-        rates.pop("immunize", None)
-    judged = [rate for rate in (rates.pop("judge", None), rates.pop("ask", None)) if rate]
-    return rates | ({"judge": max(judged, key=lambda rate: rate["seconds"] / rate["units"])} if judged else {})
-
-
 def remaining(counts: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]) -> tuple[float, list[str]]:
-    """Seconds for so many pictures per phase on one worker at measured rates, and the phases that have no rate yet.
+    """Seconds for so many pictures per phase on one worker at measured rates, and the phases that have no rate yet."""
+    each = _paces(rates)
+    todo = {phase: n for phase, n in counts.items() if n}
+    return sum(n * each[phase] for phase, n in todo.items() if phase in each), [p for p in todo if p not in each]
 
-    Verdicts take as long as the slower kind of judge, "judge" here or "ask" elsewhere.
-    """
+
+def _paces(rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Seconds per picture of each phase; verdicts take as long as the slower kind of judge, "judge" here or "ask"."""
     each = {phase: rate["seconds"] / rate["units"] for phase, rate in rates.items()}
     if "ask" in each:
         each["judge"] = max(each["ask"], each.get("judge", 0.0))
-    todo = {phase: n for phase, n in counts.items() if n}
-    return sum(n * each[phase] for phase, n in todo.items() if phase in each), [p for p in todo if p not in each]
+    return each
 
 
 def _teraflop(grid: Grid, phase: str, jobs: int) -> float | None:

@@ -500,7 +500,7 @@ class _Run:
             edited=a.edited,
             metrics={name: Metric(**value) for name, value in compared["edit"].items()},
             verdicts=tuple(verdicts),
-            seconds={"immunize": protection.get("seconds", 0.0), "edit": edited.get("seconds", 0.0)},
+            seconds={phase: value["seconds"] for phase, value in (("immunize", protection), ("edit", edited)) if value},
             info=info,
         )
 

@@ -54,8 +54,8 @@ def build(
     objective: Annotated[Literal["full", "norm", "dist"], "Eq. 6 or only one of its terms (Table VI)"] = "full",
     lam: Annotated[
         float,
-        "lambda of Eq. 6, the weight of the distance; in half precision the network rounds away what is under 1/256 "
-        "of the norm's gradient, so compare weights in float32",
+        "lambda of Eq. 6, the weight of the distance; in bfloat16 the network rounds away what is under 1/256 of the "
+        "norm's gradient, so compare weights in float32",
     ] = 0.1,
     norm: Annotated[Literal["l1", "frobenius"], "L1 as in Eq. 5, or Frobenius as in the introduction"] = "l1",
     distance: Annotated[Literal["mse", "cosine"], "Dist of Eq. 4"] = "mse",

@@ -161,8 +161,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> Frame:
             f.definitions.add(metric["definition"])
             if metric["value"] is None:
                 f.missing[f"{key.upper()}: {metric['reason']}."] += 1
-        unprotected = info.get("protection") and not row["protected"]
-        f.seconds.append(math.nan if unprotected else row["seconds"].get("immunize", 0.0))
+        f.seconds.append(row["seconds"].get("immunize", math.nan))
         f.memory.append(_memory(f, info))
         prompts = (row["prompt"], info.get("instruction", row["prompt"]))
         if prompts not in apart:
