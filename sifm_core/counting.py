@@ -19,13 +19,13 @@ class Counter(TorchDispatchMode):
     """Counts while it is entered: FLOP by torch's own formulas, 2 a multiply-accumulate, and bytes of memory.
 
     ``convolution`` and ``product`` (matrices, attention) are FLOP; what is elementwise (norms, activations, softmax)
-    counts as nothing. ``peak`` is the most that the tensors made meanwhile took at a time, without an allocator's
-    overhead. (torch's FlopCounterMode counts the same, but keeps what checkpoints recompute alive.)
+    counts as nothing. ``now`` is what the tensors made meanwhile take, without an allocator's overhead, ``peak`` the
+    most that they ever took. (torch's FlopCounterMode counts the same, but keeps what checkpoints recompute alive.)
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.convolution = self.product = self.peak = self._now = 0
+        self.convolution = self.product = self.peak = self.now = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     @property
@@ -48,13 +48,13 @@ class Counter(TorchDispatchMode):
                 storage = leaf.untyped_storage()
                 if id(storage) not in given and storage not in self._known:
                     self._known.add(storage)
-                    self._now += (size := storage.nbytes())
+                    self.now += (size := storage.nbytes())
                     weakref.finalize(storage, self._gone, size)
-        self.peak = max(self.peak, self._now)
+        self.peak = max(self.peak, self.now)
         return out
 
     def _gone(self, size: int) -> None:
-        self._now -= size
+        self.now -= size
 
 
 @contextmanager

@@ -114,14 +114,15 @@ def _weights() -> Iterator[Finding]:
 
 
 def _lpips() -> Iterator[Finding]:
-    from .metrics.lpips import backbone_path
+    from .metrics.lpips import backbone_path, missing
 
     file = backbone_path()
-    if file.is_file():
-        yield Finding("LPIPS backbone", "ok", str(file))
-    else:
+    if missing(file):
+        found = "not torchvision's file" if file.exists() else "missing"
         cure = f"put torchvision's file at {file} (https://download.pytorch.org/models/{file.name})"
-        yield Finding("LPIPS backbone", "note", "missing, so LPIPS will be null", cure)
+        yield Finding("LPIPS backbone", "note", f"{found}, so LPIPS will be null", cure)
+    else:
+        yield Finding("LPIPS backbone", "ok", str(file))
 
 
 def _keys() -> Iterator[Finding]:

@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .counting import counting
 from .editors.sd3 import T5
 from .editors.skeleton import skeleton
-from .errors import InputError
+from .errors import InputError, LayerError
 from .methods import sifm
+from .types import Editor, GradFn
 
 CALIBRATION = 2.0
 """Seconds."""
@@ -49,7 +50,8 @@ class Settings:
 class Cost(NamedTuple):
     """``flops`` of all iterations of the batch; memory in bytes, at the peak of the loop and while prompts are read.
 
-    ``networks`` are those of the loop, ``text`` the text encoders, ``working`` what one iteration makes.
+    ``networks`` are those of the loop, ``text`` the text encoders, ``working`` what one iteration makes and what is
+    kept for all of them.
     """
 
     flops: int
@@ -125,16 +127,15 @@ def _rate(
         given = {k: None if v is None else torch.full(v, 0.1, **kind) for k, v in extra.items()}
         return lambda: torch.autograd.grad(block(x, **given).sum(), x)
 
-    with counting() as counter:
-        ready("meta")()
-    run = ready(device)
-
     def synchronised() -> float:
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a block draws its weights
+        with counting() as counter:
+            ready("meta")()
+        run = ready(device)
         run()
         start, done = synchronised(), 0
         while done == 0 or synchronised() - start < seconds:
@@ -148,20 +149,27 @@ def _iterations(settings: Settings, per_iteration: int) -> int:
 
 
 class _Count(NamedTuple):
-    """FLOP of one iteration of one picture, and the bytes that it makes at its peak."""
+    """FLOP of one iteration of one picture, the bytes that it makes at its peak, and those kept through all iterations.
+
+    What is kept of each timestep is its noise and the clean picture's features.
+    """
 
     convolution: int
     product: int
     peak: int
+    kept: int = 0
 
 
 def _counted(settings: Settings) -> _Count:
-    """Of float32 where the type is another: the numbers of bytes are in proportion."""
+    """As counted in float32: an iteration's bytes are in proportion to the type's, what is kept is never shorter."""
     layers = settings.layers if isinstance(settings.layers, str) else tuple(settings.layers)
     once, term = _iteration(settings.editor, settings.size, layers, settings.checkpointing)
     more, width = settings.timesteps - 1, torch.finfo(getattr(torch, settings.dtype)).bits / 32
     return _Count(
-        once.convolution + more * term.convolution, once.product + more * term.product, round(once.peak * width)
+        once.convolution + more * term.convolution,
+        once.product + more * term.product,
+        round(once.peak * width),
+        round((once.kept + more * term.kept) * max(1, width)),
     )
 
 
@@ -174,17 +182,27 @@ def _iteration(editor: str, size: int, layers: str | tuple[str, ...], checkpoint
         for network in networks:
             network.enable_gradient_checkpointing()
     x, cond = torch.zeros(1, 3, *model.work_size(size, size), device="meta"), model.blank(1)
-    grad_fn = sifm.build(model, x, cond, timesteps=1, layers=layers, aggregation="per_layer")
-    with counting() as once:
-        grad_fn(x, 0)
+    first = _one(model, x, cond, layers)
     with torch.no_grad():
         z = model.encode(x)
     model.encode = lambda x: x * 1  # type: ignore[method-assign]
-    term = sifm.build(model, z, cond, timesteps=1, layers=layers, aggregation="per_layer")
-    with counting() as more:
-        term(z, 0)
-    first, further = (_Count(c.convolution, c.product, c.peak) for c in (once, more))
-    return first, further
+    return first, _one(model, z, cond, layers)
+
+
+def _one(model: Editor, x: Tensor, cond: Any, layers: str | tuple[str, ...]) -> _Count:
+    """One timestep of the default aggregation, or of the other where that cannot average these layers."""
+
+    def built(aggregation: Literal["literal", "per_layer"]) -> tuple[GradFn, int]:
+        with counting() as counter:
+            return sifm.build(model, x, cond, timesteps=1, layers=layers, aggregation=aggregation), counter.now
+
+    try:
+        grad_fn, kept = built("literal")
+    except LayerError:
+        grad_fn, kept = built("per_layer")
+    with counting() as counter:
+        grad_fn(x, 0)
+    return _Count(counter.convolution, counter.product, counter.peak, kept)
 
 
 @cache
@@ -200,10 +218,12 @@ def _cost(settings: Settings) -> Cost:
     counted = _counted(settings)
     networks, text, t5 = (n * getattr(torch, settings.dtype).itemsize for n in _parameters(settings.editor))
     text -= 0 if settings.t5 else t5
-    working = counted.peak * settings.batch
-    loop = networks + working + (text if settings.offload == "none" else 0)
-    reading = text + (0 if settings.offload == "sequential" else networks)
-    overhead = int(OVERHEAD) if torch.device(settings.device).type == "cuda" else 0
+    working = (counted.peak + counted.kept) * settings.batch
+    where = torch.device(settings.device).type
+    offload = "none" if where == "cpu" else settings.offload  # as place() does
+    loop = networks + working + (text if offload == "none" else 0)
+    reading = text + (0 if offload == "sequential" else networks)
+    overhead = int(OVERHEAD) if where == "cuda" else 0
     return Cost(
         _iterations(settings, counted.convolution + counted.product),
         networks,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -113,14 +114,19 @@ def _parse(spec: str) -> Transform:
     if name not in KINDS:
         raise unknown("transform", name, KINDS)
     kind = KINDS[name]
-    low, dash, high = strength.partition("-")
-    try:
-        bounds = (float(low), float(high if dash else low)) if colon else (0.0, 0.0)
-    except ValueError:
-        bounds = (math.nan, math.nan)
+    bounds = _range(strength) if colon else (0.0, 0.0) if name == "none" else (math.nan, math.nan)
     if not kind.low <= bounds[0] <= bounds[1] <= kind.high:
         raise InputError(f"transform {spec!r}: expected {kind.unit}, or a range such as jpeg:50-95")
     return Transform(name, *bounds)
+
+
+def _range(text: str) -> tuple[float, float]:
+    """ "a" or "a-b" as numbers, either of which may be written as 1e-2; NaN where it is neither."""
+    found = re.fullmatch(r"\s*([\d.]+(?:e-?\d+)?)\s*(?:-\s*([\d.]+(?:e-?\d+)?)\s*)?", text, re.IGNORECASE)
+    try:
+        return (float(found[1]), float(found[2] or found[1])) if found else (math.nan, math.nan)
+    except ValueError:
+        return math.nan, math.nan
 
 
 def _blocks(plane: Tensor, table: Tensor, quality: float) -> Tensor:

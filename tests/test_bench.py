@@ -676,7 +676,7 @@ class Deadly(ToyEditor):
 
 def executor(kind: str) -> bench.Executor:
     if kind == "ray":
-        pytest.importorskip("ray", reason="Ray is not installed: pip install 'sifm[ray]'; its executor is NOT tested")
+        pytest.importorskip("ray", reason="Ray is not installed: pip install ray; its executor is NOT tested")
         return bench.Ray("local", 2)
     return bench.Pool(2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image as Pil
 
 import fakes
+import sifm_core.images
 from sifm_core import cli
 from sifm_core.cli import output
 from sifm_core.images import load_picture
@@ -103,6 +105,32 @@ def test_a_folder_gives_a_folder_and_a_list(here, editor, sifm):
     measured = sifm("metrics", "photos", "safe", "--metric", "psnr", "--json")
     assert [Path(m["distorted"]).name for m in measured] == ["a.png", "b.png"]
     assert all(m["psnr"]["value"] > 25 for m in measured)
+
+
+def test_a_folder_may_have_a_dot_in_its_name(here, editor, sifm):
+    for _ in range(2):  # new, then there
+        done = sifm("edit", "photos", "-o", "out-eps0.03", "--editor", editor, "--prompt", "a", "--json")
+        assert [d["output"] for d in done] == ["out-eps0.03/a.png", "out-eps0.03/b.png"]
+    assert cli.main(["edit", "photos", "-o", "out.png", "--editor", str(editor), "--prompt", "a"]) == 2
+
+
+@pytest.mark.parametrize("words", [["immunize"], ["edit"], ["purify", "blur:1"]])
+def test_one_picture_of_a_folder_is_in_memory_at_a_time(here, editor, sifm, monkeypatch, words):
+    for i in range(6):
+        shutil.copy("cat.png", f"photos/{i}.png")
+    alive, most = weakref.WeakSet(), []
+    plain = sifm_core.images.load_picture
+
+    def load(path):
+        picture = plain(path)
+        alive.add(picture.pixels)
+        most.append(len(alive))
+        return picture
+
+    monkeypatch.setattr(sifm_core.images, "load_picture", load)
+    also = {"purify": [], "edit": ["--prompt", "a"], "immunize": ["--prompt", "a", "--steps", 1]}[words[0]]
+    sifm(words[0], "photos", *words[1:], "-o", "out", "--editor", editor, *also)
+    assert len(most) >= 16 and max(most) <= 2
 
 
 def test_an_existing_folder_takes_a_single_picture_by_its_name(here, editor, sifm):
@@ -203,6 +231,15 @@ def test_judging_folders_and_text(here, sifm, toy_judges):
     assert [s["edit_failed"] for s in said] == [True, True]
     text = sifm("judge", "cat.png", "cat.png", "--prompt", "a", "--judge", "toy:soft")
     assert "cat.png: the edit works" in text and "toy:soft" in text
+
+
+def test_pairs_are_judged_in_parts_and_in_order(here, sifm, toy_judges, monkeypatch):
+    monkeypatch.setattr("sifm_core.cli.judge.AT_ONCE", 2)
+    for i in range(3):
+        shutil.copy("cat.png", f"photos/{i}.png")
+    said = sifm("judge", "photos", "photos", "--prompt", "a", "--judge", "toy:hard", "--judge", "toy:soft", "--json")
+    assert [Path(s["source"]).stem for s in said] == ["0", "1", "2", "a", "b"]
+    assert [[v["judge"] for v in s["verdicts"]] for s in said] == [["toy:hard", "toy:soft"]] * 5
 
 
 def test_no_answer_at_all_is_a_failure_that_still_prints_the_verdicts(here, toy_judges, capsys):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,14 @@ def test_a_table_with_a_mistake_makes_no_manifest(tmp_path, capsys, table, said)
         (tmp_path / "own.csv").write_bytes(table)
     assert cli.main(["data", "csv", str(tmp_path / "own.csv"), str(tmp_path / "manifest.jsonl")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "manifest.jsonl").exists()
+
+
+def test_a_table_is_not_replaced_by_its_manifest(tmp_path, capsys):
+    picture(tmp_path / "a.png", 0)
+    table = tmp_path / "own.csv"
+    table.write_text("image,instruction\na.png,make it dark\n")
+    assert cli.main(["data", "csv", str(table), str(table)]) == 2
+    assert "expected a .jsonl file" in capsys.readouterr().err and table.read_text().startswith("image,")
 
 
 def test_a_manifest_is_one_object_a_line_whatever_its_texts_hold(tmp_path, own):
@@ -265,7 +275,7 @@ def as_parquet(folder: Path) -> None:
     arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: reading parquet is NOT tested")
     from pyarrow import parquet
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     table = []
     for i, row in enumerate(rows()):
         content = io.BytesIO()
@@ -289,11 +299,33 @@ def test_the_choice_is_reproducible_and_rejects_are_replaced(tmp_path, copy):
     kept = {item.id for item in first} & {item.id for item in other}
     assert len(kept) == len(first) - 1 and first[0].id not in kept
     assert len(data.load(tmp_path / "a" / "manifest.jsonl")) == 7
-    build.review(first, tmp_path / "a" / "review.html")
+    build.review(first, tmp_path / "a" / "review.html", "sifm data instructpix2pix copy")
     page = (tmp_path / "a" / "review.html").read_text()
     assert page.count('type="checkbox"') == 7 and f'src="images/{first[0].id}.png"' in page
+    build.from_instructpix2pix(tmp_path / "copy", tmp_path / "a", counts=COUNTS, reject=[first[0].id])
+    assert not (tmp_path / "a" / "images" / f"{first[0].id}.png").exists(), "what was turned down is not kept"
     with pytest.raises(InputError, match="expected 9 pictures of category portrait, found 5"):
         build.from_instructpix2pix(tmp_path / "copy", tmp_path / "d", counts={"portrait": 9})
+
+
+def test_files_of_one_name_are_two(tmp_path):
+    for part in ("train", "test"):
+        as_parquet(tmp_path / "copy" / part)
+    items = build.from_instructpix2pix(tmp_path / "copy", tmp_path / "out", counts={"portrait": 10})
+    assert len({item.id for item in items}) == len(data.load(tmp_path / "out" / "manifest.jsonl")) == 10
+
+
+def test_the_review_page_goes_on_from_the_command_that_made_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(build.from_instructpix2pix.__kwdefaults__, "counts", COUNTS)
+    as_folder(Path("my copy"))
+    words = ["data", "instructpix2pix", "my copy", "--out", "chosen", "--seed", "3"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    first = json.loads(Path("chosen/manifest.jsonl").read_text().splitlines()[0])["id"]
+    assert cli.main([*words, "--reject", first]) == 0
+    page = Path("chosen/review.html").read_text()
+    command = json.loads(re.search(r"command\.textContent = (\".*?\") \+ ids", page)[1])
+    assert shlex.split(command) == ["sifm", *words, "--reject", first] and f'value="{first}"' not in page
 
 
 def test_captions_tell_the_category():

@@ -56,6 +56,14 @@ def test_missing_weights_are_a_problem(monkeypatch, tmp_path):
     assert "train" in found["miniature editor"].cure
 
 
+def test_a_broken_backbone_is_no_backbone(monkeypatch, tmp_path):
+    monkeypatch.setattr("sifm_core.metrics.lpips.backbone_path", lambda: tmp_path / "alexnet.pth")
+    assert findings()["LPIPS backbone"].found == "missing, so LPIPS will be null"
+    (tmp_path / "alexnet.pth").write_bytes(b"cut")
+    finding = findings()["LPIPS backbone"]
+    assert finding.state == "note" and finding.found == "not torchvision's file, so LPIPS will be null"
+
+
 def test_comfyui_is_looked_for_where_the_variable_points(monkeypatch, tmp_path):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     assert findings()["ComfyUI"].state == "problem"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,4 +66,7 @@ def test_only_clean_edits_that_all_judges_accept_are_taken_from_a_run(tmp_path):
             record("unclear", "clean", False, None),
             record("protected", "SIFM", False, False),
         ]
-        assert [text for *_, text in edits_that_work(records, store)] == ["works"]
+        strict = Verdict("miniature:renderer", "ok", True, False)
+        records.append(replace(record("strict", "clean", False, False), verdicts=(*records[0].verdicts, strict)))
+        records.append(replace(record("alone", "clean"), verdicts=(strict,)))
+        assert [text for *_, text in edits_that_work(records, store)] == ["works", "strict"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from sifm_core import features
 from sifm_core import plan as plans
 from sifm_core.cli import main
 from sifm_core.counting import counting
@@ -61,13 +63,29 @@ def test_memory_adds_up_and_follows_the_settings(wanted: Settings) -> None:
     plain = cost()
     assert plain.memory == plain.networks + plain.text + plain.working
     assert cost(batch=4).working == 2 * plain.working
-    assert cost(dtype="bfloat16").working == pytest.approx(plain.working / 2)
-    assert cost(timesteps=9).working == plain.working and cost(timesteps=9).flops > 1.5 * plain.flops
-    text = cost(offload="text")
-    assert text.memory == max(text.networks + text.working, text.networks + text.text)
-    sequential = cost(offload="sequential")
-    assert sequential.memory == max(text.networks + text.working, text.text)
+    assert plain.working / 2 < cost(dtype="bfloat16").working < 0.8 * plain.working, "features are kept in float32"
+    assert cost(timesteps=9).flops > 1.5 * plain.flops
+    assert cost(offload="text") == cost(offload="sequential") == plain, "nothing leaves the CPU"
+    on_card = partial(cost, device="cuda")
+    text = on_card(offload="text")
+    assert text.memory == max(text.networks + text.working, text.networks + text.text) + plans.OVERHEAD
+    sequential = on_card(offload="sequential")
+    assert sequential.memory == max(text.networks + text.working, text.text) + plans.OVERHEAD
     assert cost(checkpointing=True).flops > plain.flops
+
+
+def test_every_timestep_keeps_its_noise_and_the_clean_features(wanted: Settings) -> None:
+    editor = skeleton(wanted.editor, device="cpu", text=False, size=16)
+    x, cond = torch.full((1, 3, 16, 16), 0.5), editor.prepare(["a"])
+    seen: list[torch.Tensor] = []
+    plain = editor.denoise
+    editor.denoise = lambda z, noise, t, c: seen.append(noise) or plain(z, noise, t, c)
+    paths = features.resolve(editor.net, list(editor.layer_presets["deep"]))
+    z = editor.encode(x)
+    found = features.capture(editor.net, paths, lambda: editor.denoise(z, z, torch.full((1,), 500), cond))
+    kept = 4 * seen[0].numel() + 4 * next(iter(found.values())).numel()  # Eq. 3's mean over layers of one shape
+    two, five, nine = (plan(replace(wanted, timesteps=n), calibrate=False).cost.working for n in (2, 5, 9))
+    assert (five - two, nine - five) == (3 * wanted.batch * kept, 4 * wanted.batch * kept)
 
 
 def test_checkpointing_takes_less_memory_at_true_size() -> None:
@@ -114,6 +132,14 @@ def test_seconds_are_the_counted_work_at_the_rates_of_a_calibration(wanted: Sett
     found = plan(wanted)
     assert found.seconds == pytest.approx(found.cost.flops / 1e9)
     assert plan(replace(wanted, steps=50)).seconds == pytest.approx(10 * found.seconds)
+
+
+def test_a_calibration_leaves_the_callers_random_numbers_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    measured_rate("cpu", "float32", 0.01)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_calibration_reaches_what_a_processor_can() -> None:

@@ -54,6 +54,7 @@ def record(
     return replace(made, **also)
 
 
+FIDELITY = {"protection": "sifm", "fidelity": {"psnr": {"value": 41.5, "definition": "psnr", "reason": ""}}}
 HOW = {"clean": "", "noise": "random_noise"}
 
 
@@ -86,6 +87,29 @@ def test_intervals_are_by_picture():
     rate = report.make(one, {}).parts[0].lines[0].isr
     assert rate == isr([i % 2 == 0 for i in range(20)], clusters=[i % 2 for i in range(20)])
     assert (rate.low or 0) < 0.1  # twenty edits of two pictures are two observations
+
+
+def test_bars_and_addresses_in_names_do_not_shift_cells():
+    found = report.make([record("A|B", "0", True, protection="sifm")], {})
+    assert all(line.replace("\\|", "").count("|") == line.count(" | ") + 2 for line in _rows(markdown(found)))
+    at = Verdict("openai:llava:7b@http://127.0.0.1:11434/v1", "ok", True, False)
+    first, _ = report.terminal(report.make([record("SIFM", "0", verdicts=(at,))], {}).parts[0].lines)
+    assert [str(column.header) for column in first.columns][-1] == "llava:7b"
+
+
+def _rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "A" in line and line.startswith("|")]
+
+
+def test_the_command_that_calibrates_asks_about_the_runs_own_pictures(tmp_path):
+    given = config.load("table3")
+    for data, said in (("miniature", False), ("my own/manifest.jsonl", True)):
+        with Store(tmp_path / data[:2]) as store:
+            store.put_record(record("SIFM", "0", True, protection="sifm"))
+            found = report.build(store, replace(given, settings=replace(given.settings, data=data)))
+        assert (
+            "--data 'my own/manifest.jsonl'" in found.trust[0]
+        ) is said and "sifm calibrate --editor toy" in found.trust[0]
 
 
 def test_what_could_not_be_protected_took_no_time_that_is_known():
@@ -189,6 +213,9 @@ def test_blocks_marks_tests_and_the_papers_figures():
     assert "(83%)" in text and "(68%)" in text and "†" in text and "Table III, arXiv" in text
     written = list(csv.DictReader(io.StringIO(as_csv(found))))
     assert sum(row["column"] in found.layout.columns for row in written) == 2 * 4 * 6
+    found = report.make([record("SIFM", "0", True, truth=True, protection="sifm", info=FIDELITY)], {})
+    rows = {r["column"]: r["value"] for r in csv.DictReader(io.StringIO(as_csv(found)))}
+    assert rows["ground truth"] == "1.0" and rows["visible:psnr"] == "41.5"
     row = next(r for r in written if (r["block"], r["method"], r["column"]) == ("Unseen prompts", "SIFM", "psnr"))
     assert float(row["low"]) < float(row["value"]) < float(row["high"]) and row["paper"] == "15.11"
 

@@ -87,6 +87,7 @@ def test_all_of_the_listed_are_drawn() -> None:
 def test_lists_may_be_one_text() -> None:
     assert parse("jpeg:75, blur:1-2") == parse(["jpeg:75", "blur:1-2"]) and parse("") == ()
     assert parse(["resize:0.5"])[0] == ("resize", 0.5, 0.5)
+    assert parse("noise:1e-2, noise:1e-3-2E-2") == (("noise", 0.01, 0.01), ("noise", 0.001, 0.02))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,8 @@ def test_lists_may_be_one_text() -> None:
         ("jpeg:high", "jpeg:75"),
         ("jpeg:95-50", "jpeg:50-95"),
         ("noise:2", "deviation"),
+        ("noise", "deviation"),
+        ("noise:0.01-", "deviation"),
         ("resize:0", "factor"),
         ("blur:nan", "sigma"),
         ("none:3", "no strength"),

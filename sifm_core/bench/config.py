@@ -241,6 +241,8 @@ def samples(data: str, images: int, unseen: int) -> list[Sample]:
     from .grid import Sample
 
     found = []
+    if unseen < 0:
+        raise InputError(f"unseen: expected 0 or more unseen prompts, got {unseen}")
     for item in load_data(data, images or None):
         for n, prompt in enumerate([item.instruction, *item.unseen[:unseen]]):
             kind = "unseen" if n else "original"

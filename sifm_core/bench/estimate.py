@@ -6,20 +6,23 @@ speed, else they are None: nothing here guesses silently. Judges cost at most wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from ..errors import unknown
+from ..judges import BACKENDS, REMOTE
 from ..judges.prices import read_prices
 from ..store import Store
+from ..types import Case
 from .config import Plan
 
 if TYPE_CHECKING:
     from .grid import Grid
-
-ANSWER_TOKENS, ASKED_BYTES = 2000, 4000
-"""Of one question to a judge, for its cost: tokens of the answer with its thoughts, bytes of the text."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,18 @@ class Line:
 
 
 def estimate(
-    plan: Plan, store: Store | None = None, tflops: float | None = None, hourly: float | None = None
+    plan: Plan,
+    store: Store | None = None,
+    tflops: float | None = None,
+    hourly: float | None = None,
+    *,
+    preset: str = "two_calls",
+    prices: str | os.PathLike[str] | None = None,
 ) -> list[Line]:
     """One line per phase.
 
     ``store``: a run whose measured rates count; ``tflops``: the device's sustained speed, ``hourly`` what an hour of it
-    costs in dollars.
+    costs in dollars; ``preset`` and ``prices`` are those of :class:`sifm_core.judges.vlm.VlmJudge`.
     """
     from .costs import weights
 
@@ -68,7 +77,8 @@ def estimate(
         else:
             seconds, basis = None, "not known before it was measured: run a few images first, or give --tflops"
         rent = 0.0 if hourly is None else None if seconds is None else seconds / 3600 * hourly
-        lines.append(Line(phase, jobs, seconds, _dollars(plan, jobs) if phase == "judge" else rent, basis))
+        dollars = _dollars(plan, grid, jobs, preset, prices) if phase == "judge" else rent
+        lines.append(Line(phase, jobs, seconds, dollars, basis))
     return lines
 
 
@@ -103,15 +113,24 @@ def _teraflop(grid: Grid, phase: str, jobs: int) -> float | None:
     return jobs * fmean(known) if len(known) == len(each) else None
 
 
-def _dollars(plan: Plan, jobs: int) -> float | None:
-    """At most; None when a judge has no known price."""
-    prices, total = read_prices(), 0.0
+def _dollars(plan: Plan, grid: Grid, jobs: int, preset: str, prices: str | os.PathLike[str] | None) -> float | None:
+    """At most: every answer as long as it may be; None when a judge has no known price."""
+    import torch
+
+    from ..judges.rubric import PRESETS
+
+    if preset not in PRESETS:
+        raise unknown("judging preset", preset, PRESETS)
+    known, total = read_prices(prices), 0.0
+    pixel, longest = torch.zeros(3, 1, 1), max((sample.prompt for sample in grid.samples), key=len, default="")
+    asked = [question.parts(Case(pixel, pixel, longest)) for question in PRESETS[preset]]
     for spec in plan.settings.judges:
         backend, _, model = spec.partition(":")
-        if backend in ("miniature", "human", "transformers"):
+        if backend not in REMOTE:
             continue
-        price = prices.get((backend, model.partition("@")[0]))
+        price = known.get((backend, model.partition("@")[0]))
         if price is None:
             return None
-        total += price.at_most("x" * ASKED_BYTES, 2, ANSWER_TOKENS)
+        limit = signature(import_module(BACKENDS[backend]).load).parameters["max_output_tokens"].default
+        total += sum(price.at_most("".join(p for p in parts if isinstance(p, str)), 2, limit) for parts in asked)
     return total * jobs / max(len(plan.settings.judges), 1)

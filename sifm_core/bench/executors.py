@@ -231,7 +231,7 @@ class Ray(_Crew):
         try:
             import ray
         except ImportError as error:
-            raise SifmError(f"Ray needs its package: pip install 'sifm[ray]' ({error})") from None
+            raise SifmError(f"Ray needs its package: pip install ray ({error})") from None
         self._ray, self._address, self._wanted = ray, address, workers
         self.workers = workers or 0
         self._started = False

@@ -114,7 +114,8 @@ def run(
         from ..store import Store
 
         known = Store(out, create=False) if (out / "run.sqlite").is_file() else None
-        lines = estimate(plan, known, tflops, hourly)
+        chosen = {"preset": asking.preset} if asking.preset else {}
+        lines = estimate(plan, known, tflops, hourly, prices=asking.prices, **chosen)
         if as_json:
             return dump({"plan": plan.as_dict(), "phases": [asdict(line) for line in lines]})
         print(f"{plan.title} ({plan.profile}), would go to {out}")

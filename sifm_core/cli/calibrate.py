@@ -23,8 +23,11 @@ def calibrate(
         int, typer.Option("--images", metavar="N", help="Pictures of the benchmark; four cases each.")
     ] = 24,
     data: Annotated[
-        str, typer.Option("--data", metavar="miniature|MANIFEST", help="Whose pictures; see `sifm data`.")
-    ] = "miniature",
+        str | None,
+        typer.Option(
+            "--data", metavar="miniature|MANIFEST", help="Whose pictures; default the run's, else the miniature's."
+        ),
+    ] = None,
     seed: Seed = 0,
     run: Annotated[
         Path | None, typer.Option("--run", metavar="DIR", help="Keep the result in this run, for its report.")
@@ -48,7 +51,8 @@ def calibrate(
     pipeline.check_count(images, "images")
     pipeline.check_seed(seed, 1)
     store = run_store(run) if run else None
-    samples = samples_of(data, images, 1)
+    settings = ((store.get("run", "config") if store else None) or {}).get("settings", {})
+    samples = samples_of(data or settings.get("data", "miniature"), images, 1)
     loaded = load_judges(judges or JUDGES, asking)
     found = []
     with progress() as on_step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -40,16 +41,17 @@ def consistency(
 
     Raw agreement, Cohen's kappa and Krippendorff's alpha, human to human, judge to judge and human to judge. The sample
     is drawn in proportion from every method, kind of prompt and category. In the miniature's runs the renderer, which
-    knows the scene, stands for a person.
+    knows the scene, stands for a person where no other does, and is left out where one does.
     """
     from .. import consistency as table_one
-    from ..judges.human import write_annotations, write_sheet
+    from ..judges.human import case_id, read_annotations, write_annotations, write_sheet
     from ..report import TRUTH
 
     with run_store(run) as store:
         everything = list(store.records())
         known = {verdict.judge for record in everything for verdict in record.verdicts}
-        named = human if human is not None else [TRUTH] if TRUTH in known else []
+        asked_of = {name for name in known if name.startswith("human:")}  # people who were judges of the run itself
+        named = human if human is not None else [TRUTH] if TRUTH in known and not asked_of else []
         files = [Path(name) for name in named if name not in known]
         if files and not sheet:
             records, wanted = table_one.annotated(everything, store, files), "edits that these files have answers for"
@@ -62,17 +64,21 @@ def consistency(
             written = write_sheet(shown, sheet, seed=seed)
             return dump({"sheet": str(written), "samples": len(shown)}) if as_json else print(written)
         judges, people = table_one.judges_of(records), table_one.people_of(files, shown)
+    answered = {annotation.case for path in files for annotation in read_annotations(path)}
+    if strange := answered - {case_id(case) for case in shown}:
+        print(f"{len(strange)} answered cases are of no edit of {run}, such as {sorted(strange)[0]}", file=sys.stderr)
     raters = judges | people
-    table = table_one.consistency(
-        raters, [*people, *(name for name in named if name in judges)], [record.image for record in records]
-    )
     if export:
         write_annotations(export, table_one.annotations_of(raters, shown))
+    if TRUTH not in named:  # neither a judge, nor here a person
+        raters.pop(TRUTH, None)
+    ours = [name for name in raters if name in people or name in asked_of or name in named]
+    table = table_one.consistency(raters, ours, [record.image for record in records])
     if as_json:
         found = {kind: {axis: asdict(cell) for axis, cell in row.items()} for kind, row in table.items()}
-        return dump({"samples": len(records), "seed": seed, "people": named, "raters": list(raters), "table": found})
+        return dump({"samples": len(records), "seed": seed, "people": ours, "raters": list(raters), "table": found})
     columns = [[title, *cells] for title, cells in table_one.cells(table).items()]
     widths = [max(map(len, column)) for column in columns]
     for row in zip(*columns, strict=True):
         print("  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)))
-    print(f"{len(records)} samples of {run}; people: {', '.join(named) or 'none'}; raters: {', '.join(raters)}")
+    print(f"{len(records)} samples of {run}; people: {', '.join(ours) or 'none'}; raters: {', '.join(raters)}")

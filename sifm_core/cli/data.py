@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,8 +41,10 @@ def instructpix2pix(
     """Choose 35 portraits, 35 landscapes and 30 artworks from timbrooks/instructpix2pix-clip-filtered."""
     from ..data.build import from_instructpix2pix, review
 
-    items = from_instructpix2pix(source, out, seed=seed, reject=reject or ())
-    review(items, out / "review.html")
+    rejected = reject or []
+    items = from_instructpix2pix(source, out, seed=seed, reject=rejected)
+    words = ["sifm", "data", "instructpix2pix", str(source), "--out", str(out), "--seed", str(seed)]
+    review(items, out / "review.html", shlex.join([*words, *(w for name in rejected for w in ("--reject", name))]))
     print(f"{out / 'manifest.jsonl'}: {len(items)} pictures; look through them in {out / 'review.html'}")
 
 

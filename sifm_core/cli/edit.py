@@ -61,14 +61,15 @@ def edit(
     jobs, stages = jobs_of(source, out), parse(purify)
     pipeline.check_prompts(prompt, 1)
     pipeline.check_seed(seed, 1)
-    pictures = [load_picture(path) for path, _ in jobs]
+    for path, _ in jobs:  # a file that is no picture is found before the work; one at a time is in memory
+        load_picture(path)
     options = {key: parse_value(text) for key, text in key_values(option or []).items()}
     loaded = load_editor(editor, device, dtype, download, offload=offload, size=size, t5=False if no_t5 else None)
     options = pipeline.check_edit_options(loaded, options)
     results = []
     with progress() as on_step:
-        for (path, target), picture in zip(jobs, pictures, strict=True):
-            start = time.perf_counter()
+        for path, target in jobs:
+            picture, start = load_picture(path), time.perf_counter()
             edited = pipeline.edit(
                 picture.pixels,
                 loaded,

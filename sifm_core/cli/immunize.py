@@ -154,17 +154,17 @@ def immunize(
     pipeline.check_loop(chosen["ball"], chosen["schedule"], chosen["update"], transforms, random_start)
     pipeline.check_prompts(prompt, 1)
     pipeline.check_seed(seed, 1)
-    pictures = [load_picture(path) for path, _ in jobs]
     cover = None if mask is None else load_picture(mask).pixels.mean(dim=1, keepdim=True)
-    for picture in pictures:
-        pipeline.check_mask(cover, picture.pixels)
+    for path, _ in jobs:  # what does not fit is found before the work; one picture at a time is in memory
+        pipeline.check_mask(cover, load_picture(path).pixels)
     load = partial(load_editor, device=device, dtype=dtype, download=download)
     load = partial(load, offload=offload, checkpointing=checkpointing)
     loaded = load(editor, size=size, t5=False if no_t5 else None)
     others = [load(name) for name in also or ()]
     results, lines = [], []
     with progress() as on_step:
-        for (path, target), picture in zip(jobs, pictures, strict=True):
+        for path, target in jobs:
+            picture = load_picture(path)
             done = pipeline.immunize(
                 picture.pixels,
                 loaded,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import SifmError
+from ..types import Case, Judge, OnStep, Step, Verdict
 from .app import app
 from .judging import AskingAlone, load_judges, options
 from .output import dump, progress
 from .shared import JUDGES, Json, Judges, Prompt, matched
+
+AT_ONCE = 16
+"""Pairs in memory at a time; jobs (--batch) take all at once."""
 
 
 @app.command()
@@ -35,10 +40,16 @@ def judge(
     from ..judges import consensus
 
     pairs = matched(source, edited)
-    cases = [pipeline.check_case(load_image(one), load_image(two), prompt) for one, two in pairs]
+
+    def case(pair: tuple[Path, Path]) -> Case:
+        return pipeline.check_case(load_image(pair[0]), load_image(pair[1]), prompt)
+
+    for pair in pairs:  # what is no case is found before anything is paid
+        case(pair)
     loaded = load_judges(judges or JUDGES, asking)
+    at_once = len(pairs) if asking.batch else AT_ONCE
     with progress() as on_step:
-        columns = [one.judge(cases, on_step=on_step(one.name)) for one in loaded]
+        columns = [_ask(one, pairs, case, at_once, on_step(one.name)) for one in loaded]
     results, answered = [], False
     for (one, two), verdicts in zip(pairs, zip(*columns, strict=True), strict=True):
         agreed = consensus(verdicts)
@@ -53,6 +64,19 @@ def judge(
         dump(results[0] if source.is_file() else results)
     if not answered:
         raise SifmError("no judge gave an answer; the verdicts say why")
+
+
+def _ask(
+    judge: Judge, pairs: Sequence[tuple[Path, Path]], case: Callable[[tuple[Path, Path]], Case], n: int, on_step: OnStep
+) -> list[Verdict]:
+    verdicts: list[Verdict] = []
+
+    def step(s: Step) -> None:
+        on_step(replace(s, i=len(verdicts) + s.i, n=len(pairs)))
+
+    for i in range(0, len(pairs), n):
+        verdicts += judge.judge([case(pair) for pair in pairs[i : i + n]], on_step=step)
+    return verdicts
 
 
 _WORDS = {True: "the edit failed", False: "the edit works", None: "unclear"}

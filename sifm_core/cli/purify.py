@@ -38,13 +38,14 @@ def purify(
 
     jobs, stages = jobs_of(source, out), parse(chain)
     pipeline.check_seed(seed, 1)
-    pictures = [load_picture(path) for path, _ in jobs]
+    for path, _ in jobs:  # a file that is no picture is found before the work; one at a time is in memory
+        load_picture(path)
     loaded = load_editor(editor, device, dtype, download) if needs_editor(stages) else None
     tools: dict[str, Any] = {"editor": loaded, "upscaler": upscaler, "device": check_device(device)}
     results = []
     with progress() as on_step:
-        for (path, target), picture in zip(jobs, pictures, strict=True):
-            start = time.perf_counter()
+        for path, target in jobs:
+            picture, start = load_picture(path), time.perf_counter()
             clean = apply(picture.pixels, stages, seed=seed, on_step=on_step(path.name), **tools)
             save_png(clean, target, like=picture)
             results.append(

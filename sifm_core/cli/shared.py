@@ -92,7 +92,7 @@ def jobs_of(source: Path, out: Path) -> list[tuple[Path, Path]]:
         found = _pictures(source)
         if not found:
             raise InputError(f"{source}: expected pictures ({', '.join(SUFFIXES)}) in this folder, but found none")
-        if out.suffix or out.is_file():
+        if out.is_file() or (out.suffix.lower() in SUFFIXES and not out.is_dir()):
             raise InputError(f"{out}: expected a folder, because {source} is one")
         jobs = [(path, out / f"{name}.png") for name, path in found.items()]
     elif out.is_dir():

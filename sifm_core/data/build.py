@@ -55,10 +55,12 @@ def from_csv(table: str | os.PathLike[str], out: str | os.PathLike[str], unseen:
     """A manifest of one's own pictures: a CSV with ``image`` and ``instruction``, and what else of a manifest is known.
 
     ``image`` is relative to the CSV; ``unseen`` there holds instructions separated by "|" (none: from ``unseen``).
-    Pictures stay where they are: the manifest at ``out`` (a .jsonl file) refers to them. Raises InputError as
-    :func:`sifm_core.data.check` does.
+    Pictures stay where they are: the manifest at ``out`` (a .jsonl file) refers to them. Raises InputError for another
+    suffix, which could be the table's or a picture's own, and as :func:`sifm_core.data.check` does.
     """
     file, target = Path(table), Path(out)
+    if target.suffix != ".jsonl":
+        raise InputError(f"{target}: expected a .jsonl file for the manifest; use {target.with_suffix('.jsonl')}")
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -132,8 +134,10 @@ def from_instructpix2pix(
         for row in candidates:
             if len(items[category]) == counts[category]:
                 break
-            item = _chosen(row, category, folder, target, unseen)
-            if item and item.id not in refused and item.id not in {other.id for other in items[category]}:
+            name = _name(row, category, folder)
+            if name in refused:
+                (target / "images" / f"{name}.png").unlink(missing_ok=True)
+            elif item := _chosen(row, name, category, folder, target, unseen):
                 items[category].append(item)
         if len(items[category]) < counts[category]:
             raise InputError(
@@ -241,17 +245,25 @@ def miniature(out: str | os.PathLike[str], n: int | None = None) -> list[Item]:
     return items
 
 
-def review(items: Iterable[Item], out: str | os.PathLike[str]) -> None:
-    """One HTML page with every picture and its instructions, to tick what is to be swapped; it gives the command."""
+def review(items: Iterable[Item], out: str | os.PathLike[str], command: str) -> None:
+    """One HTML page with every picture and its instructions, to tick what is to be swapped.
+
+    ``command``, which made them, stands there with a ``--reject ID`` more for each that is ticked.
+    """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(loader=PackageLoader("sifm_core"), autoescape=select_autoescape(), trim_blocks=True)
     target = Path(out)
     cards = [{"item": item, "src": os.path.relpath(item.path, target.parent)} for item in items]
-    write_atomically(target, environment.get_template("review.html").render(cards=cards).encode())
+    write_atomically(target, environment.get_template("review.html").render(cards=cards, command=command).encode())
 
 
-def _chosen(row: _Row, category: str, folder: Path, target: Path, unseen: Unseen) -> Item | None:
+def _name(row: _Row, category: str, folder: Path) -> str:
+    file, number = row.place
+    return "-".join((category, *file.relative_to(folder).with_suffix("").parts, str(number)))
+
+
+def _chosen(row: _Row, name: str, category: str, folder: Path, target: Path, unseen: Unseen) -> Item | None:
     """The item with its picture saved, or None when its picture or its instructions are of no use."""
     try:
         others = unseen(row.instruction, category, row.caption)
@@ -259,7 +271,6 @@ def _chosen(row: _Row, category: str, folder: Path, target: Path, unseen: Unseen
     except (InputError, OSError):
         return None
     file, number = row.place
-    name = f"{category}-{file.stem}-{number}"
     path = target / "images" / f"{name}.png"
     content = io.BytesIO()
     picture.save(content, "PNG")

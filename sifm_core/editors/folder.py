@@ -180,11 +180,16 @@ def settings(folder: Path | None, defaults: Mapping[str, Any], chosen: Mapping[s
     return merged
 
 
+def named(table: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """What a table says of an editor, by the last part of its short name, hub id or folder in small letters."""
+    return table.get(Path(name).name.lower(), {})
+
+
 def positive(name: str, value: Any, *, whole: bool, kind: type[SifmError] = InputError) -> Any:
-    """Give back ``value`` if it is a finite number above 0 (``whole``: an integer); raise ``kind`` if not."""
+    """``value`` as an integer (``whole``) or float if it is a finite number above 0; raise ``kind`` if not."""
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < math.inf:
         raise kind(f"{name}: expected a {'whole ' if whole else ''}number above 0, got {value!r}")
-    return value
+    return value if whole else float(value)
 
 
 def _is_part(entry: Any) -> bool:

@@ -16,13 +16,12 @@ from torch import Tensor
 from ..errors import EditorError
 from ..noise import Seed, generators
 from ..types import Image, Latent, OnStep
-from .folder import check, load_pipeline, settings
+from .folder import check, load_pipeline, named, settings
 from .latent import LatentEditor, report, run, wide
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 DEFAULTS = {"steps": 100, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "size": 512}
-HQ_EDIT = {"steps": 30, "guidance_scale": 7.0, "image_guidance_scale": 1.5}
-NAMED_DEFAULTS = {"hq-edit": HQ_EDIT, "MudeHui/HQ-Edit": HQ_EDIT, "UCSC-VLAA/HQ-Edit": HQ_EDIT}
+NAMED_DEFAULTS = {"hq-edit": {"steps": 30, "guidance_scale": 7.0, "image_guidance_scale": 1.5}}
 """HQ-Edit's published example passes 1.5 as guidance_scale too, which hardly follows the instruction."""
 
 
@@ -31,7 +30,7 @@ def load(folder: Path, name: str, dtype: torch.dtype, options: Mapping[str, Any]
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
     check(folder, PARTS)
-    chosen = settings(folder, DEFAULTS | NAMED_DEFAULTS.get(name, {}), options)
+    chosen = settings(folder, {**DEFAULTS, **named(NAMED_DEFAULTS, name)}, options)
     pipe = load_pipeline(
         StableDiffusionInstructPix2PixPipeline,
         folder,
@@ -90,10 +89,11 @@ class InstructPix2Pix(LatentEditor):
         def embed(prompt: str) -> tuple[Tensor, ...]:
             tokenizer = self.pipe.tokenizer
             self.check_length(prompt, tokenizer, tokenizer.model_max_length)
-            both = [self.pipe._encode_prompt(text, self.device, 1, False) for text in (prompt, "")]
-            return *both, self.positions(prompt, tokenizer, tokenizer.model_max_length)
+            text = self.pipe._encode_prompt(prompt, self.device, 1, False)
+            return text, self.positions(prompt, tokenizer, tokenizer.model_max_length)
 
-        return Cond(*self.encoded(prompts, embed))
+        (text, words), (empty, _) = self.encoded(prompts, embed)
+        return Cond(text, empty, words)
 
     def blank(self, n: int) -> Cond:
         """Conditions of zeros for ``n`` images, to count what work costs."""

@@ -141,17 +141,26 @@ class LatentEditor:
                 f"{self.name} takes multiples of {self._multiple}, got {tuple(x.shape[-2:])} pixels: resize to {best}"
             )
 
-    def encoded(self, prompts: Sequence[str], encode: Callable[[str], tuple[Tensor, ...]]) -> list[Tensor]:
-        """What ``encode`` makes of each prompt, as batches; each prompt is encoded once, alone, and remembered."""
+    def encoded(
+        self, prompts: Sequence[str], encode: Callable[[str], tuple[Tensor, ...]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What ``encode`` makes of each prompt, and of none for each, as batches.
+
+        Each prompt is encoded once, alone, and remembered in the computer's own memory.
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise InputError(f"prompt: expected text, got {prompt!r}")
-        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prompts]:
+        if new := [prompt for prompt in dict.fromkeys(("", *prompts)) if prompt not in self._prompts]:
             with torch.inference_mode(False), torch.no_grad(), self.reading():
-                self._prompts |= {prompt: encode(prompt) for prompt in new}
-        columns = zip(*(self._prompts[prompt] for prompt in prompts), strict=True)
-        return [torch.cat(rows).to(self.device) for rows in columns]
+                self._prompts |= {prompt: tuple(t.cpu() for t in encode(prompt)) for prompt in new}
+
+        def batch(texts: Sequence[str]) -> list[Tensor]:
+            columns = zip(*(self._prompts[text] for text in texts), strict=True)
+            return [torch.cat(rows).to(self.device) for rows in columns]
+
+        return batch(prompts), batch([""] * len(prompts))
 
     def check_length(self, prompt: str, tokenizer: Any, limit: int) -> None:
         """Raise InputError for a prompt that the text encoder would cut off."""

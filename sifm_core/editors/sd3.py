@@ -104,12 +104,15 @@ class StableDiffusion3(LatentEditor):
 
         def embed(prompt: str) -> tuple[Tensor, ...]:
             self.check_length(prompt, *(clip if t5[0] is None else t5))
-            encoded = pipe.encode_prompt(prompt, None, None, device=self.device, max_sequence_length=n_t5)
+            text, _, pooled, _ = pipe.encode_prompt(
+                prompt, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=n_t5
+            )
             none = torch.zeros(1, n_t5, dtype=torch.bool, device=self.device)
             words = [self.positions(prompt, *clip), none if t5[0] is None else self.positions(prompt, *t5)]
-            return *encoded, torch.cat(words, dim=1)
+            return text, pooled, torch.cat(words, dim=1)
 
-        return Cond(*self.encoded(prompts, embed))
+        (text, pooled, words), (empty, empty_pooled, _) = self.encoded(prompts, embed)
+        return Cond(text, empty, pooled, empty_pooled, words)
 
     def blank(self, n: int) -> Cond:
         """Conditions of zeros for ``n`` images, to count what work costs."""

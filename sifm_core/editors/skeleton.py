@@ -10,7 +10,7 @@ import torch
 
 from ..errors import EditorError
 from . import BUILTIN, family, local_folder
-from .folder import read_json, settings
+from .folder import named, read_json, settings
 from .latent import LatentEditor
 
 _CLIP_L: dict[str, Any] = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
@@ -119,7 +119,7 @@ def skeleton(
             for name, entry in index.items()
             if name in ("unet", "transformer", "vae") or (text and name.startswith("text_encoder"))
         }
-        chosen = settings(folder, module.DEFAULTS | getattr(module, "NAMED_DEFAULTS", {}).get(source, {}), options)
+        chosen = settings(folder, module.DEFAULTS | named(getattr(module, "NAMED_DEFAULTS", {}), source), options)
         editor: LatentEditor = module.assemble(source, folder or Path(), _pipeline(parts), chosen)
     editor.device, editor.dtype = torch.device(device), dtype
     editor.fingerprint = f"skeleton of {source}"

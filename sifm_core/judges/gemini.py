@@ -37,7 +37,7 @@ class GeminiClient(JobClient):
             from google import genai
             from google.genai import types
         except ImportError as error:
-            raise JudgeError(f"Gemini needs the package google-genai: pip install 'sifm[gemini]' ({error})") from None
+            raise JudgeError(f"Gemini needs the package google-genai: pip install google-genai ({error})") from None
         self._client: Any = genai.Client(
             api_key=self.key,
             vertexai=False,

@@ -44,12 +44,15 @@ class Annotation:
 
 
 def case_id(case: Case) -> str:
-    """What names a case on a sheet: a hash of its pictures' 8-bit pixels and its instruction."""
+    """What names a case on a sheet: a hash of its pictures' 8-bit pixels and its instruction.
+
+    16 hex digits that begin with "c": a spreadsheet makes a number of none.
+    """
     digest = hashlib.sha256(case.prompt.encode())
     for picture in (case.source, case.edited):
         pixels = to_uint8(picture)
         digest.update(b"%dx%d" % pixels.shape[:2] + pixels.tobytes())
-    return digest.hexdigest()[:16]
+    return "c" + digest.hexdigest()[:15]
 
 
 def write_sheet(cases: Sequence[Case], folder: str | os.PathLike[str], *, seed: int = 0) -> Path:
@@ -64,7 +67,8 @@ def write_sheet(cases: Sequence[Case], folder: str | os.PathLike[str], *, seed: 
         write_atomically(folder / f"{name}-source.png", png_bytes(case.source))
         write_atomically(folder / f"{name}-edited.png", png_bytes(case.edited))
     header = ["case", "instruction", "source", "edited", "annotator", *QUESTIONS, "note"]
-    rows = [[n, c.prompt, f"{n}-source.png", f"{n}-edited.png", "", "", "", ""] for n, c in named]
+    said = {n: "'" * c.prompt.startswith(("=", "+", "-", "@")) + c.prompt for n, c in named}  # a formula to spreadsheets
+    rows = [[n, said[n], f"{n}-source.png", f"{n}-edited.png", "", "", "", ""] for n, _ in named]
     with open(sheet, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     return sheet

@@ -34,7 +34,7 @@ class OpenAiClient(Client):
         try:
             from openai import OpenAI
         except ImportError as error:
-            raise JudgeError(f"openai needs the package openai: pip install 'sifm[openai]' ({error})") from None
+            raise JudgeError(f"openai needs the package openai: pip install openai ({error})") from None
         self._client: Any = OpenAI(
             api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=0
         )

@@ -53,15 +53,18 @@ def build(
     """The gradient of ||D - y_T||_2, not squared, of the edit's unclipped decoder output D in [-1, 1] to grey, y_T = 0.
 
     ``x`` (B, 3, h, w) at the editor's working size. An editor that runs only a share of its steps, its ``strength``, is
-    asked for as many as make it run ``edit_steps``. Blocks of the network are computed again on the way back, so that
-    memory does not grow by a whole network per step. Raises InputError for counts below 1.
+    asked for as many as make it run ``edit_steps``, or the next more that do not begin at pure noise. Blocks of the
+    network are computed again on the way back, so that memory does not grow by a whole network per step. Raises
+    InputError for counts below 1 and for steps among the ``edit_options``.
     """
     for name, value in (("edit_steps", edit_steps), ("repeats", repeats)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
     chosen = dict(edit_options or {})
     strength = chosen.get("strength") or getattr(editor, "settings", {}).get("strength", 1)
-    chosen["steps"] = max(edit_steps, int(edit_steps / strength))
+    if "steps" in chosen:
+        raise InputError("edit_options: expected no steps; how many the gradient passes is edit_steps")
+    chosen["steps"] = _steps(edit_steps, strength)
     instruction = editor.prepare([""] * len(x)) if official_quirks else cond
 
     def distance(x_adv: Image, draw: int) -> Tensor:
@@ -76,6 +79,17 @@ def build(
         return Gradient(torch.stack([g.loss for g in each]).mean(0), torch.stack([g.grad for g in each]).mean(0))
 
     return grad_fn
+
+
+def _steps(wanted: int, strength: float) -> int:
+    """How many steps make an editor of this strength run ``wanted``, or the next more that do not begin at pure noise.
+
+    diffusers leaves out the first int(n - n * strength) of n.
+    """
+    n = max(wanted, int(wanted / strength))
+    while strength < 1 and (not (left_out := int(n - n * strength)) or n - left_out < wanted):
+        n += 1
+    return n
 
 
 @contextmanager

@@ -36,13 +36,20 @@ def _spoken(path: Path) -> str:
     return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
-@cache
-def _network(path: Path) -> nn.Module:
+def missing(path: Path) -> str:
+    """Why the backbone at ``path`` cannot be used; "" where it can."""
     if not path.is_file():
-        raise SifmError(f"unavailable: put torchvision's {BACKBONE} at {_spoken(path)}")
+        return f"put torchvision's {BACKBONE} at {_spoken(path)}"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(Path(BACKBONE).stem.rpartition("-")[2]):
-        raise SifmError(f"unavailable: {path} is not torchvision's {BACKBONE} (sha256 {digest[:8]}...); get a new copy")
+        return f"{_spoken(path)} is not torchvision's {BACKBONE} (sha256 {digest[:8]}...); get a new copy"
+    return ""
+
+
+@cache
+def _network(path: Path) -> nn.Module:
+    if why := missing(path):
+        raise SifmError(f"unavailable: {why}")
 
     import lpips
 

@@ -45,15 +45,18 @@ _BATCH = 20
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: shares of the n edits by ground truth, `net` with its 95% interval, seconds a picture."""
+    """One line of the table: shares of the n edits by ground truth, `net` with its 95% interval, seconds a picture.
+
+    A kind of edit that is not among the n has None.
+    """
 
     eps: float
     name: str
     n: int
     right: float
-    right_material: float
-    right_identity: float
-    right_whole: float
+    right_material: float | None
+    right_identity: float | None
+    right_whole: float | None
     degraded: float
     net: float
     net_low: float
@@ -165,8 +168,8 @@ def run(
         caused = int((wrong & ~clean_wrong).sum()) if rows else 0
         low, high = wilson(caused, n)
         material, identity, whole = (_share(~wrong[kinds == k]) for k in ("material", "identity", "whole"))
-        degraded = _share(measures[:, 3] > ROUGH)
-        right = (_share(~wrong), material, identity, whole)
+        degraded = float((measures[:, 3] > ROUGH).mean())
+        right = (float((~wrong).mean()), material, identity, whole)
         rows.append(Row(at, name, n, *right, degraded, caused / n, low, high, seconds))
         if log:
             log(rows[-1])
@@ -212,8 +215,8 @@ def edits(editor: Editor, x: Image, prompts: Sequence[str], seeds: Sequence[int]
     )
 
 
-def _share(mask: np.ndarray) -> float:
-    return float(mask.mean()) if len(mask) else float("nan")
+def _share(mask: np.ndarray) -> float | None:
+    return float(mask.mean()) if len(mask) else None
 
 
 @torch.no_grad()
@@ -254,14 +257,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    editor = load_editor(args.editor)
+    editor = load_editor(args.editor, device="cpu")
     out = sys.stderr if args.json else sys.stdout
     db = reconstruction(editor, args.images, args.seed)
     print(f"{args.editor}: {args.images} fresh pictures, {args.steps} iterations; autoencoder {db:.1f} dB", file=out)
     print(f"{'eps':>5s}  {'':20s} right  mat.  ident. whole  degr.   net  (95%)        s/img", file=out)
 
     def line(r: Row) -> None:
-        shares = "  ".join(f"{v:5.2f}" for v in (r.right, r.right_material, r.right_identity, r.right_whole))
+        shares = "  ".join(
+            "    –" if v is None else f"{v:5.2f}" for v in (r.right, r.right_material, r.right_identity, r.right_whole)
+        )
         interval = f"{r.net:5.2f}  ({r.net_low:.2f}-{r.net_high:.2f})"
         print(
             f"{r.eps:5.2f}  {r.name:20s} {shares}  {r.degraded:5.2f}  {interval}  {r.seconds:7.2f}",

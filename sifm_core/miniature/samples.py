@@ -23,7 +23,7 @@ def edits(folder: Path, code: codec.Code, out: Path) -> None:
 
     The edit's latent is shown through the inverse of the code: the autoencoder's decoder may not be trained yet.
     """
-    editor: Any = load_editor(folder)
+    editor: Any = load_editor(folder, device="cpu")
     vae = editor.pipe.vae
     vae.decoder = _Inverse(code, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
     items = gate.fresh(ROWS)

@@ -8,6 +8,7 @@ paints, or "degraded".
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import time
@@ -59,10 +60,10 @@ def train(out: Path, *, steps: int | None, log: Any, checkpoints: Path, seed: in
     small = steps is not None and steps < 50  # a smoke run
     groups, rendered = (6, 60) if small else (GROUPS, RENDERED)
     editors = [out / name for name in EDITORS if (out / name / "model_index.json").exists()]
-    outputs = collect(editors, groups, seed, log, checkpoints / "judge-outputs.pt")
+    outputs = collect(editors, groups, seed, log, checkpoints)
     part = outputs["group"] * 6 // groups
     train_on, choose, test = (_select(outputs, which) for which in (part < 4, part == 4, part == 5))
-    drawn = _cached(checkpoints / "judge-rendered.pt", lambda: render_cases(rendered, seed + 5))
+    drawn = _cached(checkpoints / f"judge-rendered-{rendered}-{seed}.pt", lambda: render_cases(rendered, seed + 5))
     held = int((part >= 4).sum())
     log(f"{len(train_on['edit'])} cases from editors, {len(drawn['edit'])} rendered; {held} held back")
     tokenizer = CLIPTokenizer.from_pretrained(editors[0] / "tokenizer")
@@ -125,10 +126,15 @@ def measure(shares: np.ndarray, truth: np.ndarray, thresholds: tuple[float, floa
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
-def collect(editors: Sequence[Path], groups: int, seed: int, log: Any, cache: Path) -> Cases:
-    """What the editors make of GROUP pictures a group, each against several instructions; resumes from `cache`."""
-    done: list[Cases] = torch.load(cache, weights_only=True) if cache.exists() else []
-    loaded, began = [load_editor(folder) for folder in editors], time.time()
+def collect(editors: Sequence[Path], groups: int, seed: int, log: Any, checkpoints: Path) -> Cases:
+    """What the editors make of GROUP pictures a group, each against several instructions.
+
+    Resumes from a file in `checkpoints` that is of these very editors.
+    """
+    loaded, began = [load_editor(folder, device="cpu") for folder in editors], time.time()
+    which = hashlib.sha256("".join([str(seed), *(editor.fingerprint for editor in loaded)]).encode()).hexdigest()[:12]
+    cache = checkpoints / f"judge-outputs-{which}.pt"
+    done: list[Cases] = torch.load(cache, weights_only=True)[:groups] if cache.exists() else []
     for g in range(len(done), groups):
         rng = np.random.default_rng(seed + 10_000 + g)
         editor, kind = loaded[g % len(loaded)], KINDS[(g // len(loaded)) % len(KINDS)]
@@ -146,7 +152,7 @@ def collect(editors: Sequence[Path], groups: int, seed: int, log: Any, cache: Pa
         group = {k: torch.stack([r[k] for r in rows]) for k in rows[0]} | {"group": torch.full((len(rows),), g)}
         done.append(group)
         if (g + 1) % 5 == 0 or g + 1 == groups:
-            torch.save(done, cache)
+            _save(done, cache)
             bad = torch.cat([d["label"] for d in done])[:, 1].mean()
             log(f"group {g + 1}/{groups} ({kind}) {time.time() - began:.0f} s; {bad:.0%} degraded")
     return {k: torch.cat([d[k] for d in done]) for k in done[0]}
@@ -262,8 +268,13 @@ def _select(cases: Cases, rows: Tensor) -> Cases:
 
 def _cached(path: Path, make: Any) -> Cases:
     if not path.exists():
-        torch.save(make(), path)
+        _save(make(), path)
     return torch.load(path, weights_only=True)
+
+
+def _save(cases: Any, path: Path) -> None:
+    torch.save(cases, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------

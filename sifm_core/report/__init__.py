@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -68,7 +69,7 @@ def build(store: Store, plan: Plan | None = None, title: str = "Did the immuniza
     run["adopted"] = Counter(taken["run"] for _, taken in store.documents("adopted"))
     made = _make(store.rows(), run, plan, title)
     calibrations = controls.kept(store, made.frame.judges)
-    return replace(made, calibrations=calibrations, trust=trust(made.frame, calibrations, store.folder))
+    return replace(made, calibrations=calibrations, trust=trust(made.frame, calibrations, store.folder, plan))
 
 
 def make(
@@ -121,16 +122,17 @@ def write(report: Report, store: Store, out: Path, pictures: int = 12) -> list[s
     return sorted(written)
 
 
-def trust(f: Frame, found: Mapping[str, Calibration], folder: Path) -> list[str]:
+def trust(f: Frame, found: Mapping[str, Calibration], folder: Path, plan: Plan | None = None) -> list[str]:
     """Each judge's sensitivity and specificity; where they are not known, the command that finds them."""
     said = [one.sentence() for one in found.values()]
     missing = [judge for judge in f.judges if judge not in found and not judge.startswith("human:")]
     if missing and f.blocks:
         editor = next(iter(f.blocks)).editor.split(" -> ")[-1]
-        asked = " ".join(f"--judge {judge}" for judge in missing)
+        words = ["sifm", "calibrate", "--editor", editor, *(w for judge in missing for w in ("--judge", judge))]
+        words += ["--data", plan.settings.data] if plan and plan.settings.data != "miniature" else []
         said.append(
-            f"Not known of {', '.join(missing)}: `sifm calibrate --editor {editor} {asked} --run {folder}` asks about "
-            "cases whose answer is known; then make the report again."
+            f"Not known of {', '.join(missing)}: `{shlex.join([*words, '--run', str(folder)])}` asks about cases whose "
+            "answer is known; then make the report again."
         )
     return said
 

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -249,7 +249,7 @@ def terminal(table: Sequence[Line]) -> list[Table]:
     for cells in (rates(table), distances(table)):
         part = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for i, name in enumerate(cells):
-            short = name if name[-1] in "↓↑" else name.split(":")[-1].replace(" ", "\n")
+            short = name if name[-1] in "↓↑" else name.partition("@")[0].split(":", 1)[-1].replace(" ", "\n")
             part.add_column(short, justify="right" if i else "left", no_wrap=True)
         for line, row in zip(table, zip(*cells.values(), strict=True), strict=True):
             part.add_row(*row, style="bold" if line.kind == "method" else "")
@@ -312,7 +312,7 @@ def _markdown_sheet(sheet: Sheet) -> str:
     rows = [over, ["---"] + ["---:"] * len(sheet.columns), [f"**{text}**" if text else "" for text in head]]
     for line, cells in sheet.rows:
         rows.append([line.name, *map(_markdown_cell, cells)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _markdown_rows(rows)
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -322,7 +322,11 @@ def _markdown_cell(cell: Cell) -> str:
 
 def _markdown_table(cells: Mapping[str, Sequence[str]]) -> str:
     rows = [list(cells), ["---" if i == 0 else "---:" for i in range(len(cells))], *zip(*cells.values(), strict=True)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _markdown_rows(rows)
+
+
+def _markdown_rows(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
 
 
 # ---- LaTeX
@@ -395,9 +399,9 @@ CSV = [
 def as_csv(report: Report) -> str:
     """One row per block, method and figure: value, interval, counts, net, p, and the paper's figure.
 
-    After the layout's columns stand the metrics that it leaves out, "judge:", "category:" and "axis:" rates,
-    "improved", "worst_of_seeds", "seconds" a picture and "peak_bytes"; plots by distance and judges' calibrations have
-    blocks of their own.
+    After the layout's columns stand the metrics that it leaves out, "judge:" rates, "ground truth", "category:" rates,
+    "visible:" metrics (protected against clean picture), "axis:" rates, "improved", "worst_of_seeds", "seconds" a
+    picture and "peak_bytes"; plots by distance and judges' calibrations have blocks of their own.
     """
     out = io.StringIO()
     writer = csv.writer(out)
@@ -437,7 +441,10 @@ def _figures(line: Line, layout: Layout) -> dict[str, tuple[float | None, ...]]:
     for column in dict.fromkeys((*layout.columns, *line.metrics)):
         found[column] = _share(line.isr) if column == "isr" else mean(line.metrics.get(column), column)
     found |= {f"judge:{judge}": _share(own) for judge, own in line.judges.items()}
+    if line.truth:
+        found["ground truth"] = _share(line.truth)
     found |= {f"category:{group}": _share(own) for group, own in line.groups.items()}
+    found |= {f"visible:{name}": mean(value, "") for name, value in line.fidelity.items()}
     total = sum(line.axes.values())
     found |= {f"axis:{axis}": (n / total, None, None, total, *[None] * 4) for axis, n in line.axes.items() if total}
     rest = line.isr

@@ -10,14 +10,17 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny_clip
 from sifm_core import cli
 from sifm_core.bench import config
 from sifm_core.bench.estimate import estimate
 from sifm_core.errors import InputError
+from sifm_core.judges import load_judge
 from sifm_core.metrics import clip_score
 from sifm_core.store import Store
+from sifm_core.types import Case
 from toy import ToyEditor, ToyJudge
 
 GRID = """
@@ -269,6 +272,8 @@ def test_the_papers_figures_stand_beside_its_own_editors_only():
 def test_an_unknown_preset_names_near_ones():
     with pytest.raises(InputError, match="did you mean table"):
         config.load("tabel3")
+    with pytest.raises(InputError, match="unseen: expected 0 or more"):
+        config.load("table3", unseen=-1).grid()
 
 
 def test_the_estimate_counts_operations_and_money(tmp_path, monkeypatch):
@@ -281,6 +286,16 @@ def test_the_estimate_counts_operations_and_money(tmp_path, monkeypatch):
     lines = {line.phase: line for line in known}
     assert lines["edit"].seconds == pytest.approx(2 * 12 * 100 * 3 * 0.80 / 100)
     assert lines["judge"].jobs == 2 * 12 * 2 and lines["judge"].dollars > 0
+    case = Case(torch.rand(3, 64, 64), torch.rand(3, 64, 64), "make it night")
+    reserved = 0.0
+    for model in ("gemini-2.5-pro", "gemini-2.5-flash"):
+        monkeypatch.setenv("GEMINI_API_KEY", "none")
+        judge = load_judge(f"gemini:{model}")
+        reserved += sum(judge._at_most(question.parts(case)) for question in judge.questions)
+    assert plan.settings.judges == ("gemini:gemini-2.5-pro", "gemini:gemini-2.5-flash")
+    assert reserved <= lines["judge"].dollars / (2 * 12) < 1.01 * reserved
+    one = {line.phase: line for line in estimate(plan, preset="paper")}
+    assert one["judge"].dollars < 0.6 * lines["judge"].dollars
     twice = {line.phase: line for line in estimate(plan, tflops=200.0)}
     assert 0 < twice["immunize"].seconds == pytest.approx(lines["immunize"].seconds / 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,32 @@ def test_people_fill_in_a_sheet_and_are_compared(run, sifm):
     table = json.loads(out)["table"]
     assert (table["human-human"]["success"]["raw"], table["human-human"]["success"]["samples"]) == (1, 9)
     assert json.loads(out)["samples"] == 10
+    assert table["judge-judge"]["success"]["raters"] == 1, "flash and pro; the renderer is no judge"
+    assert json.loads(out)["people"] == ["human:anna", "human:bo"] and err == ""
     lines = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
     assert {line["annotator"] for line in lines} == {"human:anna", "human:bo", "flash", "pro", TRUTH}
     assert len(lines) == 5 * 10 - 1, "who cannot judge gives no answer"
+
+
+def test_people_who_judged_the_run_are_people(run, sifm):
+    with Store("run/store", create=False) as store:
+        for record in list(store.records()):
+            anna = Verdict("human:anna", "ok", record.verdicts[0].semantic_mismatch, False)
+            store.put_record(replace(record, verdicts=(*record.verdicts, anna)))
+    found = json.loads(sifm("consistency", run, "--json")[1])
+    assert found["people"] == ["human:anna"] and found["raters"] == ["flash", "pro", "human:anna"]
+    assert found["table"]["judge-judge"]["success"]["raters"] == 1
+    assert found["table"]["human-judge"]["semantic_mismatch"]["raters"] == 2
+
+
+def test_answers_of_no_case_are_mentioned(run, sifm):
+    sifm("consistency", run, "--samples", 4, "--sheet", "sheet")
+    text = Path("sheet/annotations.csv").read_text(encoding="utf-8")
+    first = text.splitlines()[1].split(",")[0]
+    filled = text.replace(",,,,", ",anna,no,no,").replace(first, "1.2E+15", 1)
+    Path("anna.csv").write_text(filled, encoding="utf-8")
+    code, _, err = sifm("consistency", run, "--human", "anna.csv")
+    assert code == 0 and "1 answered cases are of no edit of run, such as 1.2E+15" in err
 
 
 def test_consistency_says_what_is_missing(run, sifm):

@@ -12,8 +12,10 @@ import pytest
 import torch
 from huggingface_hub import errors as hub
 
+from fakes import images
 from sifm_core import editors
 from sifm_core.editors import load_editor
+from sifm_core.editors.skeleton import skeleton
 from sifm_core.errors import EditorError, InputError
 
 
@@ -55,10 +57,34 @@ def test_defaults_come_from_the_family_then_the_folder_then_the_caller(folder: P
     assert found == {"steps": 10, "guidance_scale": 3, "image_guidance_scale": 1.5, "size": 64}
 
 
-def test_hq_edit_has_its_own_defaults(ip2p_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_number_at_loading_does_not_forbid_a_fraction_at_an_edit(ip2p_folder: Path) -> None:
+    editor = load_editor(ip2p_folder, device="cpu", guidance_scale=7, steps=2, size=16)
+    x, cond = images(1), editor.prepare(["a"])
+    one, other = (editor.edit(x, cond, seed=0, guidance_scale=scale) for scale in (7, 7.5))
+    assert not torch.equal(one, other)
+
+
+def test_hq_edit_has_its_own_defaults_wherever_it_lies(
+    ip2p_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(editors.BUILTIN, "hq-edit", str(ip2p_folder))
-    found = load_editor("hq-edit").settings
-    assert (found["steps"], found["guidance_scale"], found["image_guidance_scale"]) == (30, 7.0, 1.5)
+    for name in ("hq-edit", "HQ-Edit"):
+        shutil.copytree(ip2p_folder, tmp_path / name, dirs_exist_ok=True)
+    for source in ("hq-edit", str(tmp_path / "hq-edit"), f"{tmp_path / 'HQ-Edit'}/"):
+        for found in (load_editor(source).settings, skeleton(source, text=False).settings):
+            assert (found["steps"], found["guidance_scale"], found["image_guidance_scale"]) == (30, 7.0, 1.5), source
+
+
+def test_prompts_are_remembered_once_and_no_prompt_once_for_all(ip2p_folder: Path, sd3_folder: Path) -> None:
+    for folder in (ip2p_folder, sd3_folder):
+        editor, calls = load_editor(folder, device="cpu"), []
+        plain = editor.pipe.text_encoder.forward
+        editor.pipe.text_encoder.forward = lambda *a, plain=plain, calls=calls, **k: calls.append(1) or plain(*a, **k)
+        first = editor.prepare(["a cat", "a hat"])
+        again = editor.prepare(["a hat", "a cat", "make it night"])
+        assert len(calls) == 4, "three prompts, and none"
+        assert torch.equal(first.prompt, again.prompt[[1, 0]]) and torch.equal(first.empty, again.empty[:2])
+        assert torch.equal(editor.prepare([""]).prompt, first.empty[:1])
 
 
 def test_the_fingerprint_follows_weights_and_configuration_not_the_place(ip2p_folder: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 import torch
@@ -65,6 +66,17 @@ def test_the_sheet_is_blind_shuffled_and_shows_the_right_pictures(tmp_path):
         assert torch.equal(load_image(tmp_path / row["edited"])[0], wanted.edited)
     with pytest.raises(InputError, match="may hold answers"):
         write_sheet(CASES, tmp_path)
+
+
+def test_an_instruction_is_no_formula(tmp_path):
+    sheet = write_sheet([Case(CASES[0].source, CASES[0].edited, "=1+1")], tmp_path)
+    assert [row["instruction"] for row in csv.DictReader(sheet.open(encoding="utf-8", newline=""))] == ["'=1+1"]
+
+
+def test_a_spreadsheet_makes_a_number_of_no_case():
+    for i in range(200):
+        name = case_id(Case(CASES[0].source, CASES[0].edited, f"make it {i}"))
+        assert re.fullmatch("[0-9a-f]{16}", name) and name.startswith("c")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])

@@ -252,6 +252,20 @@ def test_photoguard_diffusion_passes_every_step_of_the_edit(editor: Editor, quir
     assert not editor.net.is_gradient_checkpointing
 
 
+@pytest.mark.parametrize(
+    "edit_steps, strength, asked", [(4, 0.6, 6), (4, 0.5, 8), (4, 0.85, 7), (4, 0.9, 10), (1, 0.6, 3)]
+)
+def test_photoguard_diffusion_asks_for_as_many_steps_as_a_strength_takes(
+    sd3_folder, monkeypatch, edit_steps: int, strength: float, asked: int
+) -> None:
+    editor, seen = load_editor(sd3_folder, device="cpu"), []
+    plain = editor.generate
+    monkeypatch.setattr(editor, "generate", lambda *a, steps, **k: seen.append(steps) or plain(*a, steps=steps, **k))
+    options = {"edit_steps": edit_steps, "edit_options": {"strength": strength}}
+    grad_fn = photoguard_diffusion.build(editor, images(1), editor.prepare(PROMPTS[:1]), **options)
+    assert grad_fn(images(1), 0).grad.abs().sum() > 0 and seen == [asked]
+
+
 def test_generate_is_the_edit_unclipped(editor: Editor) -> None:
     cond = editor.prepare(PROMPTS)
     edited = editor.edit(X0, cond, seed=3, steps=3)
@@ -338,6 +352,7 @@ def test_the_pattern_is_bold_lettering_of_any_size() -> None:
         (ace, {"earliest": -0.1}, InputError),
         (photoguard_diffusion, {"edit_steps": 0}, InputError),
         (photoguard_diffusion, {"repeats": 1.5}, InputError),
+        (photoguard_diffusion, {"edit_options": {"steps": 9}}, InputError),
         (semantic_attack, {"subject": ["cat"]}, InputError),
         (semantic_attack, {"timesteps": 0}, InputError),
         (semantic_attack, {"threshold": 1.0}, InputError),

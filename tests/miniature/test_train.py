@@ -1,10 +1,15 @@
 """Training: the solved encoder is the PCA it claims to be, and a smoke run makes an editor that loads."""
 
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from sifm_core.editors import load_editor
+from sifm_core.editors import BUILTIN, load_editor
 from sifm_core.images import load_image
 from sifm_core.miniature import codec, gate, text, train, train_judges, train_sd3, train_vae, world
 
@@ -53,6 +58,34 @@ def test_smoke_training_makes_editors_and_judges(tmp_path, monkeypatch):
     train.main(["judges", *common])
     for name in ("conv", "patch"):
         assert (tmp_path / "judges" / f"{name}.safetensors").exists()
+
+
+def test_judges_cases_are_kept_by_what_made_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_judges, "GROUP", 2)
+    monkeypatch.setattr(train_judges, "KINDS", ("clean",))
+    folder = Path(BUILTIN["miniature-ip2p"])
+    for kind in ("miniature-ip2p", "miniature-hq-edit"):
+        shutil.copytree(folder, tmp_path / kind)
+    shutil.copy(folder / "sifm.json", tmp_path / "miniature-hq-edit" / "sifm.json")
+    collect = lambda *names: train_judges.collect([tmp_path / n for n in names], 1, 0, print, tmp_path)  # noqa: E731
+    first = collect("miniature-ip2p")
+    made = list(tmp_path.glob("judge-outputs-*.pt"))
+    monkeypatch.setattr(train_judges, "_edited", None)
+    assert len(made) == 1 and torch.equal(collect("miniature-ip2p")["edited"], first["edited"]), "not made again"
+    settings = json.loads((tmp_path / "miniature-hq-edit" / "sifm.json").read_text()) | {"steps": 1}
+    (tmp_path / "miniature-hq-edit" / "sifm.json").write_text(json.dumps(settings))
+    with pytest.raises(TypeError):  # another editor's cases are made anew
+        collect("miniature-hq-edit")
+
+
+def test_the_gate_is_json_where_a_kind_of_edit_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(gate, "edits", lambda editor, x, prompts, seeds: x)
+    monkeypatch.setattr(gate, "load_editor", lambda name, device: SimpleNamespace(family="ip2p", device=device))
+    monkeypatch.setattr(gate, "reconstruction", lambda *a: 30.0)
+    monkeypatch.setattr(gate, "CONTROLS", {})
+    gate.main(["--images", "2", "--attacks", "--json"])
+    document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert None in document["rows"][0].values() and document["rows"][0]["n"] == 2
 
 
 def test_a_killed_run_goes_on_where_its_checkpoint_stands(tmp_path, monkeypatch):
