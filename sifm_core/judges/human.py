@@ -67,7 +67,9 @@ def write_sheet(cases: Sequence[Case], folder: str | os.PathLike[str], *, seed: 
         write_atomically(folder / f"{name}-source.png", png_bytes(case.source))
         write_atomically(folder / f"{name}-edited.png", png_bytes(case.edited))
     header = ["case", "instruction", "source", "edited", "annotator", *QUESTIONS, "note"]
-    said = {n: "'" * c.prompt.startswith(("=", "+", "-", "@")) + c.prompt for n, c in named}  # a formula to spreadsheets
+    said = {
+        n: "'" * c.prompt.startswith(("=", "+", "-", "@")) + c.prompt for n, c in named
+    }  # a formula to spreadsheets
     rows = [[n, said[n], f"{n}-source.png", f"{n}-edited.png", "", "", "", ""] for n, _ in named]
     with open(sheet, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *rows])
