@@ -11,7 +11,7 @@ from sifm_core.data.build import asked
 from sifm_core.data.prompts import TEMPLATES, from_model, from_templates
 from sifm_core.errors import InputError
 
-from ._comfy import to_engine
+from ._comfy import reporter, to_engine
 from ._inputs import choice_problem, cost_input, credentials, prompt_input, prompt_problem, seed_input
 from .judge import load
 
@@ -81,7 +81,7 @@ class SifmUnseenPrompts(io.ComfyNode):
             model, pixels = load(chosen, **given, seed=seed % 2**31), None if image is None else to_engine(image)[0]
 
             def ask(question: str) -> str:
-                return asked(model, question, instruction, pixels).text
+                return asked(model, question, instruction, pixels, on_step=reporter()).text
 
             try:
                 found = from_model(instruction, caption, ask, count)

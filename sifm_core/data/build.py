@@ -200,13 +200,14 @@ def from_model(
     return made
 
 
-def asked(model: VlmJudge, question: str, subject: str, pixels: Any = None) -> Reply:
+def asked(model: VlmJudge, question: str, subject: str, pixels: Any = None, *, on_step: OnStep | None = None) -> Reply:
     """A language model's reply to :func:`prompts.from_model`'s question; JudgeError where none came.
 
-    ``pixels``: the picture (3, H, W) in [0, 1], for a model that can see (None: it is not shown).
+    ``pixels``: the picture (3, H, W) in [0, 1], for a model that can see (None: it is not shown). What ``on_step``
+    raises while the reply is awaited ends the waiting.
     """
     shown: list[Part] = [question] if pixels is None else [question, "The picture:", picture(pixels)]
-    reply = model.ask(shown, FORM)
+    reply = model.ask(shown, FORM, on_step=on_step)
     if reply.state != "ok":
         raise JudgeError(f"{model.name} wrote no instructions for {subject} ({reply.state}): {reply.reason}")
     return reply

@@ -12,10 +12,11 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from ..errors import InputError, JudgeError, unknown
 from ..types import Case, OnStep, State, Step, Verdict
@@ -31,6 +32,7 @@ _LONGEST_WAIT = 60.0
 _HEARTBEAT = 0.5
 """Seconds between two calls of ``on_step``, at most."""
 
+T = TypeVar("T")
 Paid: TypeAlias = tuple[Reply, float | None]
 """A reply and what it cost in US dollars; None: unknown."""
 
@@ -125,25 +127,30 @@ class VlmJudge:
 
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:
         round_ = _Round(self._ask_in_jobs(cases, on_step))
+        return self._watched("judge", [partial(self._judge_one, case, round_) for case in cases], round_, on_step)
+
+    def ask(self, parts: Sequence[Part], form: Form, *, on_step: OnStep | None = None) -> Reply:
+        """The reply to any other question, with the same ledger, cap and back-off."""
+        round_ = _Round()
+        return self._watched("ask", [partial(self._once, parts, form, round_)], round_, on_step)[0][0]
+
+    def _watched(self, phase: str, calls: Sequence[Callable[[], T]], round_: _Round, on_step: OnStep | None) -> list[T]:
+        """The calls' results, several calls at a time; ``on_step`` is asked also while none ends, and may stop them."""
         with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(self._judge_one, case, round_) for case in cases]
+            futures = [pool.submit(call) for call in calls]
             waiting = set(futures)
             try:
                 while waiting:
                     ended, waiting = wait(waiting, _HEARTBEAT, FIRST_COMPLETED)
                     for future in ended:
                         future.result()
-                    if on_step:  # also while nothing ends, because it may want to stop the work
-                        on_step(Step("judge", len(cases) - len(waiting), len(cases)))
+                    if on_step:
+                        on_step(Step(phase, len(calls) - len(waiting), len(calls)))
             except BaseException:  # calls under way finish and are recorded; nothing further is sent
                 round_.stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
         return [future.result() for future in futures]
-
-    def ask(self, parts: Sequence[Part], form: Form) -> Reply:
-        """The reply to any other question, with the same ledger, cap and back-off."""
-        return self._once(parts, form, _Round())[0]
 
     def _ask_in_jobs(self, cases: Sequence[Case], on_step: OnStep | None) -> dict[str, Reply]:
         if not self._batch or self._offline or not isinstance(self.client, JobClient):

@@ -19,6 +19,7 @@ from judges.servers import PAPER, USAGE, FakeServer, case
 from sifm_core.errors import InputError, JudgeError
 from sifm_core.judges import load_judge
 from sifm_core.judges.cache import Cache
+from sifm_core.judges.rubric import PRESETS
 from sifm_core.types import Step, Verdict
 
 TESTS = Path(__file__).parents[1]
@@ -437,6 +438,9 @@ def test_stopping_does_not_wait_for_a_back_off(server):
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         judge_for(server, first_delay=40, attempts=2).judge([case("rate")], on_step=stop)
+    with pytest.raises(KeyboardInterrupt):
+        question = PRESETS["paper"][0]
+        judge_for(server, first_delay=40, attempts=2).ask(question.parts(case("rate")), question, on_step=stop)
     assert time.monotonic() - started < 20, "the second attempt comes after 30 seconds at least"
 
 
