@@ -59,6 +59,8 @@ class Jobs:
     patience: float
     attempts: int
     first_delay: float
+    closed: Reply | None = None
+    """Why nothing new may be sent."""
 
     def answer(self, asked: Mapping[str, tuple[Case, Question]], on_step: OnStep | None) -> dict[str, Reply]:
         """Put the answers to the questions under these keys into the cache; returns why the others have none.
@@ -68,7 +70,11 @@ class Jobs:
         missing: dict[str, Reply] = {}
         jobs = list(self._left_behind(missing))
         under_way = {key for job in jobs for _, key in job.calls} | missing.keys()
-        jobs += self._send({key: asked[key] for key in asked.keys() - under_way}, missing)
+        new = {key: asked[key] for key in asked.keys() - under_way}
+        if self.closed:
+            missing |= dict.fromkeys(new, self.closed)
+        else:
+            jobs += self._send(new, missing)
         self._collect(jobs, missing, on_step)
         return missing
 

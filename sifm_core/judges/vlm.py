@@ -171,6 +171,7 @@ class VlmJudge:
             patience=self._patience,
             attempts=self._attempts,
             first_delay=self._first_delay,
+            closed=self._closed(),
         )
         return jobs.answer(asked, on_step)
 
@@ -271,10 +272,8 @@ class VlmJudge:
         for attempt in range(self._attempts):
             if round_.stop.wait(max(0.0, max(not_before, self._not_before) - time.monotonic())):
                 raise CancelledError
-            if self._unpriced and self.max_cost is not None:
-                why = f"{self._unpriced} answers in place of {self.client.model}, and its price is not known"
-                reason = f"the cost cap of ${self.max_cost:g} cannot be held: {why}; give its price, or no cap"
-                return Reply("error", reason=reason), 0.0
+            if closed := self._closed():
+                return closed, 0.0
             at_most = self._at_most(parts)
             call = self.cache.reserve(key, judge=self.name, at_most=at_most, cap=self.max_cost)
             if call is None:
@@ -311,6 +310,14 @@ class VlmJudge:
                     self._unpriced = served
                 elif price not in self._charged:
                     self._charged.append(price)
+
+    def _closed(self) -> Reply | None:
+        """Why nothing may be sent any more; None where something may."""
+        if not self._unpriced or self.max_cost is None:
+            return None
+        why = f"{self._unpriced} answers in place of {self.client.model}, and its price is not known"
+        reason = f"the cost cap of ${self.max_cost:g} cannot be held: {why}; give its price, or no cap"
+        return Reply("error", reason=reason)
 
     def _price_of(self, model: str) -> Price | None:
         if not self.client.key:

@@ -68,6 +68,15 @@ def test_a_job_answers_what_single_calls_answer_at_half_the_price(server, judge_
     assert len(server.requests) == before and states(again) == ["ok", "ok"]
 
 
+@pytest.mark.filterwarnings("ignore:.*other model's")
+def test_no_job_is_sent_where_a_model_of_unknown_price_answers_under_a_cap(server, judge_for):
+    judge_for(max_cost=10.0).judge([case("rerouted")])
+    (verdict,) = judge_for(max_cost=10.0).judge([case("ok")])
+    assert len(server.jobs) == 1 and verdict.state == "error" and verdict.cost == 0.0
+    assert "cannot be held: other-model answers" in verdict.reasons
+    assert judge_for().judge([case("ok")])[0].state == "ok", "without a cap it may be asked"
+
+
 def test_a_job_carries_what_a_single_call_sends(server, judge_for, tmp_path):
     judge_for().judge([case("ok")])
     load_judge(f"gemini:fake-model@{server.url}").judge([case("ok")])
