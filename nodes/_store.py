@@ -18,7 +18,7 @@ from sifm_core.types import Image
 
 ANNOTATIONS = "annotations.jsonl"
 """What people said in the sidebar, in :func:`home`; a case is named by its content, so one file serves all runs."""
-VERSION = 1
+VERSION = 2
 """Part of every key: raise it when what a node computes changes."""
 
 

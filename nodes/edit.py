@@ -14,7 +14,6 @@ from ._attacks import Edit
 from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
 from ._inputs import chain_problem, prompt_input, prompt_problem, seed_input
 from ._store import editor_id, recall
-from .purify import needs_editor
 
 
 class SifmAttackerEdit(io.ComfyNode):
@@ -76,7 +75,7 @@ class SifmAttackerEdit(io.ComfyNode):
 
         def compute():
             start = time.perf_counter()
-            with editor.at_work([prompt, ""] if needs_editor(stages) else [prompt], picture) as engine:
+            with editor.at_work([prompt], picture) as engine:
                 attacked = purify.apply(picture, stages, editor=engine, seed=seed, on_step=reporter())
                 edited = pipeline.edit(attacked, engine, prompt=prompt, seed=seed, on_step=reporter(), **chosen)
             return edited, {"seconds": time.perf_counter() - start}

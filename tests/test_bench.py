@@ -20,14 +20,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sifm_core import bench, report
+from sifm_core import bench, purify, report
 from sifm_core.bench import CLEAN, Grid, Row, machine, work
 from sifm_core.bench.costs import weights
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, SifmError
 from sifm_core.judges import consensus
 from sifm_core.methods import presets
-from sifm_core.pipeline import edit, measure, prompt_distance
+from sifm_core.pipeline import edit, immunize, measure, prompt_distance
 from sifm_core.store import Store
 from sifm_core.types import Record, Step
 from toy import ToyEditor, ToyJudge, samples
@@ -106,6 +106,61 @@ def test_edits_are_those_of_the_verb(tmp_path):
             store.get_image(record.protected), grid.editors[0], prompt=record.prompt, seed=record.info["edit_seed"]
         )
         assert torch.equal(again, store.get_image(record.edited))
+
+
+def test_every_phase_is_given_what_the_attack_says(tmp_path):
+    """The protection sees its own instruction and seed, the attacker his; judges see the source and what was asked."""
+    judge = ToyJudge("toy:a")
+    seen = []
+    plain = judge.judge
+    judge.judge = lambda cases, *, on_step=None: seen.extend(cases) or plain(cases)
+    one = replace(samples(1)[0], truth="what is right")
+    rows = (Row(CLEAN), *ROWS[2:])
+    grid = toy_grid(
+        samples=[one, replace(one, prompt="something else", kind="unseen", truth="and here")],
+        rows=rows,
+        seeds=(0, 5),
+        purifiers=("", "gaussian_noise:0.05"),
+        edit_options={"strength": 0.5},
+        batch=1,
+        judges=[judge],
+    )
+    store, editor = Store(tmp_path), ToyEditor()
+    records = bench.run(grid, store)
+    assert len(records) == 2 * 4 * 2 * 2
+    edits = {}
+    for r in records:
+        row, seed = next(row for row in rows if row.name == r.method), r.info["edit_seed"]
+        protected, edited = store.get_image(r.protected), store.get_image(r.edited)
+        if row.method:
+            options = {"method": row.method, "seed": r.seed, "steps": 4, **row.options}
+            assert torch.equal(protected, immunize(one.pixels()[None], editor, prompt=one.instruction, **options).image)
+        attacked = purify.apply(protected, r.info["purifier"], seed=seed).mul(255).round().div(255)  # kept as a file
+        assert torch.equal(edited, edit(attacked, editor, prompt=r.prompt, seed=seed, strength=0.5))
+        edits[r.method, r.prompt, r.seed, r.info["purifier"]] = edited
+        (case,) = (c for c in seen if c.prompt == r.prompt and torch.equal(c.edited, edited[0]))
+        assert torch.equal(case.source, one.pixels())
+        assert case.truth == (one.truth if r.prompt == one.prompt else "and here")
+    for r in records:
+        if r.method != CLEAN:
+            clean, edited = (edits[method, r.prompt, r.seed, r.info["purifier"]] for method in (CLEAN, r.method))
+            found = measure(clean, edited)
+            assert [r.metrics["vifp"]] == found["vifp"] and [r.metrics["psnr"]] == found["psnr"]
+
+
+def test_another_judge_of_the_same_name_is_asked_anew(tmp_path):
+    for served in ("one", "two"):
+        judge = ToyJudge("toy:a")
+        judge.served = served
+        records = bench.run(toy_grid(judges=[judge]), Store(tmp_path))
+        assert judge.asked == len({(r.source, r.edited, r.prompt) for r in records})
+
+
+def test_judges_elsewhere_are_asked_by_the_driver_alone(tmp_path):
+    judge = ToyJudge("openai:toy@http://127.0.0.1:1/v1")
+    phases = []
+    bench.run(toy_grid(judges=[judge]), Store(tmp_path), lambda step: phases.append(step.phase))
+    assert judge.asked and "ask" in phases and "judge" not in phases
 
 
 def test_a_second_run_computes_nothing_and_gives_the_same(tmp_path, monkeypatch):
@@ -287,6 +342,42 @@ def test_a_batch_with_a_new_picture_is_tried_though_others_in_it_failed(tmp_path
     assert all("failed" in r.info for r in bench.run(toy_grid(samples=samples(1)), store) if r.method == "SIFM")
     mended = bench.run(toy_grid(samples=samples(2)), store)
     assert all(r.edited and "failed" not in r.info for r in mended) and not list(store.documents("failed"))
+
+
+def test_what_is_there_does_not_fail_with_the_batch_that_it_shares(tmp_path):
+    store = Store(tmp_path)
+    bench.run(toy_grid(samples=samples(1)), store)
+
+    class Falls(ToyEditor):
+        def edit(self, x, *args, **options):
+            raise RuntimeError("bad batch")
+
+    for _ in range(2):
+        records = bench.run(toy_grid(samples=samples(2), editors=[Falls()]), store)
+        assert {(r.image, bool(r.edited), "failed" in r.info) for r in records if r.method != "clean"} == {
+            (samples(2)[0].id, True, False),
+            (samples(2)[1].id, False, True),
+        }
+
+
+def test_a_changed_method_is_protected_anew_and_no_other(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    first = {r.method: r.info.get("protection_key") for r in bench.run(toy_grid(), store)}
+    monkeypatch.setitem(bench.keys.METHODS, "sifm", 99)
+    second = {r.method: r.info.get("protection_key") for r in bench.run(toy_grid(), store)}
+    assert {name for name in first if first[name] != second[name]} == {"SIFM"}
+
+
+def test_another_number_type_is_another_plan(tmp_path):
+    class Half(ToyEditor):
+        dtype = torch.float16
+
+    plans = []
+    for editor in (ToyEditor(), Half()):
+        store = Store(tmp_path / str(len(plans)))
+        bench.run(toy_grid(editors=[editor]), store)
+        plans.append(store.get("run", "plan")["models"])
+    assert plans[0].keys() == plans[1].keys() and plans[0] != plans[1]
 
 
 def test_a_judge_that_fails_leaves_the_edit_unclear(tmp_path):

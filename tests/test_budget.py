@@ -164,6 +164,15 @@ def test_l2_rounding_is_the_nearest_that_fits(seed: int) -> None:
     assert torch.equal(levels, levels.round()) and float(rms.max()) <= eps + 1e-7
     assert float((levels - x * 255).abs().max()) < 1, "up or down, never further"
     assert float(rms.max()) > 0.97 * eps, "and no more given up than needed"
+    clean = (x0 * 255).round()
+    tight = (round_to_budget(x, x0, 0.97 * eps, ball="l2") * 255).round()
+    delta, step = x * 255 - clean, tight - clean
+    away, kept, back = delta.round() != delta.trunc(), step == delta.round(), step == delta.trunc()
+    cost = (delta - delta.trunc()).abs()
+    for i in range(len(x)):
+        turned, stayed = cost[i][away[i] & back[i]], cost[i][away[i] & kept[i]]
+        assert not len(turned) or float(turned.max()) <= float(stayed.min()) + 1e-4, "the cheapest are turned back"
+    assert (away & back).any()
     loose = round_to_budget(x, x0, 2 * eps, ball="l2")
     assert torch.allclose(loose * 255, (x * 255).round())
 

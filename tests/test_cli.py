@@ -17,7 +17,9 @@ import fakes
 import sifm_core.images
 from sifm_core import cli
 from sifm_core.cli import output
+from sifm_core.cli.judge import _ask as ask_in_parts
 from sifm_core.images import load_picture
+from sifm_core.types import Case, Step
 from toy import ToyEditor, ToyJudge
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -240,6 +242,18 @@ def test_pairs_are_judged_in_parts_and_in_order(here, sifm, toy_judges, monkeypa
     said = sifm("judge", "photos", "photos", "--prompt", "a", "--judge", "toy:hard", "--judge", "toy:soft", "--json")
     assert [Path(s["source"]).stem for s in said] == ["0", "1", "2", "a", "b"]
     assert [[v["judge"] for v in s["verdicts"]] for s in said] == [["toy:hard", "toy:soft"]] * 5
+    steps: list[Step] = []
+
+    class InJobs(ToyJudge):
+        def judge(self, cases, *, on_step=None):
+            on_step(Step("batch", 4, 4))
+            on_step(Step("judge", len(cases), len(cases)))
+            return super().judge(cases)
+
+    pairs = [(Path("cat.png"), Path("cat.png"))] * 3
+    pixels = load_picture("cat.png").pixels[0]
+    ask_in_parts(InJobs("toy:jobs"), pairs, lambda pair: Case(pixels, pixels, "a"), 2, steps.append)
+    assert all(step.i <= step.n for step in steps) and steps[-1].i == 3
 
 
 def test_no_answer_at_all_is_a_failure_that_still_prints_the_verdicts(here, toy_judges, capsys):
@@ -321,7 +335,8 @@ def test_progress_on_a_terminal_goes_to_stderr_alone(monkeypatch, capsys):
     with output.progress() as on_step:
         for i in range(3):
             on_step("cat.png")(Step("immunize", i + 1, 3, loss=0.5))
-    assert capsys.readouterr().out == ""
+    out, err = capsys.readouterr()
+    assert out == "" and "cat.png" in err
 
 
 def test_without_a_terminal_a_line_says_how_long_it_takes(monkeypatch, capsys):

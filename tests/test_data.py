@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from judges.servers import UNSEEN, FakeServer
 from sifm_core import cli, data
 from sifm_core.data import build, prompts
 from sifm_core.errors import InputError
+from sifm_core.judges import load_judge
 
 KEY = "not-a-real-key-0123456789"
 
@@ -239,6 +241,24 @@ def test_bad_answers_of_a_language_model_make_no_manifest(tmp_path, sifm, behavi
     assert not (tmp_path / "out" / "new.jsonl").exists()
 
 
+def test_a_stopped_build_sends_nothing_further(tmp_path, monkeypatch):
+    manifest = own_pictures(tmp_path, "rate")
+    with FakeServer("openai") as fake:
+
+        def interrupted(coming: object) -> object:
+            for _ in range(200):
+                if fake.requests:
+                    raise KeyboardInterrupt
+                time.sleep(0.05)
+
+        model = load_judge(f"openai:fake-model@{fake.url}", first_delay=40, attempts=2)
+        monkeypatch.setattr(build, "as_completed", interrupted)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            build.from_model(manifest, tmp_path / "new.jsonl", model)
+    assert time.monotonic() - started < 20, "the second attempt comes after 30 seconds at least"
+
+
 def test_only_a_language_model_writes_instructions(tmp_path, own, capsys):
     assert cli.main(["data", "prompts", str(own), str(tmp_path / "new.jsonl"), "--llm", "miniature:conv"]) == 2
     assert "expected a language model such as gemini:MODEL" in capsys.readouterr().err
@@ -304,6 +324,8 @@ def test_the_choice_is_reproducible_and_rejects_are_replaced(tmp_path, copy):
     assert page.count('type="checkbox"') == 7 and f'src="images/{first[0].id}.png"' in page
     build.from_instructpix2pix(tmp_path / "copy", tmp_path / "a", counts=COUNTS, reject=[first[0].id])
     assert not (tmp_path / "a" / "images" / f"{first[0].id}.png").exists(), "what was turned down is not kept"
+    with pytest.raises(InputError, match=r"reject: expected ids of pictures in .*, got nobody"):
+        build.from_instructpix2pix(tmp_path / "copy", tmp_path / "a", counts=COUNTS, reject=["nobody"])
     with pytest.raises(InputError, match="expected 9 pictures of category portrait, found 5"):
         build.from_instructpix2pix(tmp_path / "copy", tmp_path / "d", counts={"portrait": 9})
 

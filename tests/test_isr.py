@@ -138,6 +138,9 @@ def test_breakdown_pairs_by_picture_prompt_editor_and_seed():
     assert (got["noise"].rate, got["noise"].unclear) == (None, 1)
     other_seed = breakdown([record("clean", "1", F, seed=1), record("sifm", "1", T)], success)
     assert other_seed["sifm"].pairs == 0
+    for change in ({"editor": "f"}, {"prompt": "another"}):
+        other = breakdown([replace(record("clean", "1", F), **change), record("sifm", "1", T)], success)
+        assert other["sifm"].pairs == 0, change
 
 
 def attacked(method, success, *, purifier="", protected_on="e", seed=0):

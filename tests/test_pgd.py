@@ -55,7 +55,10 @@ def test_no_steps_returns_the_start() -> None:
 def test_reports_every_step_with_the_loss_before_and_the_image_after_it() -> None:
     x0, goal = images(), images(seed=1)
     steps: list[Step] = []
-    x = pgd(x0, pull_to(goal), **SETTINGS, on_step=steps.append)
+    asked: list[int] = []
+    pull = pull_to(goal)
+    x = pgd(x0, lambda x, i: asked.append(i) or pull(x, i), **SETTINGS, on_step=steps.append)
+    assert asked == [0, 1, 2, 3, 4], "timesteps, noise and transforms are drawn by the step"
     assert [(s.phase, s.i, s.n) for s in steps] == [("immunize", i, 5) for i in range(1, 6)]
     assert steps[0].loss == pytest.approx(float(0.5 * (x0 - goal).square().sum()))
     assert steps[0].log["grad"] == pytest.approx(float((x0 - goal).norm()), rel=1e-5)

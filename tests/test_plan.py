@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from functools import partial
@@ -140,6 +141,15 @@ def test_a_calibration_leaves_the_callers_random_numbers_alone() -> None:
     torch.manual_seed(0)
     measured_rate("cpu", "float32", 0.01)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_calibration_divides_the_work_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(plans.time, "perf_counter", lambda: float(next(clock)))
+    layer, shape = (lambda: torch.nn.Linear(8, 8, bias=False)), (4, 8)
+    found = plans._rate(layer, shape, {}, "cpu", "float32", 3.0)
+    each = 2 * (2 * 4 * 8 * 8)  # forwards, and back to the input
+    assert found == pytest.approx(each * 3 / 4), "started at 0, three runs until the clock shows 3, read at 4"
 
 
 def test_a_calibration_reaches_what_a_processor_can() -> None:

@@ -166,6 +166,18 @@ def test_mcnemar_equals_statsmodels(seed):
     assert stats.mcnemar(second, first).p == got.p
 
 
+def test_few_clusters_and_less_confidence_count():
+    values, clusters = [0.0, 1.0, 0.0, 0.5, 1.0], range(5)
+    wide, narrow = stats.bootstrap(values, clusters), stats.bootstrap(values, clusters, 0.5)
+    draws = np.random.default_rng(0).choice(values, (4000, 5)).mean(1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert wide.low < low - 0.05 and wide.high > high + 0.05, "five pictures are widened for"
+    assert wide.low < narrow.low < narrow.high < wide.high
+    said, groups = [True, False, True, True, False, False], [0, 0, 1, 1, 2, 2]
+    wide, narrow = stats.clustered_wilson(said, groups), stats.clustered_wilson(said, groups, 0.5)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
 def test_mcnemar_edges():
     assert stats.mcnemar([], []) == (0, 0, 0, 1.0)
     assert stats.mcnemar([True] * 9, [True] * 9).p == 1.0

@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..errors import unknown
-from ..judges import BACKENDS, REMOTE
-from ..judges.prices import read_prices
+from ..judges import BACKENDS, REMOTE, parted
+from ..judges.prices import price_of, read_prices
 from ..store import Store
 from ..types import Case
 from .config import Plan
@@ -125,10 +125,10 @@ def _dollars(plan: Plan, grid: Grid, jobs: int, preset: str, prices: str | os.Pa
     pixel, longest = torch.zeros(3, 1, 1), max((sample.prompt for sample in grid.samples), key=len, default="")
     asked = [question.parts(Case(pixel, pixel, longest)) for question in PRESETS[preset]]
     for spec in plan.settings.judges:
-        backend, _, model = spec.partition(":")
-        if backend not in REMOTE:
+        backend = spec.partition(":")[0]
+        if backend in BACKENDS and backend not in REMOTE:
             continue
-        price = known.get((backend, model.partition("@")[0]))
+        price = price_of(known, backend, parted(spec)[1]) if backend in BACKENDS else None
         if price is None:
             return None
         limit = signature(import_module(BACKENDS[backend]).load).parameters["max_output_tokens"].default

@@ -18,6 +18,8 @@ from .work import Model
 
 VERSION = 2
 """Part of every artefact's key: raise it when what the phases compute changes."""
+METHODS = {"sifm": 2, "semantic_attack": 2}
+"""The same for one method's protections alone. 2: their noise is not the one that an editor draws from the seed."""
 ATTACKER = 1_000_000
 """The attacker's seed of attack 0: one that shares no noise with what pictures were protected with."""
 FIDELITY = ("psnr", "ssim", "lpips")
@@ -106,6 +108,8 @@ class Keys:
                 "prompt": a.sample.instruction,
                 "loop": row.settings(grid),
             }
+        if row.method in METHODS:
+            uses["made_by"] = METHODS[row.method]
         return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
 
     def attacked(self, a: Attack) -> Key:
@@ -165,7 +169,7 @@ class Keys:
             "pictures": len({sample.id for sample in grid.samples}),
             "rows": [[row.name, row.method, dict(row.options), dict(row.loop), row.seed_shift] for row in grid.rows],
             "editors": grid.attacked(),
-            "models": {model.name: known.get("fingerprint", known["name"]) for model, known in self.known.items()},
+            "models": {m.name: identity(k) if "fingerprint" in k else k["name"] for m, k in self.known.items()},
             "judges": [self.known[judge]["name"] for judge in judges],
             "seeds": list(grid.seeds),
             "purifiers": list(grid.purifiers),

@@ -389,7 +389,11 @@ class _Run:
                 try:
                     task = build([cell for _, cell in chunk])
                 except StoreError as error:  # a damaged picture
-                    self._fail(name, chunk, f"{said(error)}; --verify finds and makes anew what is damaged")
+                    self._fail(
+                        name,
+                        self._missing(kind, chunk, again),
+                        f"{said(error)}; --verify finds and makes anew what is damaged",
+                    )
                     progress.end(sizes[i])
                 else:
                     progress.begin(sizes[i])
@@ -404,7 +408,7 @@ class _Run:
         for i, outcome in executor.run(tasks(), progress):
             left -= sizes[i]
             if isinstance(outcome, Failure):
-                self._fail(name, todo[i], outcome.reason)
+                self._fail(name, self._missing(kind, todo[i], again), outcome.reason)
             else:
                 self._keep(name, kind, todo[i], outcome)
                 units += sizes[i]  # a failure says nothing about how long the work takes
@@ -435,16 +439,19 @@ class _Run:
                 self.store.remove("adopted", key)
                 self.found[kind, key] = value
 
-    def _fail(self, phase: str, chunk: list[tuple[Key, Any]], reason: str) -> None:
+    def _missing(self, kind: str, chunk: list[tuple[Key, Any]], again: bool) -> list[Key]:
+        """What of a batch is to be done; the rest of it is there already."""
+        return [key for key, _ in chunk if again or not self._have(kind, key)]
+
+    def _fail(self, phase: str, keys: list[Key], reason: str) -> None:
         with self.store.together():
-            for key, _ in chunk:
+            for key in keys:
                 self.failed[key] = f"{phase}: {reason}"
                 self.store.put("failed", key, {"phase": phase, "reason": reason})
 
     def _failed_before(self, kind: str, chunk: list[tuple[Key, Any]], again: bool) -> bool:
         """Did all that is to be done fail before? What is new makes the batch worth another try."""
-        todo = [key for key, _ in chunk if again or (kind, key) not in self.found]
-        known = {key: self.store.get("failed", key) for key in todo}
+        known = {key: self.store.get("failed", key) for key in self._missing(kind, chunk, again)}
         if not all(known.values()):
             return False
         self.failed |= {key: f"{value['phase']}: {value['reason']}" for key, value in known.items() if value}

@@ -104,7 +104,7 @@ def run(
     }
     folder = Path(what)
     if (folder / "run.sqlite").is_file():
-        if out not in (None, folder):
+        if out and out.resolve() != folder.resolve():
             raise InputError(f"--out {out}: {folder} goes on where it is; name its preset or TOML file for another run")
         plan, out = config.changed(_opened(folder)[1], **changes), folder
     else:

@@ -47,7 +47,7 @@ def judge(
     for pair in pairs:  # what is no case is found before anything is paid
         case(pair)
     loaded = load_judges(judges or JUDGES, asking)
-    at_once = len(pairs) if asking.batch else AT_ONCE
+    at_once = len(pairs) if asking.batch else max(AT_ONCE, 4 * (asking.concurrency or 0))
     with progress() as on_step:
         columns = [_ask(one, pairs, case, at_once, on_step(one.name)) for one in loaded]
     results, answered = [], False
@@ -72,7 +72,7 @@ def _ask(
     verdicts: list[Verdict] = []
 
     def step(s: Step) -> None:
-        on_step(replace(s, i=len(verdicts) + s.i, n=len(pairs)))
+        on_step(replace(s, i=len(verdicts) + s.i, n=len(pairs)) if s.phase == "judge" else s)
 
     for i in range(0, len(pairs), n):
         verdicts += judge.judge([case(pair) for pair in pairs[i : i + n]], on_step=step)

@@ -63,7 +63,7 @@ def plan(
     print(f"  {cost.flops / 1e12:.4g} TFLOP, about {found.seconds:.3g} s on this machine")
     print(
         f"  {cost.memory / 1e9:.2f} GB at the peak: networks {cost.networks / 1e9:.2f}, text encoders "
-        f"{cost.text / 1e9:.2f}, one iteration {cost.working / 1e9:.2f}"
+        f"{cost.text / 1e9:.2f}, the loop's own {cost.working / 1e9:.2f}"
     )
     if found.fits:
         print(f"  fits into {memory:g} GB")

@@ -12,11 +12,13 @@ import json
 import os
 import random
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image as Pil
 
@@ -128,6 +130,8 @@ def from_instructpix2pix(
         if category in lines:
             lines[category].append(row)
     refused = set(reject)
+    if unknown_ids := refused - {_name(row, category, folder) for category, rows in lines.items() for row in rows}:
+        raise InputError(f"reject: expected ids of pictures in {folder}, got {', '.join(sorted(unknown_ids))}")
     items: dict[str, list[Item]] = {category: [] for category in counts}
     for category, candidates in lines.items():
         random.Random(f"{seed}/{category}").shuffle(candidates)
@@ -167,12 +171,17 @@ def from_model(
     if target.exists():
         raise InputError(f"{target}: unseen instructions are made once, and this file is there; choose another name")
     items = check(read(manifest))
+    stop = threading.Event()
+
+    def heed(step: Step) -> None:
+        if stop.is_set():
+            raise CancelledError
 
     def written(item: Item) -> Item:
         served: list[str] = []
 
         def ask(question: str) -> str:
-            reply = asked(model, question, item.id, item.pixels() if look else None)
+            reply = asked(model, question, item.id, item.pixels() if look else None, on_step=heed)
             served.append(reply.served)
             return reply.text
 
@@ -193,6 +202,7 @@ def from_model(
                 if on_step is not None:
                     on_step(Step("ask", done, len(items)))
         except BaseException:  # calls under way finish and are recorded; nothing further is sent
+            stop.set()
             pool.shutdown(cancel_futures=True)
             raise
     made = [future.result() for future in coming]
@@ -255,7 +265,7 @@ def review(items: Iterable[Item], out: str | os.PathLike[str], command: str) -> 
 
     environment = Environment(loader=PackageLoader("sifm_core"), autoescape=select_autoescape(), trim_blocks=True)
     target = Path(out)
-    cards = [{"item": item, "src": os.path.relpath(item.path, target.parent)} for item in items]
+    cards = [{"item": item, "src": quote(Path(os.path.relpath(item.path, target.parent)).as_posix())} for item in items]
     write_atomically(target, environment.get_template("review.html").render(cards=cards, command=command).encode())
 
 

@@ -37,16 +37,25 @@ def load_judge(spec: str, *, base_url: str | None = None, **options: Any) -> Jud
     Raises :class:`InputError` for a spec that is malformed or names an unknown backend, :class:`JudgeError` where
     the judge cannot be set up (no key, no weights, package not installed).
     """
+    backend, model, address = parted(spec, whole=base_url is not None)
+    base_url = base_url or address or None
+    if "@" in model and not base_url and backend in REMOTE:  # what is meant for another server must not go to its own
+        raise InputError(f'after the "@" expected an address with its http:// or https://: {backend}:MODEL@http://HOST')
+    return importlib.import_module(BACKENDS[backend]).load(model, base_url=base_url, **options)
+
+
+def parted(spec: str, *, whole: bool = False) -> tuple[str, str, str]:
+    """(backend, model, address or "") of a spec; ``whole``: all that follows the backend is the model.
+
+    Raises InputError for a spec that is malformed or names an unknown backend.
+    """
     backend, colon, rest = spec.partition(":")
-    model, *address = [rest] if base_url is not None else re.split("@(?=https?://)", rest, maxsplit=1)
+    model, *address = [rest] if whole else re.split("@(?=https?://)", rest, maxsplit=1)
     if not (backend and colon and model.strip()):
         raise InputError(f'a judge is named "backend:model[@base_url]", such as miniature:conv; got {spec!r}')
     if backend not in BACKENDS:
         raise unknown("judge backend", backend, BACKENDS)
-    base_url = base_url or "".join(address) or None
-    if "@" in model and not base_url and backend in REMOTE:  # what is meant for another server must not go to its own
-        raise InputError(f'after the "@" expected an address with its http:// or https://: {backend}:MODEL@http://HOST')
-    return importlib.import_module(BACKENDS[backend]).load(model, base_url=base_url, **options)
+    return backend, model, "".join(address)
 
 
 def consensus(verdicts: Sequence[Verdict]) -> bool | None:

@@ -92,7 +92,7 @@ class MiniatureJudge:
         self.network.eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
         self.words = frozenset(self.config["words"])
-        self.served = f"{name}@{hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}"
+        self.served = f"{name}@{hashlib.sha256(weights.read_bytes() + config.read_bytes()).hexdigest()[:12]}"
 
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:
         verdicts: list[Verdict] = []

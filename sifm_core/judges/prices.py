@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,3 +60,13 @@ def read_prices(own: str | os.PathLike[str] | None = None) -> dict[tuple[str, st
         prices |= entries
     today = datetime.date.today()
     return {entry: price for entry, price in prices.items() if price.until is None or today <= price.until}
+
+
+def price_of(prices: Mapping[tuple[str, str], Price], backend: str, model: str) -> Price | None:
+    """The price of a model or of the one that it is a version of; None where there is none."""
+    return next((p for (b, name), p in prices.items() if b == backend and same_model(name, model)), None)
+
+
+def same_model(requested: str, served: str) -> bool:
+    """Whether ``served`` is ``requested`` itself or a dated or numbered version of it, such as -001 or -2026-10-07."""
+    return re.fullmatch(re.escape(requested) + r"(-\d+)*", served) is not None

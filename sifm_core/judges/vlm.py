@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import threading
 import time
 import warnings
@@ -24,7 +23,7 @@ from .cache import Cache, key_of
 from .cases import case_problem
 from .client import Client, JobClient, Reply, redacted
 from .jobs import Jobs, over_cap
-from .prices import FREE, Price, read_prices
+from .prices import FREE, Price, price_of, read_prices, same_model
 from .rubric import PRESETS, Answer, Form, Part, parse, preset_hash
 
 _LONGEST_WAIT = 60.0
@@ -322,9 +321,7 @@ class VlmJudge:
     def _price_of(self, model: str) -> Price | None:
         if not self.client.key:
             return FREE
-        known = (name for backend, name in self._prices if backend == self.client.backend and same_model(name, model))
-        name = next(known, None)
-        price = None if name is None else self._prices[self.client.backend, name]
+        price = price_of(self._prices, self.client.backend, model)
         return price.in_batch() if price and self._batch else price
 
     def _at_most(self, parts: Sequence[Part]) -> float:
@@ -336,8 +333,3 @@ class VlmJudge:
     def _cost(self, reply: Reply) -> float | None:
         price = self._price_of(reply.served or self.client.model)
         return None if price is None or reply.tokens is None else price.cost(*reply.tokens)
-
-
-def same_model(requested: str, served: str) -> bool:
-    """Whether ``served`` is ``requested`` itself or a dated or numbered version of it, such as -001 or -2026-10-07."""
-    return re.fullmatch(re.escape(requested) + r"(-\d+)*", served) is not None

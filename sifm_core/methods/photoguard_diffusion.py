@@ -24,6 +24,8 @@ PROVENANCE = (
     "as they are; adapted to this editor's own editing loop with its guidance and scheduler, where theirs has eta 1"
 )
 RANDOM_START = False
+MOST = 10
+"""How many times as many steps as were asked for a high strength may take."""
 _RMS = (3 * 512 * 512) ** -0.5
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -64,6 +66,8 @@ def build(
     strength = chosen.get("strength") or getattr(editor, "settings", {}).get("strength", 1)
     if "steps" in chosen:
         raise InputError("edit_options: expected no steps; how many the gradient passes is edit_steps")
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not strength > 0:
+        raise InputError(f"edit_options: expected a strength above 0, got {strength!r}")
     chosen["steps"] = _steps(edit_steps, strength)
     instruction = editor.prepare([""] * len(x)) if official_quirks else cond
 
@@ -86,9 +90,14 @@ def _steps(wanted: int, strength: float) -> int:
 
     diffusers leaves out the first int(n - n * strength) of n.
     """
-    n = max(wanted, int(wanted / strength))
+    first = n = max(wanted, int(wanted / strength))
     while strength < 1 and (not (left_out := int(n - n * strength)) or n - left_out < wanted):
         n += 1
+        if n > MOST * first:
+            raise InputError(
+                f"edit_options: expected a strength that leaves out the first of {MOST * first} steps, got {strength}: "
+                "the edit would begin at pure noise"
+            )
     return n
 
 

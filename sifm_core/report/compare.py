@@ -36,12 +36,12 @@ class Difference:
 
 
 def runs(one: tuple[Store, Layout], two: tuple[Store, Layout]) -> Difference:
-    """Compare two runs; attacks are the same when picture, prompts, editors, purifier and seed are."""
+    """Compare two runs; attacks are the same when picture, prompts, editors, purifier and both seeds are."""
     answers: list[dict[str, dict[tuple[Any, ...], bool | None]]] = []
     for store, _ in (one, two):
         rows: dict[str, dict[tuple[Any, ...], bool | None]] = {}
         for r in store.records():
-            also = (r.info.get("protected_on"), r.info.get("purifier"), r.prompt_kind)
+            also = (r.info.get("protected_on"), r.info.get("purifier"), r.prompt_kind, r.info.get("edit_seed"))
             rows.setdefault(r.method, {})[(r.image, r.prompt, r.editor, r.seed, *also)] = answer(r)
         answers.append(rows)
     first, second = answers

@@ -294,6 +294,9 @@ def test_the_estimate_counts_operations_and_money(tmp_path, monkeypatch):
         reserved += sum(judge._at_most(question.parts(case)) for question in judge.questions)
     assert plan.settings.judges == ("gemini:gemini-2.5-pro", "gemini:gemini-2.5-flash")
     assert reserved <= lines["judge"].dollars / (2 * 12) < 1.01 * reserved
+    versions = tuple(f"{name}-002" for name in plan.settings.judges)
+    assert estimate(config.changed(plan, judges=versions))[-1].dollars == lines["judge"].dollars
+    assert estimate(config.changed(plan, judges=("gemni:gemini-2.5-pro",)))[-1].dollars is None, "not free"
     one = {line.phase: line for line in estimate(plan, preset="paper")}
     assert one["judge"].dollars < 0.6 * lines["judge"].dollars
     twice = {line.phase: line for line in estimate(plan, tflops=200.0)}

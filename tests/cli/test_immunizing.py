@@ -91,6 +91,13 @@ def test_the_options_reach_the_engine(immunize) -> None:
         assert not np.array_equal(levels("out.png"), plain), name
         if name == "two editors":
             assert [len(other["editor_fingerprint"]) for other in done["also"]] == [64]
+    for shared, word in (
+        ("--alpha 0.02", "--ball l2"),
+        ("--random-start", "--schedule linear"),
+        ("--alpha 0.01", "--update adam"),
+    ):
+        without = levels("out.png") if immunize(shared)[0] == 0 else None
+        assert immunize(f"{shared} {word}")[0] == 0 and not np.array_equal(levels("out.png"), without), word
     assert immunize("--eot jpeg:50-90,none --eot resize:0.5")[1]["eot"] == ["jpeg:50-90", "none", "resize:0.5"]
     assert immunize(OPTIONS["little memory"])[0] == 0 and np.array_equal(levels("out.png"), plain)
 

@@ -160,6 +160,7 @@ def test_a_dead_end_saves_the_second_call(server):
     assert [r.question for r in server.requests] == ["semantic"]
 
 
+@pytest.mark.filterwarnings("ignore:.*other model's")
 def test_answers_are_cached_on_everything_and_replay_offline_without_a_key(server, tmp_path, monkeypatch):
     path = tmp_path / "cache.sqlite"
     cases = [case("ok"), case("mismatch"), case("prose"), case("rate")]
@@ -188,6 +189,12 @@ def test_answers_are_cached_on_everything_and_replay_offline_without_a_key(serve
         before = len(server.requests)
         judge_for(server, cache=path, **options).judge([other])
         assert len(server.requests) > before, f"{options} must not be answered from the cache"
+    before = len(server.requests)
+    load_judge(f"{server.dialect}:another@{server.url}", cache=path, first_delay=0.01).judge([case("ok")])
+    assert len(server.requests) == before + 2, "another model answers for itself"
+    with FakeServer(server.dialect) as other:
+        judge_for(other, cache=path).judge([case("ok")])
+        assert len(other.requests) == 2, "and so does another server"
 
 
 def test_costs_are_what_the_tokens_cost(server, tmp_path):

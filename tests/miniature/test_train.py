@@ -11,7 +11,7 @@ import torch
 
 from sifm_core.editors import BUILTIN, load_editor
 from sifm_core.images import load_image
-from sifm_core.miniature import codec, gate, text, train, train_judges, train_sd3, train_vae, world
+from sifm_core.miniature import codec, gate, text, train, train_judges, train_sd3, train_vae, training, world
 
 
 @pytest.mark.parametrize(("channels", "scale", "shift"), [(16, 1.0, None), (20, 1.0, None), (16, 1.5305, 0.0609)])
@@ -96,6 +96,15 @@ def test_a_killed_run_goes_on_where_its_checkpoint_stands(tmp_path, monkeypatch)
     for _ in range(2):
         train_vae.train(tmp_path / "vae", recipe, steps=3, log=told.append, checkpoint=tmp_path / "c.pt")
     assert "resumed at step 2" in told
+
+
+def test_a_checkpoint_holds_the_weights(tmp_path):
+    settings = {"rate": lambda step: 0.0, "seed": 0, "log": print, "checkpoint": tmp_path / "c.pt", "save": 1}
+    first, second = (torch.nn.Linear(2, 2) for _ in range(2))
+    for network, steps in ((first, 2), (second, 3)):  # the second goes on from the first's
+        loss = lambda network=network: (network(torch.ones(1, 2)).sum(), {})  # noqa: E731
+        done = training.fit(network, loss, steps=steps, weight_decay=0.0, **settings)
+    assert torch.equal(second.weight, first.weight) and torch.allclose(done.weight, first.weight)
 
 
 def test_the_path_to_the_target_starts_at_the_source_and_ends_at_the_target():
