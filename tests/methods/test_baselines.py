@@ -14,6 +14,7 @@ from fakes import images
 from methods.literal import close, gradient, latent, mode, predict, sampled, somewhere, target
 from sifm_core.editors import load_editor
 from sifm_core.errors import ImageError, InputError
+from sifm_core.images import resize
 from sifm_core.methods import ace, editshield, mist, photoguard_diffusion, photoguard_encoder, sds, semantic_attack
 from sifm_core.methods.pattern import pattern
 from sifm_core.noise import fork, integers, normal
@@ -165,6 +166,11 @@ def test_the_views_of_editshield() -> None:
     bright = torch.zeros(1, 3, 20, 20).double()
     bright[..., 0, :] = 1
     assert not editshield._crop(bright).any() and editshield._crop(x).shape == x.shape
+    same, soft, left, right, cut = editshield._VIEWS
+    assert torch.equal(same(x), x) and torch.equal(soft(x), editshield._blur(x))
+    assert torch.equal(left(x), editshield._rotate(x, 5.0)) and torch.equal(right(x), editshield._rotate(x, -5.0))
+    large = images(1, size=(40, 40)).double()
+    assert torch.equal(cut(large), resize(large[..., 2:-2, 2:-2], (40, 40))), "nine tenths of the centre"
 
 
 def test_editshields_official_loss(ip2p_folder) -> None:
