@@ -363,7 +363,7 @@ def test_what_is_there_does_not_fail_with_the_batch_that_it_shares(tmp_path):
 def test_a_changed_method_is_protected_anew_and_no_other(tmp_path, monkeypatch):
     store = Store(tmp_path)
     first = {r.method: r.info.get("protection_key") for r in bench.run(toy_grid(), store)}
-    monkeypatch.setitem(bench.keys.METHODS, "sifm", 99)
+    monkeypatch.setitem(bench.keys.METHOD_VERSIONS, "sifm", 99)
     second = {r.method: r.info.get("protection_key") for r in bench.run(toy_grid(), store)}
     assert {name for name in first if first[name] != second[name]} == {"SIFM"}
 

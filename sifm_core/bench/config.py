@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, unknown
-from ..judges import load_judge
+from ..judges import REMOTE, VLM, load_judge
 from ..methods import EQUAL_BUDGET
 from ..metrics import DEFAULT
 from ..types import Judge
@@ -29,6 +29,8 @@ FOLDER = Path(__file__).with_name("presets")
 ROWS = Path(__file__).with_name("rows.toml")
 """Rows that several presets share."""
 TABLE = ("psnr", "ssim", "vifp", "fsim", "lpips", "isr")
+HERE = (*REMOTE, "human")
+"""Judges that compute elsewhere: asked from this process, which keeps their rate limits and keys."""
 
 
 @dataclass(frozen=True)
@@ -256,9 +258,6 @@ def open_judges(specs: Sequence[str], **options: Any) -> list[Judge | str]:
 
     ``options`` are those of vision-language models, such as ``cache`` and ``max_cost``.
     """
-    from ..judges import VLM
-    from .phases import HERE
-
     found: list[Judge | str] = []
     for spec in specs:
         backend = spec.partition(":")[0]

@@ -18,7 +18,7 @@ from .work import Model
 
 VERSION = 2
 """Part of every artefact's key: raise it when what the phases compute changes."""
-METHODS = {"sifm": 2, "semantic_attack": 2}
+METHOD_VERSIONS = {"sifm": 2, "semantic_attack": 2}
 """The same for one method's protections alone. 2: their noise is not the one that an editor draws from the seed."""
 ATTACKER = 1_000_000
 """The attacker's seed of attack 0: one that shares no noise with what pictures were protected with."""
@@ -108,8 +108,8 @@ class Keys:
                 "prompt": a.sample.instruction,
                 "loop": row.settings(grid),
             }
-        if row.method in METHODS:
-            uses["made_by"] = METHODS[row.method]
+        if row.method in METHOD_VERSIONS:
+            uses["made_by"] = METHOD_VERSIONS[row.method]
         return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
 
     def attacked(self, a: Attack) -> Key:

@@ -24,6 +24,7 @@ from ..isr import CLEAN
 from ..purify.noisy_upscale import UPSCALER
 from ..store import Store, fingerprint
 from ..types import Editor, Metric, OnStep, Record, Step, Verdict
+from .config import HERE
 from .costs import weights
 from .executors import Executor, Failure, Inline, said
 from .grid import Grid, Sample, names, takes, takes_gradient
@@ -36,8 +37,6 @@ SHARD = 512
 
 UNANSWERED = ("unreachable", "missing_key", "error")
 """States of a verdict that a later run asks for again."""
-HERE = ("gemini", "openai", "human")
-"""Judges that compute elsewhere: asked from this process, which keeps their rate limits and keys."""
 
 
 def run(grid: Grid, store: Store, on_step: OnStep | None = None, **how: Any) -> list[Record]:
