@@ -154,7 +154,7 @@ class LatentEditor:
                 raise InputError(f"prompt: expected text, got {prompt!r}")
         if new := [prompt for prompt in dict.fromkeys(("", *prompts)) if prompt not in self._prompts]:
             with torch.inference_mode(False), torch.no_grad(), self.reading():
-                self._prompts |= {prompt: tuple(t.cpu() for t in encode(prompt)) for prompt in new}
+                self._prompts |= {prompt: tuple(map(_kept, encode(prompt))) for prompt in new}
 
         def batch(texts: Sequence[str]) -> list[Tensor]:
             columns = zip(*(self._prompts[text] for text in texts), strict=True)
@@ -221,6 +221,10 @@ def report(on_step: OnStep | None) -> dict[str, Any]:
 def wide(x: Tensor) -> Tensor:
     """``x`` in float32, or float64 where it is that already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _kept(t: Tensor) -> Tensor:
+    return t if t.is_meta else t.cpu()
 
 
 def _round(side: float, multiple: int) -> int:
