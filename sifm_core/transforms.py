@@ -121,7 +121,7 @@ def _parse(spec: str) -> Transform:
 
 
 def _range(text: str) -> tuple[float, float]:
-    """ "a" or "a-b" as numbers, either of which may be written as 1e-2; NaN where it is neither."""
+    """One number or two with a dash between, each perhaps written as 1e-2; NaN where it is neither."""
     found = re.fullmatch(r"\s*([\d.]+(?:e-?\d+)?)\s*(?:-\s*([\d.]+(?:e-?\d+)?)\s*)?", text, re.IGNORECASE)
     try:
         return (float(found[1]), float(found[2] or found[1])) if found else (math.nan, math.nan)

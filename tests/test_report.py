@@ -472,6 +472,9 @@ def test_two_runs_are_compared_on_what_both_have(tmp_path):
     assert found.settings == {"settings.steps": (4, 3)}
     change = found.changes[0]
     assert (change.row, change.pairs, change.one, change.two, change.difference) == ("sifm", 3, 0.0, 1.0, 1.0)
+    for r in list(stores[1].records()):
+        stores[1].put_record(replace(r, info=r.info | {"edit_seed": 1_000_000}))
+    assert runs(*((store, config.Layout()) for store in stores)).changes[0].pairs == 0, "the attacker drew other noise"
 
 
 def test_several_runs_stand_side_by_side_each_as_its_own_report_has_it():

@@ -57,7 +57,8 @@ def build(
     ``x`` (B, 3, h, w) at the editor's working size. An editor that runs only a share of its steps, its ``strength``, is
     asked for as many as make it run ``edit_steps``, or the next more that do not begin at pure noise. Blocks of the
     network are computed again on the way back, so that memory does not grow by a whole network per step. Raises
-    InputError for counts below 1 and for steps among the ``edit_options``.
+    InputError for counts below 1, for steps among the ``edit_options`` and for a strength that leaves out none of
+    :data:`MOST` times as many steps.
     """
     for name, value in (("edit_steps", edit_steps), ("repeats", repeats)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
