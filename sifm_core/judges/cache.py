@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS calls (
 CREATE INDEX IF NOT EXISTS calls_key ON calls (key);
 CREATE TABLE IF NOT EXISTS jobs (call INTEGER PRIMARY KEY REFERENCES calls, label TEXT NOT NULL, name TEXT);
 """
-_SPENT = "SELECT COALESCE(SUM(COALESCE(cost, reserved)), 0) FROM calls WHERE status != 'unpaid'"
+_SPENT = "SELECT COALESCE(SUM(CASE WHEN cost >= 0 THEN cost ELSE reserved END), 0) FROM calls WHERE status != 'unpaid'"
 _RESERVE = f"""
 INSERT INTO calls (key, judge, status, reserved) SELECT ?, ?, 'sent', ? WHERE ({_SPENT}) + ? <= ? RETURNING id
 """
@@ -79,22 +79,32 @@ class Cache:
         except sqlite3.Error as error:
             raise StoreError(f"the cache of judges' answers cannot be used: {error}") from error
 
-    def find(self, key: str) -> tuple[Mapping[str, Any], float | None] | None:
-        """(reply, cost) of the answer to this question, or None."""
+    def find(self, key: str) -> tuple[Any, float | None] | None:
+        """(reply as plain data, cost in US dollars, None where it is unknown) of the answer to this question, or None.
+
+        The reply of a damaged row is None.
+        """
         with self._using():
             row = self._db.execute(
                 "SELECT reply, cost FROM calls WHERE key = ? AND status = 'answered' ORDER BY id LIMIT 1", (key,)
             ).fetchone()
-        return (json.loads(row[0]), row[1]) if row else None
+        if row is None:
+            return None
+        try:
+            reply = json.loads(row[0])
+        except (TypeError, ValueError, RecursionError):
+            reply = None
+        return reply, row[1] if isinstance(row[1], float) and 0 <= row[1] < math.inf else None
 
     def served(self, judge: str) -> list[str]:
         """The models that have answered this judge."""
         with self._using():
             rows = self._db.execute(
-                "SELECT DISTINCT json_extract(reply, '$.served') FROM calls WHERE judge = ? AND status = 'answered'",
+                "SELECT DISTINCT json_extract(reply, '$.served') FROM calls"
+                " WHERE judge = ? AND status = 'answered' AND json_valid(reply)",
                 (judge,),
             )
-            return [row[0] for row in rows]
+            return [row[0] for row in rows if isinstance(row[0], str)]
 
     def lost(self, key: str) -> bool:
         """Whether this question was sent before, and its answer never arrived."""

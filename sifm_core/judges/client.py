@@ -8,9 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..errors import InputError, JudgeError
 from ..types import State
+from .redaction import encodable, redact, shown
 from .rubric import Form, Part, Question
+
+REASON = 600
+"""Characters of what a server says of a failure, and of a model's name, at most."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,17 @@ class Reply:
     wait: float | None = None
     seconds: float = 0.0
     unsent: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, kept: Any) -> Reply:
+        """The reply that a ledger holds as plain data; unparsable where that is none."""
+        try:
+            return _REPLY.validate_python(kept)
+        except ValidationError:
+            return cls("unparsable", reason="what the ledger holds for this question is no answer", billed="yes")
+
+
+_REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
 class Client(ABC):
@@ -54,6 +71,19 @@ class Client(ABC):
     def send(self, parts: Sequence[Part], form: Form) -> Reply:
         """One attempt; every failure that can be told apart is a Reply, not an exception."""
 
+    def clean(self, reply: Reply) -> Reply:
+        """The reply as it may be kept: without the key, which a server may echo, and what only a terminal obeys."""
+        return replace(
+            reply,
+            text=encodable(redact(reply.text, self.key)),
+            reason=self.shown(reply.reason, REASON),
+            served=self.shown(reply.served, REASON),
+        )
+
+    def shown(self, text: str, limit: int) -> str:
+        """Any text that a server had a part in, as it may be shown."""
+        return shown(redact(text[: 100 * limit], self.key), limit)
+
 
 class JobClient(Client):
     """A backend that also takes many calls as one job. A Reply in place of a result says why there is none."""
@@ -74,22 +104,13 @@ class JobClient(Client):
         """The replies of a job that ended, one for each of its calls in order; a Reply with ``wait``: not yet."""
 
 
-def redacted(reply: Reply, key: str) -> Reply:
-    """The reply without the key, which a server may echo."""
-
-    def clean(text: str) -> str:
-        return text.replace(key, "[key]") if key else text
-
-    return replace(reply, text=clean(reply.text), reason=clean(reply.reason), served=clean(reply.served))
-
-
-def http_failure(code: int, message: str, retry_after: float = 0.0) -> Reply:
-    """The reply that an HTTP status other than 200 means. Providers do not bill these."""
-    reason = f"HTTP {code}: {message[:500]}"
-    if code in (401, 403) or (code == 400 and "api key" in message.lower()):
+def http_failure(code: int, words: str, wait: float = 0.0) -> Reply:
+    """The reply that an HTTP status other than 200 means (0: an error without one). Providers do not bill these."""
+    reason = f"HTTP {code}: {words}" if code else f"the server reports an error: {words}"
+    if code in (401, 403) or (code == 400 and "api key" in words.lower()):
         return Reply("missing_key", reason=f"the key was refused ({reason})")
     if code in (408, 425, 429) or code >= 500:
-        return Reply("unreachable", reason=reason, wait=retry_after)
+        return Reply("unreachable", reason=reason, wait=wait)
     return Reply("error", reason=reason)
 
 
@@ -116,6 +137,6 @@ def environment_key(names: Sequence[str], environ: Mapping[str, str]) -> str:
 
 def check_base_url(base_url: str) -> str:
     """``base_url`` without a trailing slash; refused where it could carry a key, because it is written into records."""
-    if not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", base_url):
+    if not re.fullmatch(r"https?://(\[[\da-fA-F:.]+\]|[^/@?#:\[\]\\\s]+)(:\d{1,5})?(/[^?#\s]*)?", base_url):
         raise InputError("base_url: expected http(s)://host[:port]/path, with no user, password or query")
     return base_url.rstrip("/")

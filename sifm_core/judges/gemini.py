@@ -1,35 +1,45 @@
 """Gemini as a judge, through google-genai.
 
 Facts that shape this file: thinking counts as output, so the limit leaves room for it; safety filters strike even when
-all are off, and come in two places; one of a family's models may answer for another, so the served version is recorded.
+all are off, and come in two places; one of a family's models may answer for another, so the served version is recorded;
+newer models refuse settings that older ones take.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import JudgeError
 from ..types import Judge, State
-from .client import JobClient, Reply, check_base_url, environment_key, http_failure, transport_failure
+from .client import JobClient, Reply, check_base_url, environment_key
+from .reading import body_of, count, ended, failure_in, field, joined, text
+from .remote import RemoteClient
 from .rubric import Form, Part, Question
 from .vlm import VlmJudge
+from .wire import ANSWER_BYTES, Wire
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 URL = "https://generativelanguage.googleapis.com"
 _HARMS = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
-_BLOCKED = {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "MODEL_ARMOR"}
 _ENDED = {"SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"}
+_JOB_BYTES = 32 * ANSWER_BYTES
+"""The answers of a job, all together, and a page of jobs."""
+_PAGES = 100
 
 
-class GeminiClient(JobClient):
+class GeminiClient(RemoteClient, JobClient):
     """Calls through google-genai, one by one or in jobs, without its own retries."""
 
     backend = "gemini"
+    optional: ClassVar = {
+        "temperature": "temperature",
+        "seed": "seed",
+        "thinking_budget": r"(generation_?config\.)?thinking_?(budget|config)\w*",
+    }
     job_bytes = 18_000_000  # of the 20 MB that a request may weigh
 
     def connect(self) -> None:
@@ -38,56 +48,80 @@ class GeminiClient(JobClient):
             from google.genai import types
         except ImportError as error:
             raise JudgeError(f"Gemini needs the package google-genai: pip install google-genai ({error})") from None
+        credentials = {"x-goog-api-key": self.key}
+        self.wire = Wire("google-genai", self.base_url, key=self.key, credentials=credentials, own=self.base_url == URL)
         self._client: Any = genai.Client(
-            api_key=self.key,
+            api_key="on the wire",
             vertexai=False,
             http_options=types.HttpOptions(
                 base_url=self.base_url,
                 api_version="v1beta",
-                timeout=round(self.timeout * 1000),
+                client_args={"transport": self.wire.transport(), "trust_env": False, "follow_redirects": False},
                 retry_options=types.HttpRetryOptions(attempts=1),
             ),
         )
 
-    def send(self, parts: Sequence[Part], form: Form) -> Reply:
-        response = _attempt(
-            lambda: self._client.models.generate_content(
-                model=self.model, contents=_contents(parts), config=self._settings(form)
-            )
+    def call(self, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], rung: int) -> object:
+        return self._client.models.generate_content(
+            model=self.model, contents=_contents(parts), config=self._config(form, settings)
         )
-        return response if isinstance(response, Reply) else _read(response)
+
+    def read(self, body: Any) -> Reply:
+        return _read(body)
 
     def submit(self, calls: Sequence[tuple[Sequence[Part], Question]], label: str) -> str | Reply:
         from google.genai import types
 
         requests = [
             types.InlinedRequest(
-                contents=_contents(parts), config=self._settings(question), metadata={"place": str(place)}
+                contents=_contents(parts),
+                config=self._config(question, self.settings()),
+                metadata={"place": str(place)},
             )
             for place, (parts, question) in enumerate(calls)
         ]
         config = types.CreateBatchJobConfig(display_name=label)
-        job = _attempt(lambda: self._client.batches.create(model=self.model, src=requests, config=config))
+        job = self._fetch(lambda: self._client.batches.create(model=self.model, src=requests, config=config))
         if isinstance(job, Reply):
             return job
-        return job.name or Reply("unreachable", reason="the job that was sent came back without a name", billed="maybe")
+        return self._name(job) or Reply(
+            "unreachable", reason="the job that was sent came back without a name", billed="maybe"
+        )
 
     def find_job(self, label: str) -> str | Reply | None:
-        jobs = _attempt(lambda: list(self._client.batches.list()))
-        return jobs if isinstance(jobs, Reply) else next((j.name for j in jobs if j.display_name == label), None)
+        from google.genai import types
+
+        page = ""
+        for _ in range(_PAGES):
+            config = types.ListBatchJobsConfig(page_size=100, page_token=page or None)
+            listed = self._fetch(lambda: self._client.batches.list(config=config))  # noqa: B023
+            if isinstance(listed, Reply):
+                return listed
+            jobs = field(listed, "operations")
+            for job in jobs if isinstance(jobs, list) else ():
+                if field(job, "metadata", "displayName") == label and (name := self._name(job)):
+                    return name
+            if not (page := text(field(listed, "nextPageToken"))):
+                break
+        return None
 
     def collect(self, name: str, calls: int) -> list[Reply] | Reply:
-        job = _attempt(lambda: self._client.batches.get(name=name))
+        job = self._fetch(lambda: self._client.batches.get(name=name))
         if isinstance(job, Reply):
             return replace(job, wait=0.0) if job.state == "unreachable" else job
-        state = _name(job.state).removeprefix("JOB_STATE_")
+        state = text(field(job, "metadata", "state")).removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_")
         if state not in _ENDED:
             return Reply("unreachable", reason=f"{name} is {state.lower() or 'somewhere'}", wait=0.0)
-        arrived = (job.dest.inlined_responses if job.dest else None) or []
-        places = [_place(response.metadata, i) for i, response in enumerate(arrived)]
+        output = field(job, "metadata", "output") or field(job, "response")
+        arrived = field(output, "inlinedResponses", "inlinedResponses")
+        known = {str(place): place for place in range(calls)}
+        found: dict[int, list[Any]] = {}
+        for i, item in enumerate(arrived if isinstance(arrived, list) else ()):
+            said = field(item, "metadata", "place")
+            found.setdefault(i if said is None else known.get(text(said), -1), []).append(item)
         replies: list[Reply] = []
         for place in range(calls):
-            mine = [_read_item(response) for response, at in zip(arrived, places, strict=True) if at == place]
+            mine = [_read_item(item) for item in found.get(place, ())]
             if len(mine) == 1:
                 replies += mine
             elif not mine:
@@ -98,13 +132,30 @@ class GeminiClient(JobClient):
                 replies.append(replace(mine[0], state="unparsable", text="", reason=why))
         return replies
 
-    def _settings(self, form: Form) -> Any:
+    def _fetch(self, call: Any) -> Any:
+        """The body that a call about jobs brings back, or the Reply that its failure means."""
+        came = self.wire.carry(call, self.timeout, at_most=_JOB_BYTES)
+        if isinstance(came, Reply):
+            return came
+        body = body_of(came)
+        if failure := failure_in(came, None if field(body, "metadata") else body):  # a job that failed holds its error
+            return failure.reply()
+        if isinstance(body, dict):
+            return body
+        return Reply("unreachable", reason="the server answered with something other than JSON; check base_url")
+
+    def _name(self, job: Any) -> str:
+        """What a job is to be asked for by, or "" where it is no name that may be kept."""
+        name = text(field(job, "name"))
+        return name if re.fullmatch(r"batches/[\w.-]{1,200}", name) and self.shown(name, 300) == name else ""
+
+    def _config(self, form: Form, settings: Mapping[str, Any]) -> Any:
         from google.genai import types
 
-        budget = self.config["thinking_budget"]
+        given = dict(settings)
+        budget = given.pop("thinking_budget", None)
         return types.GenerateContentConfig(
-            temperature=self.config["temperature"],
-            seed=self.config["seed"],
+            **given,
             max_output_tokens=self.config["max_output_tokens"],
             response_mime_type="application/json",
             response_schema=form.answer,
@@ -129,78 +180,50 @@ def _contents(parts: Sequence[Part]) -> list[Any]:
     return [types.Content(role="user", parts=pieces)]
 
 
-def _attempt(call: Callable[[], Any]) -> Any:
-    """What the call returns, or the Reply that its failure means."""
-    from google.genai import errors
-
-    try:
-        return call()
-    except errors.APIError as error:
-        return http_failure(error.code, str(error.message or error.status), _retry_delay(error))
-    except json.JSONDecodeError:
-        return Reply("unreachable", reason="the server answered with something other than JSON; check base_url")
-    except Exception as error:
-        if (failure := transport_failure(error)) is None:
-            raise
-        return failure
-
-
-def _place(metadata: Mapping[str, str] | None, i: int) -> int:
-    """Which question of the job an answer belongs to: what it says, else by the order."""
-    said = (metadata or {}).get("place", str(i))
-    return int(said) if said.isdecimal() else -1
-
-
 def _read_item(item: Any) -> Reply:
     """What one response of a job holds."""
-    if item.response is not None:
-        return _read(item.response)
-    error = item.error
-    return Reply("unreachable", reason=f"no answer: {f'{error.code} {error.message}' if error else 'and no reason'}")
+    error = field(item, "error")
+    said = f"{field(error, 'code')} {field(error, 'message')}" if isinstance(error, dict) else text(error)
+    if field(item, "response") is None:
+        return Reply("unreachable", reason=f"no answer: {said or 'and no reason'}")
+    reply = _read(field(item, "response"))
+    if error:
+        return replace(
+            reply, state="error", text="", reason=f"an answer and an error came back ({said})", billed="maybe"
+        )
+    return reply
 
 
-def _read(response: Any) -> Reply:
+def _read(body: Any) -> Reply:
     """What a response that arrived holds."""
-    usage = response.usage_metadata
-    tokens = None
-    if usage is not None and usage.prompt_token_count is not None:
-        tokens = (usage.prompt_token_count, (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0))
-    served = re.sub(r"^models/", "", response.model_version or "")
+    usage, candidates = field(body, "usageMetadata"), field(body, "candidates")
+    candidates = candidates if isinstance(candidates, list) else []
+    blocked = text(field(body, "promptFeedback", "blockReason"))
+    parts = field(candidates, 0, "content", "parts")
+    said = joined(parts if isinstance(parts, list) else None)
+    read, written, thought = (
+        count(0 if (value := field(usage, name)) is None and optional else value)
+        for name, optional in (
+            ("promptTokenCount", False),
+            ("candidatesTokenCount", not said),
+            ("thoughtsTokenCount", True),
+        )
+    )
+    tokens = None if read is None or written is None or thought is None else (read, written + thought)
+    served = re.sub(r"^models/", "", text(field(body, "modelVersion")))
 
-    def reply(state: State, text: str = "", reason: str = "") -> Reply:
-        return Reply(state, text, reason, served, tokens, billed="yes")
+    def reply(state: State, reason: str = "") -> Reply:
+        return Reply(state, said, reason, served, tokens, billed="yes")
 
-    if not response.candidates:
-        feedback = response.prompt_feedback
-        if feedback and feedback.block_reason:
-            return reply("blocked", reason=f"the prompt was blocked: {_name(feedback.block_reason)}")
-        if tokens is None:
-            return Reply("unreachable", reason="the server's answer is JSON, but not Gemini's; check base_url")
-        return reply("error", reason="no candidate came back, and no reason")
-    if len(response.candidates) > 1:
-        return reply("unparsable", reason=f"{len(response.candidates)} candidates came back for one question")
-    candidate = response.candidates[0]
-    finish = _name(candidate.finish_reason)
-    pieces = (candidate.content.parts if candidate.content else None) or []
-    text = "".join(piece.text for piece in pieces if piece.text and not piece.thought)
-    if finish == "MAX_TOKENS":
-        return reply("truncated", text=text, reason="the answer ran into max_output_tokens, thinking included")
-    if finish in _BLOCKED:
-        return reply("blocked", text=text, reason=f"the answer was blocked: {finish}")
-    if finish != "STOP":
-        return reply("error", text=text, reason=f"the model stopped for {finish or 'no reason'}")
-    return reply("ok", text=text)
-
-
-def _name(value: Any) -> str:
-    return str(getattr(value, "value", value) or "")
-
-
-def _retry_delay(error: Any) -> float:
-    """Seconds that the server asks to wait (header or RetryInfo), 0 if it does not say."""
-    header = getattr(error.response, "headers", {}).get("retry-after", "")
-    found = re.search(r"'retryDelay': '([\d.]+)s'", str(error.details)) or re.fullmatch(r"([\d.]+)", header)
-    return float(found[1]) if found else 0.0
+    if blocked:
+        return reply("blocked", f"the prompt was blocked: {blocked}")
+    if len(candidates) > 1:
+        return replace(reply("unparsable", f"{len(candidates)} candidates came back for one question"), text="")
+    if candidates:
+        return reply(*ended(field(candidates, 0, "finishReason"), "max_output_tokens, thinking included"))
+    if usage is None:
+        return Reply("unreachable", reason="the server's answer is JSON, but not Gemini's; check base_url")
+    return reply("error", "no candidate came back, and no reason")
 
 
 def load(

@@ -9,89 +9,80 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import JudgeError
 from ..types import Judge, State
-from .client import Client, Reply, check_base_url, environment_key, http_failure, transport_failure
+from .client import Reply, check_base_url, environment_key
+from .reading import count, ended, field, joined, text
+from .remote import RemoteClient
 from .rubric import Form, Part
 from .vlm import VlmJudge
+from .wire import Wire
 
 URL = "https://api.openai.com/v1"
-_REFUSES_FORMAT = (400, 422, 501)
-_SAMPLING = ("temperature", "seed")
 
 
-class OpenAiClient(Client):
+class OpenAiClient(RemoteClient):
     """One call through openai, without its own retries."""
 
     backend = "openai"
+    optional: ClassVar = {"temperature": "temperature", "seed": "seed"}
+    rungs = 3
 
     def connect(self) -> None:
         try:
             from openai import OpenAI
         except ImportError as error:
             raise JudgeError(f"openai needs the package openai: pip install openai ({error})") from None
+        credentials = {"authorization": f"Bearer {self.key}"}
+        self.wire = Wire("openai", self.base_url, key=self.key, credentials=credentials, own=self.base_url == URL)
         self._client: Any = OpenAI(
-            api_key=self.key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=0
+            api_key="on the wire", base_url=self.base_url, http_client=self.wire.client(), max_retries=0
         )
-        self._rung = 0
-        self._unsent: tuple[str, ...] = ()
 
-    def send(self, parts: Sequence[Part], form: Form) -> Reply:
-        formats, rung, unsent = _formats(form), self._rung, self._unsent
-        while True:
-            sampling = {k: v for k in _SAMPLING if k not in unsent and (v := self.config[k]) is not None}
-            reply, error = self._send(parts, formats[rung], sampling)
-            if refused := _refused(error, sampling):
-                unsent += refused
-            elif error and error.status_code in _REFUSES_FORMAT and rung < len(formats) - 1:
-                rung += 1
-            else:
-                break
-        if reply.billed == "yes":
-            self._rung, self._unsent = rung, unsent
-        return replace(reply, unsent=unsent)
-
-    def _send(
-        self, parts: Sequence[Part], response_format: Mapping[str, Any], sampling: Mapping[str, Any]
-    ) -> tuple[Reply, Any]:
-        """The reply, and openai's error if the HTTP status was none of success."""
-        import openai
-
+    def call(self, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], rung: int) -> object:
         limit = "max_completion_tokens" if self.base_url == URL else "max_tokens"
-        try:
-            completion = self._client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": [_content(part) for part in parts]}],
-                **{limit: self.config["max_output_tokens"]},
-                **sampling,
-                **response_format,
-            )
-        except openai.APIStatusError as error:
-            retry_after = error.response.headers.get("retry-after", "")
-            wait = float(retry_after) if retry_after.replace(".", "", 1).isdigit() else 0.0
-            return http_failure(error.status_code, str(error.message), wait), error
-        except openai.APIConnectionError as error:
-            failure = transport_failure(error.__cause__ or error)
-            return failure or Reply("unreachable", reason=f"no answer arrived ({error})", billed="maybe"), None
-        except (openai.APIResponseValidationError, ValueError):
-            return Reply("unreachable", reason=_NOT_OURS), None
-        return _read(completion), None
+        return self._client.chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": [_content(part) for part in parts]}],
+            **{limit: self.config["max_output_tokens"]},
+            **settings,
+            **_formats(form)[rung],
+        )
+
+    def read(self, body: Any) -> Reply:
+        choices = field(body, "choices")
+        if not isinstance(choices, list):
+            return Reply("unreachable", reason=_NOT_OURS)
+        read, written = (count(field(body, "usage", name)) for name in ("prompt_tokens", "completion_tokens"))
+        tokens = None if read is None or written is None else (read, written)
+
+        def reply(state: State, said: str = "", reason: str = "") -> Reply:
+            return Reply(state, said, reason, text(field(body, "model")), tokens, billed="yes")
+
+        if len(choices) != 1:
+            return reply("unparsable", reason=f"{len(choices)} choices came back for one question")
+        choice = choices[0]
+        message = field(choice, "message")
+        content = field(message, "content")
+        said = joined(content)
+        refusals = [
+            field(message, "refusal"),
+            *(field(p, "refusal") for p in (content if isinstance(content, list) else ())),
+        ]
+        if refusal := next((r for r in refusals if r), None):
+            return reply("refused", said, f"the model refused: {refusal}")
+        if error := field(choice, "error"):
+            return reply("error", said, f"the model stopped for an error: {text(field(error, 'message')) or error}")
+        if not said.strip():  # some servers take a whole answer for a part of the reasoning before it
+            said = next((t for n in ("reasoning_content", "reasoning") if (t := joined(field(message, n)))), "")
+        state, reason = ended(field(choice, "finish_reason"), "max_output_tokens")
+        return reply(state, said, reason)
 
 
 _NOT_OURS = "the server answered with something other than a chat completion; check base_url (it often ends in /v1)"
-
-
-def _refused(error: Any, sampling: Mapping[str, Any]) -> tuple[str, ...]:
-    """The settings that an HTTP 400 is about."""
-    if error is None or error.status_code != 400:
-        return ()
-    named = str(error.param or error.message)
-    return tuple(name for name in sampling if re.search(rf"\b{name}\b", named, re.IGNORECASE))
 
 
 def _formats(form: Form) -> tuple[dict[str, Any], ...]:
@@ -107,35 +98,6 @@ def _content(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(part).decode()}}
-
-
-def _read(completion: Any) -> Reply:
-    """What a response that arrived holds. The client does not check shapes, so nothing is taken for granted."""
-    body = completion.model_dump(warnings=False) if hasattr(completion, "model_dump") else {}
-    choices = body.get("choices")
-    if not isinstance(choices, list):
-        return Reply("unreachable", reason=_NOT_OURS)
-    usage = body.get("usage") or {}
-    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    tokens = (read, written) if isinstance(read, int) and isinstance(written, int) else None
-
-    def reply(state: State, text: str = "", reason: str = "") -> Reply:
-        return Reply(state, text, reason, str(body.get("model") or ""), tokens, billed="yes")
-
-    if len(choices) != 1:
-        return reply("unparsable", reason=f"{len(choices)} choices came back for one question")
-    choice = choices[0] or {}
-    message = choice.get("message") or {}
-    text, finish = message.get("content") or "", choice.get("finish_reason")
-    if message.get("refusal"):
-        return reply("refused", text=text, reason=f"the model refused: {message['refusal']}")
-    if finish == "length":
-        return reply("truncated", text=text, reason="the answer ran into max_output_tokens")
-    if finish == "content_filter":
-        return reply("blocked", text=text, reason="the answer was blocked: content_filter")
-    if finish != "stop":
-        return reply("error", text=text, reason=f"the model stopped for {finish or 'no reason'}")
-    return reply("ok", text=text)
 
 
 def load(

@@ -10,28 +10,36 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from ..errors import InputError
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Price:
     """US dollars per million tokens, an upper bound of what one picture counts, and the share that jobs are charged."""
 
-    input: float
-    output: float
-    image_tokens: int = 0
-    batch: float = 1.0
+    input: Amount
+    output: Amount
+    image_tokens: Annotated[int, Field(ge=0, le=10**6)] = 0
+    batch: Annotated[float, Field(ge=0, le=1)] = 1.0
     until: datetime.date | None = None
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         """US dollars."""
         return (tokens_in * self.input + tokens_out * self.output) / 1e6
 
+    def most_tokens(self, text: str, pictures: int) -> int:
+        """Tokens that a question cannot exceed: one is at least a byte of text; 1000 for what wraps the parts."""
+        return len(text.encode()) + 1000 + pictures * self.image_tokens
+
     def at_most(self, text: str, pictures: int, tokens_out: int) -> float:
-        """US dollars that a call cannot exceed: a token is at least one byte of text; 1000 for what wraps the parts."""
-        return self.cost(len(text.encode()) + 1000 + pictures * self.image_tokens, tokens_out)
+        """US dollars that a call cannot exceed."""
+        return self.cost(self.most_tokens(text, pictures), tokens_out)
 
     def in_batch(self) -> Price:
         """The price of a call that is part of a job."""
@@ -39,6 +47,7 @@ class Price:
 
 
 FREE = Price(0.0, 0.0)
+_PRICE: TypeAdapter[Price] = TypeAdapter(Price)
 _SHIPPED = Path(__file__).with_name("prices.toml")
 
 
@@ -49,14 +58,15 @@ def read_prices(own: str | os.PathLike[str] | None = None) -> dict[tuple[str, st
     for path in [_SHIPPED, *([Path(own)] if own else [])]:
         try:
             table = toml.loads(path.read_text(encoding="utf-8"))
-            entries = {(b, m): Price(**fields) for b, models in table.items() for m, fields in models.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            entries = {
+                (backend, model): _PRICE.validate_python(vars(Price(**fields)))
+                for backend, models in table.items()
+                for model, fields in models.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
-                f"{path}: expected prices as in {Path(__file__).with_name('prices.toml')}: {error}"
+                f"{path}: expected prices as in {Path(__file__).with_name('prices.toml')}: {str(error)[:500]}"
             ) from None
-        for entry, price in entries.items():
-            if min(price.input, price.output, price.image_tokens, price.batch) < 0:
-                raise InputError(f"{path}: prices cannot be negative, but {entry[1]} has one")
         prices |= entries
     today = datetime.date.today()
     return {entry: price for entry, price in prices.items() if price.until is None or today <= price.until}

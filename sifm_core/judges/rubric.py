@@ -3,9 +3,9 @@
 A prompt is a versioned file in ``prompts/``; its schema is the pydantic model beside its name in :data:`PRESETS`. Both
 are hashed into every verdict. To change a prompt, add a file with the next number: old verdicts keep their meaning.
 
-An answer is exactly one JSON object of the schema, bare or in one code fence that encloses the whole answer. Anything
-else (prose around it, a second object, a doubled or unknown field, a number out of range, checks that contradict the
-verdict) is no answer at all.
+An answer is exactly one JSON object of the schema, bare or in one code fence that encloses the whole answer, after
+what the model thought aloud between tags for it. Anything else (prose around it, a second object, a doubled or unknown
+field, a number out of range, checks that contradict the verdict) is no answer at all.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     decides: ClassVar[str]
     """Which boolean of the verdict a "failure" sets."""
-    decisive: ClassVar[str]
-    """The check that, answered "no", rules out a "success"."""
+    checks: ClassVar[tuple[str, ...]]
+    """A "success" has no "no" among them, a "failure" not only "yes"."""
+    decisive: ClassVar[str] = ""
+    """The check, if there is one, that sums up the others: a "failure" has no "yes" there."""
     if TYPE_CHECKING:
         observations: str
         defects: list[str]
@@ -53,8 +55,14 @@ class Answer(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Answer:
-        if self.verdict == "success" and getattr(self, self.decisive) == "no":
-            raise ValueError(f'"{self.decisive}" is "no", yet the verdict is "success"')
+        checks = {name: getattr(self, name) for name in self.checks}
+        refuted = next((name for name, said in checks.items() if said == "no"), None)
+        if self.verdict == "success" and refuted:
+            raise ValueError(f'"{refuted}" is "no", yet the verdict is "success"')
+        if self.verdict == "failure" and set(checks.values()) == {"yes"}:
+            raise ValueError('every check is "yes", yet the verdict is "failure"')
+        if self.verdict == "failure" and checks.get(self.decisive) == "yes":
+            raise ValueError(f'"{self.decisive}" is "yes", yet the verdict is "failure"')
         return self
 
     def findings(self) -> dict[str, bool]:
@@ -67,7 +75,8 @@ class Answer(BaseModel):
 
 
 class Semantic(Answer):
-    decides, decisive = "semantic_mismatch", "instruction_followed"
+    decides = "semantic_mismatch"
+    checks = ("visible_change", "instruction_followed", "subject_recognisable", "rest_preserved")
 
     observations: str
     visible_change: Check
@@ -81,6 +90,7 @@ class Semantic(Answer):
 
 class Quality(Answer):
     decides, decisive = "perceptual_degradation", "usable"
+    checks = ("shapes_intact", "surfaces_clean", "colours_plausible", "usable")
 
     observations: str
     shapes_intact: Check
@@ -188,12 +198,14 @@ def picture(x: Any) -> bytes:
 
 def parse(text: str, answer: type[Answer]) -> Answer:
     """The answer in ``text``; raises ValueError, which says what was wrong, for anything but exactly one answer."""
-    if not text.strip():
+    text = unwrapped(text)
+    if not text:
         raise ValueError("the answer is empty")
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, flags=re.DOTALL | re.IGNORECASE)
     try:
-        value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(_unfenced(text), object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("the answer is nested too deeply") from None
+    except json.JSONDecodeError as error:
         raise ValueError(f"the answer is not one JSON object ({error})") from None
     try:
         return answer.model_validate(value)
@@ -201,6 +213,35 @@ def parse(text: str, answer: type[Answer]) -> Answer:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
         raise ValueError(f"{where}: {first['msg']}") from None
+
+
+def unwrapped(text: str) -> str:
+    """``text`` without the thoughts before an answer, and without the marks of a model's template around it."""
+    text = text.strip("\ufeff \t\r\n")
+    if found := _THOUGHTS.match(text):
+        text = text[found.end() :]
+    elif not text.startswith(("{", "[", "`", "<")) and (close := _CLOSED.search(text)):  # the template opened it
+        text = text[close.end() :]
+    for _ in range(_MANY):
+        text = _MARK.sub("", text[:_LONG]) + text[_LONG:]
+        text = (text[:-_LONG] + _LAST_MARK.sub("", text[-_LONG:])).strip()
+    return text
+
+
+_TAGS = "think|thinking|thought|thoughts|reasoning"
+_THOUGHTS = re.compile(rf"<({_TAGS})>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
+_CLOSED = re.compile(rf"</({_TAGS})>|\[/THINK\]", re.IGNORECASE)
+_MANY, _LONG = 3, 64
+"""Marks of a template at either end of an answer, and how long one may be."""
+_MARK = re.compile(r"\A\s*<\|[\w/ -]+\|>")
+_LAST_MARK = re.compile(r"(<\|[\w/ -]+\|>|</s>|<end_of_turn>|<eos>)\s*\Z")
+
+
+def _unfenced(text: str) -> str:
+    """What stands in a code fence that encloses all of ``text``."""
+    language, line, rest = text.removeprefix("```").partition("\n")
+    fenced = text.startswith("```") and rest.endswith("```") and language.strip().lower() in ("", "json")
+    return rest.removesuffix("```") if line and fenced else text
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from ..errors import InputError, JudgeError, unknown
+from ..errors import InputError, JudgeError, SifmError, unknown
 from ..types import Case, OnStep, State, Step, Verdict
 from .cache import Cache, key_of
 from .cases import case_problem
-from .client import Client, JobClient, Reply, redacted
+from .client import Client, JobClient, Reply
 from .jobs import Jobs, over_cap
 from .prices import FREE, Price, price_of, read_prices, same_model
 from .rubric import PRESETS, Answer, Form, Part, parse, preset_hash
@@ -30,6 +30,10 @@ _LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
 _HEARTBEAT = 0.5
 """Seconds between two calls of ``on_step``, at most."""
+_REASONS, _RAW = 4000, 1 << 20
+"""Characters of what a verdict says in words, and of the answers behind it, at most."""
+_TOKEN_BYTES = 32
+"""A token stands for at most so many bytes of a question, on the average."""
 
 T = TypeVar("T")
 Paid: TypeAlias = tuple[Reply, float | None]
@@ -154,12 +158,12 @@ class VlmJudge:
     def _ask_in_jobs(self, cases: Sequence[Case], on_step: OnStep | None) -> dict[str, Reply]:
         if not self._batch or self._offline or not isinstance(self.client, JobClient):
             return {}
-        asked = {}
-        for case in cases:
-            for question in () if case_problem(case) else self.questions:
-                key = self._key(question.parts(case), question)
-                if not self.cache.find(key) and (self._resend_lost or not self.cache.lost(key)):
-                    asked[key] = (case, question)
+        asked = {
+            key: (case, question)
+            for case in cases
+            for question in (() if case_problem(case) else self.questions)
+            if not self.cache.find(key := self._key(question.parts(case), question))
+        }
         jobs = Jobs(
             self.client,
             self.cache,
@@ -170,11 +174,21 @@ class VlmJudge:
             patience=self._patience,
             attempts=self._attempts,
             first_delay=self._first_delay,
+            heartbeat=_HEARTBEAT,
             closed=self._closed(),
+            resend_lost=self._resend_lost,
         )
         return jobs.answer(asked, on_step)
 
     def _judge_one(self, case: Case, round_: _Round) -> Verdict:
+        try:
+            return self._answered(case, round_)
+        except (SifmError, CancelledError):
+            raise
+        except Exception as error:  # one case costs one verdict, whatever nobody foresaw about it
+            return self._verdict("error", [], reasons=f"{type(error).__name__}: {error}")
+
+    def _answered(self, case: Case, round_: _Round) -> Verdict:
         if problem := case_problem(case):
             return self._verdict("error", [], reasons=problem)
         replies: list[Paid] = []
@@ -208,11 +222,12 @@ class VlmJudge:
         if unsent := dict.fromkeys(name for reply, _ in replies for name in reply.unsent):
             notes.append(f"asked without {' and '.join(unsent)}, which {self.client.model} refuses")
         costs = [cost for _, cost in replies]
+        raw = json.dumps([reply.text for reply, _ in replies], ensure_ascii=False) if replies else ""
         return Verdict(
             self.name,
             state,
-            reasons="\n".join([*notes, reasons]),
-            raw=json.dumps([reply.text for reply, _ in replies], ensure_ascii=False) if replies else "",
+            reasons=self.client.shown("\n".join([*notes, reasons]), _REASONS),
+            raw=self.client.shown(raw, _RAW),
             model_requested=self.client.model,
             model_served=served,
             prompt_hash=self.prompt_hash,
@@ -257,7 +272,7 @@ class VlmJudge:
 
     def _ask(self, key: str, parts: Sequence[Part], form: Form, round_: _Round) -> Paid:
         if found := self.cache.find(key):
-            reply = Reply(**found[0])
+            reply = self.client.clean(Reply.of(found[0]))
             self._heed(reply.served)
             return reply, found[1]
         if missing := round_.missing.get(key):
@@ -279,7 +294,7 @@ class VlmJudge:
                 return over_cap(self.max_cost, self.cache.spent(), at_most), 0.0
             reply = self._send(parts, form)
             if reply.billed == "yes":
-                cost = self._cost(reply)
+                cost = self._cost(reply, parts)
                 self.cache.settle(call, "answered", reply=asdict(reply), cost=cost)
                 self._heed(reply.served)
                 return reply, cost
@@ -298,7 +313,7 @@ class VlmJudge:
             reply = self.client.send(parts, form)
         except Exception as error:  # what no backend foresaw still leaves a verdict, an unclear one
             reply = Reply("error", reason=f"{type(error).__name__}: {error}", billed="maybe")
-        return replace(redacted(reply, self.client.key), seconds=time.perf_counter() - started)
+        return replace(self.client.clean(reply), seconds=time.perf_counter() - started)
 
     def _heed(self, served: str) -> None:
         """From now on, reserve what the dearest of the models that answer may cost."""
@@ -325,11 +340,23 @@ class VlmJudge:
         return price.in_batch() if price and self._batch else price
 
     def _at_most(self, parts: Sequence[Part]) -> float:
-        text = "".join(part for part in parts if isinstance(part, str))
-        pictures = sum(isinstance(part, bytes) for part in parts)
         limit = self.client.config["max_output_tokens"]
-        return max((price.at_most(text, pictures, limit) for price in self._charged), default=0.0)
+        return max((price.at_most(*_weight(parts), limit) for price in self._charged), default=0.0)
 
-    def _cost(self, reply: Reply) -> float | None:
+    def _cost(self, reply: Reply, parts: Sequence[Part]) -> float | None:
+        """US dollars; None where the price is unknown, or the server's figures cannot be those of such a call."""
         price = self._price_of(reply.served or self.client.model)
-        return None if price is None or reply.tokens is None else price.cost(*reply.tokens)
+        if price is None or reply.tokens is None:
+            return None
+        if price is FREE:
+            return 0.0
+        text, pictures = _weight(parts)
+        (read, written), limit = reply.tokens, self.client.config["max_output_tokens"]
+        if not len(text.encode()) // _TOKEN_BYTES < read <= price.most_tokens(text, pictures):
+            return None
+        return price.cost(read, written) if bool(reply.text) <= written <= limit else None
+
+
+def _weight(parts: Sequence[Part]) -> tuple[str, int]:
+    """The text of a question, and how many pictures it has."""
+    return "".join(p for p in parts if isinstance(p, str)), sum(isinstance(p, bytes) for p in parts)

@@ -254,7 +254,8 @@ class FakeServer:
         tokens_in, tokens_out = USAGE
         if self.dialect == "openai":
             message = {"role": "assistant", "content": response.text, "refusal": response.refusal}
-            choice = {"index": 0, "message": message, "finish_reason": response.finish}
+            finish = "tool_calls" if response.finish == "odd" else response.finish
+            choice = {"index": 0, "message": message, "finish_reason": finish}
             usage = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": sum(USAGE)}
             return {
                 "id": "x",

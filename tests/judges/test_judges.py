@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -114,9 +116,63 @@ def test_answers_that_contradict_themselves_are_no_answers():
             parse(json.dumps(answer), kind)
 
 
+@pytest.mark.parametrize(("kind", "good"), [(Semantic, SEMANTIC), (Quality, QUALITY)])
+def test_a_success_has_no_check_against_it_and_a_failure_has_one(kind, good):
+    for said in itertools.product(("yes", "partial", "no"), repeat=4):
+        checks = dict(zip(kind.checks, said, strict=True))
+        counts = {verdict: _counts(good | checks | {"verdict": verdict}, kind) for verdict in ("success", "failure")}
+        told = kind is Quality and checks["usable"] == "yes"
+        assert counts == {"success": "no" not in said, "failure": set(said) != {"yes"} and not told}, checks
+        assert _counts(good | checks | {"verdict": "cannot_judge"}, kind), "which is no verdict on the edit"
+
+
+def _counts(answer, kind):
+    try:
+        return bool(parse(json.dumps(answer), kind))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "<think>It fits, so {{}}.</think>\n\n%s",
+        '<thinking>{"verdict": "failure"}</thinking>%s',
+        "[THINK]hm[/THINK]%s",
+        "what the template opened</think>\n```json\n%s\n```",
+        "<|begin_of_box|>%s<|end_of_box|>",
+        "\ufeff%s</s>",
+        "%s<|im_end|>\n",
+    ],
+)
+def test_what_wraps_an_answer_is_not_part_of_it(wrap):
+    assert parse(wrap % json.dumps(SEMANTIC), Semantic) == Semantic(**SEMANTIC)
+    for two in (f"{json.dumps(SEMANTIC)}{json.dumps(SEMANTIC)}", f"so: {json.dumps(SEMANTIC)}", ""):
+        with pytest.raises(ValueError):
+            parse(wrap % two, Semantic)
+
+
+def test_thoughts_that_do_not_end_or_stand_inside_an_answer_are_no_wrapping():
+    quoted = json.dumps(SEMANTIC | {"observations": "a sign says </think> and <|im_end|>"})
+    assert parse(quoted, Semantic).observations == "a sign says </think> and <|im_end|>"
+    for text in (f"<think>{json.dumps(SEMANTIC)}", f"<think>a</thought>{json.dumps(SEMANTIC)}"):
+        with pytest.raises(ValueError):
+            parse(text, Semantic)
+
+
+@pytest.mark.parametrize("bomb", ["\n", " ", "`", "<", "<think>", "</s>", "<|a|>", "\\", "```\n", "[", '{"a":'])
+def test_no_answer_takes_long_to_refuse(bomb):
+    for text in (bomb * (1 << 18), f"```json\n{bomb * (1 << 18)}x", f"a{bomb * (1 << 18)}b"):
+        started = time.process_time()
+        with pytest.raises(ValueError):
+            parse(text, Semantic)
+        assert time.process_time() - started < 3
+
+
 def test_findings_are_the_answers():
-    assert Semantic(**SEMANTIC | {"verdict": "failure"}).findings() == {"semantic_mismatch": True}
-    assert Quality(**QUALITY | {"verdict": "failure"}).findings() == {"perceptual_degradation": True}
+    missed, broken = {"rest_preserved": "partial"}, {"usable": "no"}
+    assert Semantic(**SEMANTIC | missed | {"verdict": "failure"}).findings() == {"semantic_mismatch": True}
+    assert Quality(**QUALITY | broken | {"verdict": "failure"}).findings() == {"perceptual_degradation": True}
     both = {"semantic_mismatch": False, "perceptual_degradation": True}
     assert Paper(**PAPER | both | {"verdict": "failure"}).findings() == both
 

@@ -97,7 +97,8 @@ def test_an_answer_of_the_model_is_read(folder, monkeypatch):
     def generate(input_ids, pixel_values, **_):
         text = client._processor.decode(input_ids[0], skip_special_tokens=True)
         seen.append((tuple(pixel_values.shape), '"make it night"' in text))
-        answer = json.dumps(QUALITY if "technical quality" in text else SEMANTIC | {"verdict": "failure"})
+        missed = SEMANTIC | {"verdict": "failure", "instruction_followed": "no"}
+        answer = json.dumps(QUALITY if "technical quality" in text else missed)
         ids = client._processor.tokenizer(answer + "</s>", return_tensors="pt", add_special_tokens=False)["input_ids"]
         return torch.cat([input_ids, ids], dim=1)
 

@@ -1,0 +1,70 @@
+"""What the judges over a network share: one call that is sent, with what a server refuses left out, and read."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from .client import Client, Reply
+from .reading import body_of, failure_in
+from .rubric import Form, Part
+from .wire import Wire
+
+_REFUSES = (400, 422, 501)
+
+
+class RemoteClient(Client):
+    """A server that is spoken to through a provider's package, which writes the requests.
+
+    ``optional``: settings that some models refuse -> a pattern of what servers call them. Which are refused is found
+    out by asking, remembered, and said in the reply. ``rungs``: in how many ways an answer can be asked for, from the
+    strictest; a refused one leads to the next.
+    """
+
+    optional: ClassVar[Mapping[str, str]]
+    rungs: ClassVar[int] = 1
+    _rung = 0
+    _unsent: tuple[str, ...] = ()
+    wire: Wire
+
+    @abstractmethod
+    def call(self, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], rung: int) -> object:
+        """Have the package send one request."""
+
+    @abstractmethod
+    def read(self, body: Any) -> Reply:
+        """What a body of JSON that reports no error holds."""
+
+    def settings(self, unsent: Sequence[str] = ()) -> dict[str, Any]:
+        """The optional settings that are to be sent."""
+        return {k: v for k in self.optional if k not in unsent and (v := self.config[k]) is not None}
+
+    def send(self, parts: Sequence[Part], form: Form) -> Reply:
+        rung, unsent, until = self._rung, self._unsent, time.monotonic() + self.timeout
+        while True:
+            settings = self.settings(unsent)
+            came = self.wire.carry(lambda: self.call(parts, form, settings, rung), until - time.monotonic())  # noqa: B023
+            if isinstance(came, Reply):
+                return replace(came, unsent=unsent)
+            body = body_of(came)
+            failure = failure_in(came, body)
+            if failure is None:
+                reply = self.read(body)
+                break
+            if refused := failure.about({name: self.optional[name] for name in settings}):
+                unsent += refused
+            elif failure.code in _REFUSES and rung < self.rungs - 1:
+                rung += 1
+            else:
+                reply = failure.reply()
+                mixed = self.read(body)
+                if mixed.text or mixed.tokens:
+                    why = f"the server sent an answer and an error ({reply.reason})"
+                    reply = replace(mixed, state="error", text="", reason=why, billed="maybe")
+                break
+        if reply.billed == "yes":
+            self._rung, self._unsent = rung, unsent
+        return replace(reply, unsent=unsent)
