@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sifm_core import pipeline
 from sifm_core.errors import InputError
-from sifm_core.isr import CLEAN
 from sifm_core.store import Store, fingerprint
 from sifm_core.types import Image, Metric, OnStep, Record, Step, Verdict
+from sifm_core.verdicts import CLEAN
 
 from ._store import digest
 

@@ -11,9 +11,8 @@ import folder_paths
 from torch import Tensor
 
 from sifm_core.images import png_bytes, resize
-from sifm_core.judges import consensus
-from sifm_core.report import TRUTH
 from sifm_core.types import Verdict
+from sifm_core.verdicts import QUESTIONS, consensus
 
 from ._store import digest
 
@@ -57,9 +56,7 @@ def card(seen: Sequence[Seen], title: str = "") -> dict[str, Any]:
 
 def told(verdict: Verdict) -> dict[str, Any]:
     """What is shown of a verdict; its ``word``: "mismatch", "degraded", both, "works" or "unclear"."""
-    found = {"mismatch": verdict.semantic_mismatch, "degraded": verdict.perceptual_degradation}
-    if verdict.judge == TRUTH and verdict.perceptual_degradation is None:
-        del found["degraded"]  # where the renderer cannot tell, the mismatch alone counts
-    unclear = None in found.values()
-    word = "unclear" if unclear else " and ".join(name for name, yes in found.items() if yes) or "works"
+    words = zip(("mismatch", "degraded"), QUESTIONS, strict=True)
+    defects = [word for word, question in words if verdict.answer(question)]
+    word = "unclear" if verdict.success is None else " and ".join(defects) or "works"
     return {"judge": verdict.judge, "state": verdict.state, "reasons": verdict.reasons, "word": word}

@@ -14,10 +14,10 @@ from comfy_api.latest import io
 
 from sifm_core import data
 from sifm_core.errors import InputError
-from sifm_core.isr import Isr, isr
-from sifm_core.judges import consensus
 from sifm_core.miniature import EVIDENCE, benchmark
+from sifm_core.rates import Isr, isr
 from sifm_core.types import Metric
+from sifm_core.verdicts import consensus
 
 from . import sockets
 from ._cards import ARMS, Seen, card

@@ -18,11 +18,11 @@ from PIL import Image as Pillow
 from sifm_core import report
 from sifm_core.bench import config
 from sifm_core.errors import InputError
-from sifm_core.isr import CLEAN
 from sifm_core.report.drawings import attacks
 from sifm_core.report.text import markdown
 from sifm_core.store import Store
 from sifm_core.types import Record
+from sifm_core.verdicts import CLEAN
 
 from . import sockets
 from ._attacks import Attack, Edit, Run, records

@@ -23,9 +23,10 @@ from sifm_core import report
 from sifm_core.errors import SifmError, StoreError
 from sifm_core.images import png_bytes
 from sifm_core.judges.human import QUESTIONS, Annotation, case_id, read_annotations, write_annotations
-from sifm_core.report.text import categories, distances, failures, rates
+from sifm_core.report.cells import categories, distances, failures, rates
 from sifm_core.store import Store
 from sifm_core.types import Case
+from sifm_core.verdicts import consensus
 
 from ._cards import told
 from ._store import ANNOTATIONS, home
@@ -126,9 +127,7 @@ def _run(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
         made = report.build(store)
     tables = {"rates": rates, "failures": failures, "categories": categories, "distances": distances}
     blocks = [{"title": p.title} | {name: cells(p.lines) for name, cells in tables.items()} for p in made.parts]
-    shown = [
-        asdict(r) | {"failed": report.answer(r), "said": [told(verdict) for verdict in r.verdicts]} for r in records
-    ]
+    shown = [asdict(r) | {"failed": consensus(r.verdicts), "said": list(map(told, r.verdicts))} for r in records]
     about = {"headline": made.headline, "trust": made.trust, "reading": made.reading}
     return {"id": parts["run"], **about, "blocks": blocks, "records": shown}
 

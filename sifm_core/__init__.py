@@ -9,19 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .isr import isr  # at once: the module has the function's name, and the function is what the package offers
-
 if TYPE_CHECKING:
     from .editors import load_editor as load_editor
     from .images import load_image as load_image
     from .images import load_picture as load_picture
     from .images import save_png as save_png
-    from .judges import consensus as consensus
     from .judges import load_judge as load_judge
     from .pipeline import edit as edit
     from .pipeline import immunize as immunize
     from .pipeline import judge as judge
     from .pipeline import measure as measure
+    from .rates import isr as isr
+    from .verdicts import consensus as consensus
 
 __version__ = "0.1.0"
 
@@ -31,13 +30,14 @@ _HOME = {
     "save_png": "images",
     "load_editor": "editors",
     "load_judge": "judges",
-    "consensus": "judges",
+    "consensus": "verdicts",
+    "isr": "rates",
     "immunize": "pipeline",
     "edit": "pipeline",
     "measure": "pipeline",
     "judge": "pipeline",
 }
-__all__ = ["__version__", "isr", *_HOME]
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InputError
+from .format import number, percent, span
 from .judges.human import Annotation, HumanJudge, case_id, read_annotations
 from .stats import agreement, clustered_wilson, cohen_kappa, krippendorff_alpha, prevalence
 from .store import Store
@@ -74,13 +75,9 @@ def consistency(
     ):
         table[kind] = {}
         for axis in AXES:
-            labels = {name: [_label(verdict, axis) for verdict in raters[name]] for name in raters}
+            labels = {name: [verdict.answer(axis) for verdict in raters[name]] for name in raters}
             table[kind][axis] = _agreement(labels, pairs, group, pictures)
     return table
-
-
-def _label(verdict: Verdict, axis: str) -> bool | None:
-    return getattr(verdict, axis) if verdict.state == "ok" else None
 
 
 def _agreement(
@@ -120,7 +117,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def pairwise(raters: Mapping[str, Sequence[Verdict]], axis: str = "success") -> dict[tuple[str, str], float | None]:
     """Raw agreement of every two raters on one axis."""
-    labels = {name: [_label(verdict, axis) for verdict in verdicts] for name, verdicts in raters.items()}
+    labels = {name: [verdict.answer(axis) for verdict in verdicts] for name, verdicts in raters.items()}
     return {(a, b): agreement(labels[a], labels[b]) for a, b in itertools.combinations(labels, 2)}
 
 
@@ -197,23 +194,15 @@ def annotations_of(raters: Mapping[str, Sequence[Verdict]], shown: Sequence[Case
 
 def cells(table: Mapping[str, Mapping[str, Agreement]]) -> dict[str, list[str]]:
     """Table I as text, title -> one cell for each kind and axis, the paper's raw agreement beside ours."""
-    rows = [(kind, axis, found) for kind, row in table.items() for axis, found in row.items()]
+    rows = [(kind, axis, agreement) for kind, row in table.items() for axis, agreement in row.items()]
     return {
-        "who": [kind for kind, _, _ in rows],
+        "who": [kind for kind, *_ in rows],
         "on": [AXES[axis].split()[-1] for _, axis, _ in rows],
-        "agree": [_percent(found.raw) for *_, found in rows],
-        "95%": ["–" if f.low is None or f.high is None else f"{100 * f.low:.0f}–{100 * f.high:.0f}%" for *_, f in rows],
-        "kappa": [_number(found.kappa) for *_, found in rows],
-        "alpha": [_number(found.alpha) for *_, found in rows],
-        "say yes": [_percent(found.prevalence) for *_, found in rows],
-        "samples": [str(found.samples) for *_, found in rows],
-        "paper": [_percent(PAPER[kind][axis]) for kind, axis, _ in rows],
+        "agree": [percent(agreement.raw) for *_, agreement in rows],
+        "95%": [span(agreement.low, agreement.high) for *_, agreement in rows],
+        "kappa": [number(agreement.kappa, 2) for *_, agreement in rows],
+        "alpha": [number(agreement.alpha, 2) for *_, agreement in rows],
+        "say yes": [percent(agreement.prevalence) for *_, agreement in rows],
+        "samples": [str(agreement.samples) for *_, agreement in rows],
+        "paper": [percent(PAPER[kind][axis]) for kind, axis, _ in rows],
     }
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f}%"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"

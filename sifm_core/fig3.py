@@ -13,11 +13,10 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
 from .images import resize, to_uint8
-from .isr import CLEAN
 from .metrics.clip_score import MODEL, clip_score
-from .report.frame import TRUTH
 from .store import Store
 from .types import Metric, Record
+from .verdicts import CLEAN, works
 
 SIDE, LINE = 256, 36
 """Pixels: a picture of the figure, and the lines of text under it."""
@@ -54,19 +53,11 @@ def preferences(pairs: Sequence[tuple[Tensor, Tensor, str]], *, model: str = MOD
 
 
 def edits_that_work(records: Iterable[Record], store: Store) -> list[tuple[Tensor, Tensor, str]]:
-    """Of a run: the unprotected pictures' edits that every judge says worked, with their sources and prompts.
-
-    The miniature's renderer is no judge where there are others.
-    """
-
-    def work(r: Record) -> bool:
-        judges = [v for v in r.verdicts if v.judge != TRUTH] or r.verdicts
-        return bool(judges) and all(v.success is False for v in judges)
-
+    """Of a run: the unprotected pictures' edits that every judge says worked, with their sources and prompts."""
     return [
         (store.get_image(r.source)[0], store.get_image(r.edited)[0], r.prompt)
         for r in records
-        if r.method == CLEAN and r.edited and work(r)
+        if r.method == CLEAN and r.edited and works(r.verdicts)
     ]
 
 

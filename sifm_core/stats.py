@@ -89,6 +89,8 @@ def bootstrap(
     ``clusters``: one label per value; None: every value is its own. The percentiles are widened for few clusters
     (Hesterberg 2015, "expanded percentile"). None when there are fewer than two clusters.
     """
+    from scipy.stats import t as student
+
     clusters = range(len(values)) if clusters is None else clusters
     _same_length(values, clusters)
     sums, sizes = _by_cluster(values, clusters)
@@ -97,7 +99,7 @@ def bootstrap(
         return None
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
     means = (weights @ sums) / (weights @ sizes)
-    quantile = _student(count - 1, (1 + _checked(confidence)) / 2)
+    quantile = float(student.ppf((1 + _checked(confidence)) / 2, count - 1))
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * quantile)
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(low), float(high))
@@ -182,6 +184,21 @@ def krippendorff_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float | 
     return 1 - (n - 1) * observed / expected
 
 
+def auc(values: Sequence[float], labels: Sequence[bool]) -> float | None:
+    """Area under the ROC curve: of all (True, False) pairs the share in which the True one has the greater value.
+
+    Ties count half. None without both labels. Mann and Whitney 1947.
+    """
+    from scipy.stats import mannwhitneyu
+
+    _same_length(values, labels)
+    x, positive = np.asarray(values, float), np.asarray(labels, bool)
+    pairs = int(positive.sum()) * int((~positive).sum())
+    if not pairs:
+        return None
+    return float(mannwhitneyu(x[positive], x[~positive], method="asymptotic").statistic) / pairs
+
+
 def _by_cluster(values: Sequence[float | None], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of each cluster that has any."""
     groups: dict[Hashable, list[float]] = {}
@@ -189,27 +206,6 @@ def _by_cluster(values: Sequence[float | None], clusters: Sequence[Hashable]) ->
         if value is not None:
             groups.setdefault(cluster, []).append(float(value))
     return np.array([sum(g) for g in groups.values()]), np.array([float(len(g)) for g in groups.values()])
-
-
-def _student(degrees: int, probability: float) -> float:
-    """Quantile of Student's t: bisection on the closed-form distribution (Abramowitz and Stegun 26.7.3, 26.7.4)."""
-
-    def cdf(t: float) -> float:
-        angle, odd = math.atan2(t, math.sqrt(degrees)), degrees % 2
-        term, total = 1.0, 0.0 if degrees == 1 else 1.0
-        for k in range(1 + odd, degrees - 2, 2):
-            term *= math.cos(angle) ** 2 * k / (k + 1)
-            total += term
-        inside = 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total) if odd else math.sin(angle) * total
-        return (1 + inside) / 2
-
-    low, high = 0.0, 1.0
-    while cdf(high) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cdf(middle) < probability else (low, middle)
-    return high
 
 
 def _signed_sums(sizes: Counter[int]) -> dict[int, int]:

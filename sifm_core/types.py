@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from .verdicts import State as State
+from .verdicts import Verdict as Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -117,9 +120,6 @@ class Editor(Protocol):
         """The attacker's edit, without gradient; one seed per image or one for all; same seed, same bytes."""
 
 
-State: TypeAlias = Literal["ok", "refused", "blocked", "truncated", "unparsable", "unreachable", "missing_key", "error"]
-
-
 @dataclass(frozen=True)
 class Case:
     """What a judge sees: the source picture, the edit of it, and the instruction; blind to method and protection.
@@ -131,31 +131,6 @@ class Case:
     edited: Tensor
     prompt: str
     truth: Any = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One judge's answer to one case. Only state "ok" carries booleans; any other leaves them None (unclear)."""
-
-    judge: str
-    state: State
-    semantic_mismatch: bool | None = None
-    perceptual_degradation: bool | None = None
-    confidence: float | None = None
-    reasons: str = ""
-    raw: str = ""
-    model_requested: str = ""
-    model_served: str = ""
-    prompt_hash: str = ""
-    cost: float | None = None
-    latency: float | None = None
-
-    @property
-    def success(self) -> bool | None:
-        """Immunization success (paper, section IV-B): mismatch or degradation; None when the judge gave no answer."""
-        if self.state != "ok" or self.semantic_mismatch is None or self.perceptual_degradation is None:
-            return None
-        return self.semantic_mismatch or self.perceptual_degradation
 
 
 class Judge(Protocol):

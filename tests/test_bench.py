@@ -25,11 +25,11 @@ from sifm_core.bench import CLEAN, Grid, Row, machine, work
 from sifm_core.bench.costs import weights
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError, SifmError
-from sifm_core.judges import consensus
 from sifm_core.methods import presets
 from sifm_core.pipeline import edit, immunize, measure, prompt_distance
 from sifm_core.store import Store
 from sifm_core.types import Record, Step
+from sifm_core.verdicts import consensus
 from toy import ToyEditor, ToyJudge, samples
 
 ROWS = (

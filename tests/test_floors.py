@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"types", "errors", "files"},
+    {"types", "errors", "files", "verdicts"},
     {
         "images",
         "memory",
@@ -19,7 +19,8 @@ FLOORS = [
         "gradients",
         "pgd",
         "stats",
-        "isr",
+        "format",
+        "rates",
         "store",
         "metrics",
         "transforms",

@@ -19,16 +19,19 @@ from PIL import Image as Pil
 from sifm_core import bench, controls, miniature, report
 from sifm_core.bench import config
 from sifm_core.images import to_uint8
-from sifm_core.isr import isr
 from sifm_core.judges.calibration import calibrate
+from sifm_core.rates import isr
+from sifm_core.report.cells import failures, measured, sheets
 from sifm_core.report.compare import runs
+from sifm_core.report.curves import MEANING, WORDS, stage
 from sifm_core.report.drawings import attacks, told_apart
-from sifm_core.report.page import MAX_SIDE
-from sifm_core.report.table import MEANING, WORDS, Line, auc, stage
-from sifm_core.report.text import as_csv, failures, latex, markdown, measured, sheets, tex
+from sifm_core.report.figures import Line
+from sifm_core.report.html import MAX_SIDE
+from sifm_core.report.text import as_csv, latex, markdown, tex
 from sifm_core.stats import mcnemar
 from sifm_core.store import Store
 from sifm_core.types import Metric, Record, Verdict
+from sifm_core.verdicts import consensus
 from test_bench import toy_grid
 from toy import ToyEditor, ToyJudge, samples
 
@@ -154,7 +157,7 @@ def test_half_an_answer_is_unclear_wherever_it_is_counted():
     one = record("sifm", "0", protection="sifm", verdicts=half)
     line = report.make([one], {}).parts[0].lines[0]
     assert (line.judges["human:ann"].unclear, line.isr.unclear, line.truth.rate) == (1, 1, 1.0)
-    assert [report.answer(one, judge) for judge in ("human:ann", None, report.TRUTH)] == [None, None, True]
+    assert consensus(half) is None
 
 
 W, F = (False, False), (True, True)
@@ -404,11 +407,16 @@ def test_a_purified_attack_is_paired_with_the_purified_clean_one():
     assert [part.line("sifm").isr.net for part in found.parts] == [1.0, 0.0]
 
 
-def test_auc_is_the_share_of_pairs():
-    assert auc([(1, False), (2, True), (3, True)]) == 1.0
-    assert auc([(2, False), (2, True)]) == 0.5
-    assert auc([(3, False), (1, True), (4, True)]) == 0.5
-    assert auc([(1, True)]) is None
+def test_transfer_is_paired_by_protecting_editor_too():
+    said = {("toy", "clean"): False, ("toy", "sifm"): True, ("other", "clean"): True, ("other", "sifm"): True}
+    made = [
+        record(method, "0", failed, info={"protection": HOW.get(method, "sifm"), "protected_on": on})
+        for (on, method), failed in said.items()
+    ]
+    for order in (made, made[::-1]):
+        found = report.make(order, {})
+        nets = {part.title.partition(",")[0]: part.line("sifm").isr.net for part in found.parts}
+        assert nets == {"toy": 1.0, "other -> toy": 0.0}
 
 
 def test_predictors_agreement_and_curves():
@@ -584,7 +592,7 @@ def test_the_grid_has_a_line_per_picture_and_frames_what_failed(run):
     source = to_uint8(store.get_image(records[0].source)).repeat(2, 0).repeat(2, 1)
     assert (sheet[28 : 28 + 96, 10 : 10 + 96] == source).all()
     frames = (sheet == (0x4B, 0x3F, 0xAE)).all(axis=-1).any()
-    assert frames == any(report.answer(r) for r in records)
+    assert frames == any(consensus(r.verdicts) for r in records)
 
 
 def test_nothing_at_all_is_no_crash(tmp_path):

@@ -38,12 +38,6 @@ def test_wilson_worked_example_and_edges():
         stats.wilson(1, 2, confidence=95)
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 99, 500])
-def test_student_quantile_equals_scipy(degrees):
-    for probability in (0.9, 0.975, 0.9995):
-        assert stats._student(degrees, probability) == pytest.approx(scipy.stats.t.ppf(probability, degrees), rel=1e-10)
-
-
 def covered(low, high, truth):
     return np.mean((np.asarray(low) <= truth) & (truth <= np.asarray(high)))
 
@@ -277,3 +271,16 @@ def test_krippendorff_alpha_published_examples():
 def test_krippendorff_alpha_needs_equal_rows():
     with pytest.raises(InputError, match="same length"):
         stats.krippendorff_alpha([[1, 2], [1]])
+
+
+def test_auc_is_the_share_of_pairs():
+    assert stats.auc([1, 2, 3], [False, True, True]) == 1.0
+    assert stats.auc([2, 2], [False, True]) == 0.5
+    assert stats.auc([3, 1, 4], [False, True, True]) == 0.5
+    assert stats.auc([1], [True]) is stats.auc([], []) is None
+    rng = random.Random(0)
+    for _ in range(50):
+        values, labels = [rng.randrange(4) for _ in range(9)], [rng.random() < 0.5 for _ in range(8)] + [True]
+        cases = list(zip(values, labels, strict=True))
+        pairs = [(a > b) + (a == b) / 2 for a, positive in cases if positive for b, other in cases if not other]
+        assert stats.auc(values, labels) == (pytest.approx(sum(pairs) / len(pairs), abs=1e-15) if pairs else None)

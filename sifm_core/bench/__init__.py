@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..isr import CLEAN as CLEAN
+from ..verdicts import CLEAN as CLEAN
 
 if TYPE_CHECKING:
     from .executors import Executor as Executor

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .. import purify
 from ..errors import InputError, unknown
-from ..isr import CLEAN
 from ..methods import get_method, options, presets
 from ..pipeline import ALPHA, EPS, STEPS, check_method, check_preset
 from ..types import Editor, Judge
+from ..verdicts import CLEAN
 
 ARROW = "->"
 """In an editor's name: protected on the left one, attacked with the right one (the paper's Table V)."""

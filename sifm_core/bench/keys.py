@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from .. import purify
-from ..isr import CLEAN
 from ..store import fingerprint
+from ..verdicts import CLEAN
 from .grid import Grid, Row, Sample, names, takes, takes_gradient
 from .work import Model
 

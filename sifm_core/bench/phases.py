@@ -20,10 +20,10 @@ import numpy as np
 
 from ..errors import SifmError, StoreError
 from ..images import from_uint8, to_uint8
-from ..isr import CLEAN
 from ..purify.noisy_upscale import UPSCALER
 from ..store import Store, fingerprint
 from ..types import Editor, Metric, OnStep, Record, Step, Verdict
+from ..verdicts import CLEAN
 from .config import HERE
 from .costs import weights
 from .executors import Executor, Failure, Inline, said

@@ -45,7 +45,7 @@ def consistency(
     """
     from .. import consistency as table_one
     from ..judges.human import case_id, read_annotations, write_annotations, write_sheet
-    from ..report import TRUTH
+    from ..verdicts import TRUTH
 
     with run_store(run) as store:
         everything = list(store.records())

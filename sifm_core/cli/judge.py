@@ -37,7 +37,7 @@ def judge(
     """
     from .. import pipeline
     from ..images import load_image
-    from ..judges import consensus
+    from ..verdicts import consensus
 
     pairs = matched(source, edited)
 

@@ -26,9 +26,9 @@ def metrics(
 
     PSNR, SSIM, VIFp, FSIM and LPIPS of two files, or of two folders by file name.
     """
+    from ..format import number
     from ..images import load_image
     from ..pipeline import measure
-    from ..report import number
 
     results = []
     for one, two in matched(reference, distorted):

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError, unknown
-from ..types import Judge, Verdict
+from ..types import Judge
 
 BACKENDS: dict[str, str] = {
     "miniature": "sifm_core.judges.miniature",
@@ -56,9 +55,3 @@ def parted(spec: str, *, whole: bool = False) -> tuple[str, str, str]:
     if backend not in BACKENDS:
         raise unknown("judge backend", backend, BACKENDS)
     return backend, model, "".join(address)
-
-
-def consensus(verdicts: Sequence[Verdict]) -> bool | None:
-    """Strict agreement: True if every judge says success, None if any gave no answer or none was asked, else False."""
-    successes = [verdict.success for verdict in verdicts]
-    return None if not successes or None in successes else all(successes)

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..stats import clustered_wilson
 from ..types import Case, Judge, OnStep
+from ..verdicts import AXES
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-AXES = ("semantic_mismatch", "perceptual_degradation", "success")
-"""What a verdict says, and what is scored."""
 
 
 @dataclass(frozen=True)

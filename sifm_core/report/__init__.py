@@ -1,7 +1,9 @@
 """Records -> what people read: the paper's tables with its own figures beside, one HTML page, LaTeX, Markdown, CSV.
 
-``frame.py`` reads the records once, ``table.py`` computes every figure, ``clip.py`` reads those of Fig. 3; ``text.py``,
-``page.py`` and ``drawings.py`` only show them; ``compare.py`` sets two runs side by side, ``overview.py`` several.
+``columns.py`` reads the records once; ``figures.py`` and ``plots.py`` compute every figure, ``clip.py`` reads those of
+Fig. 3; ``cells.py`` says what stands where in a table; ``text.py``, ``html.py`` and ``drawings.py`` only show it;
+``compare.py`` sets two runs side by side, ``overview.py`` several. What counts as success is decided in
+:mod:`sifm_core.verdicts`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,20 @@ from ..files import write_atomically
 from ..judges.calibration import Calibration
 from ..store import Store
 from ..types import Record
+from ..verdicts import TRUTH as TRUTH
 from . import clip
+from .cells import BESIDE
 from .clip import Clip
+from .columns import Frame, frame
+from .curves import Series, plots
 from .drawings import grid as grid
-from .frame import TRUTH as TRUTH
-from .frame import Frame, frame
-from .frame import answer as answer
+from .figures import Agreement, Part, Predictor, agreements, headline, parts, predictors
+from .html import chosen, page
 from .overview import together as together
-from .page import chosen, page
-from .table import Agreement, Part, Predictor, Series, agreements, headline, number, parts, plots, predictors
-from .text import BESIDE, as_csv, latex, markdown
+from .text import as_csv, latex, markdown
 from .text import terminal as terminal
 
-__all__ = ["TRUTH", "Report", "answer", "build", "grid", "make", "number", "page", "terminal", "together", "write"]
+__all__ = ["TRUTH", "Report", "build", "grid", "make", "page", "terminal", "together", "write"]
 
 
 UNCOMPARED = "Semantic distance of prompts: not known here; `sifm bench run` of this run's folder finds it."
@@ -67,7 +70,7 @@ def build(store: Store, plan: Plan | None = None, title: str = "Did the immuniza
     run = store.get("run", "provenance") or {}
     run |= store.get("run", "seconds") or {}
     run["adopted"] = Counter(taken["run"] for _, taken in store.documents("adopted"))
-    made = _make(store.rows(), run, plan, title)
+    made = make(store.records(), run, plan, title)
     calibrations = controls.kept(store, made.frame.judges)
     return replace(made, calibrations=calibrations, trust=trust(made.frame, calibrations, store.folder, plan))
 
@@ -79,12 +82,8 @@ def make(
     title: str = "Did the immunization work?",
 ) -> Report:
     """The report of records; ``run``: where they come from (:func:`sifm_core.bench.provenance`)."""
-    return _make(map(asdict, records), run, plan, title)
-
-
-def _make(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], plan: Plan | None, title: str) -> Report:
     layout, paper = (plan.layout, plan.paper) if plan else (Layout(), Paper())
-    f = frame(rows)
+    f = frame(records)
     table = parts(f, layout, paper)
     return Report(
         title=plan.title if plan else title,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..bench.config import Layout
+from ..format import number, percent
 from ..stats import bootstrap, mcnemar
 from ..store import Store
-from .frame import answer
-from .table import number, percent
+from ..verdicts import cell, consensus
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def runs(one: tuple[Store, Layout], two: tuple[Store, Layout]) -> Difference:
     for store, _ in (one, two):
         rows: dict[str, dict[tuple[Any, ...], bool | None]] = {}
         for r in store.records():
-            also = (r.info.get("protected_on"), r.info.get("purifier"), r.prompt_kind, r.info.get("edit_seed"))
-            rows.setdefault(r.method, {})[(r.image, r.prompt, r.editor, r.seed, *also)] = answer(r)
+            rows.setdefault(r.method, {})[(*cell(r), r.info.get("edit_seed"))] = consensus(r.verdicts)
         answers.append(rows)
     first, second = answers
     changes = []

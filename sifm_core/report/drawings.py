@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image as Pil
 from PIL import ImageDraw, ImageFont
 
-from ..isr import Isr
+from ..format import percent, span
+from ..rates import Isr
 from ..store import Store
 from ..types import Record
-from .frame import PLAIN, answer, editors
-from .table import percent, span
+from ..verdicts import Cell, cell, consensus
+from .columns import PLAIN
 
 COLOURS = ("#4b3fae", "#b5502d", "#2d7f5e", "#8a6d1d", "#6b6f7a", "#a13d7d", "#2f6fb0", "#555")
 
@@ -100,17 +101,17 @@ def plot(title: str, series: dict[str, list[tuple[str, Isr]]]) -> str:
 
 
 def attacks(records: Sequence[Record]) -> list[list[Record]]:
-    """Records of one attack (picture, prompt, seed, editors, purifier), all methods."""
-    cells: dict[tuple[object, ...], list[Record]] = {}
+    """Records of one attack (:func:`sifm_core.verdicts.cell`), all methods."""
+    cells: dict[Cell, list[Record]] = {}
     for record in records:
-        also = (record.editor, record.info.get("protected_on"), record.info.get("purifier"))
-        cells.setdefault((record.image, record.prompt, record.seed, *also), []).append(record)
+        cells.setdefault(cell(record), []).append(record)
     return list(cells.values())
 
 
 def told_apart(cells: Sequence[Sequence[Record]]) -> list[str]:
     """What the attacks of a sheet do not all share, in words, one text per attack: editors, purifier, seed."""
-    told = [(editors(r.editor, r.info), r.info.get("purifier", "") or PLAIN, f"seed {r.seed}") for r, *_ in cells]
+    keys = [cell(first) for first, *_ in cells]
+    told = [(key.editors, key.purifier or PLAIN, f"seed {key.seed}") for key in keys]
     differs = [len(set(column)) > 1 for column in zip(*told, strict=True)]
     return [" · ".join(compress(parts, differs)) for parts in told]
 
@@ -126,16 +127,16 @@ def grid(records: Sequence[Record], store: Store, side: int = 128) -> bytes:
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(names):
         draw.text((gap + column * (side + gap) + side / 2, head / 2), name, "#1d1e22", font, anchor="mm")
-    for row, cell in enumerate(cells):
+    for row, attack in enumerate(cells):
         top = head + row * (side + foot + gap)
-        shown = [(cell[0].source, False), *((record.edited, answer(record)) for record in cell)]
+        shown = [(attack[0].source, False), *((record.edited, consensus(record.verdicts)) for record in attack)]
         for column, (image, failed) in enumerate(shown):
             left = gap + column * (side + gap)
             if image and store.seems_whole(image):
                 sheet.paste(_fit(store.get_pixels(image), side), (left, top))
             if failed:
                 draw.rectangle((left - 4, top - 4, left + side + 3, top + side + 3), outline="#4b3fae", width=3)
-        text = " · ".join(filter(None, (f"“{cell[0].prompt}”", told[row])))
+        text = " · ".join(filter(None, (f"“{attack[0].prompt}”", told[row])))
         draw.text((gap, top + side + foot / 2), text, "#1d1e22", font, anchor="lm")
     out = io.BytesIO()
     sheet.save(out, "PNG")

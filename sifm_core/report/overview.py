@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..bench.config import Layout, Paper
-from .frame import Frame
+from .columns import Frame
 
 if TYPE_CHECKING:
     from . import Report

@@ -1,241 +1,40 @@
-"""The table as text: for a terminal, Markdown, LaTeX and CSV, all from the same cells."""
+"""The tables as text: for a terminal, Markdown, LaTeX and CSV, all from the same cells."""
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..bench.config import Layout
-from ..isr import FAILURE_AXES, Isr
-from ..metrics import DEFAULT
-from .frame import AXES
-from .table import (
-    SIGNIFICANT,
-    Agreement,
-    Line,
-    Part,
-    Predictor,
-    Series,
-    figure,
-    gigabytes,
-    improved,
-    net,
-    number,
-    percent,
-    span,
-    title,
+from ..format import percent
+from ..rates import Isr
+from ..verdicts import AXES
+from .cells import (
+    Cell,
+    Sheet,
+    agreement_table,
+    categories,
+    distances,
+    failures,
+    measured,
+    plotted,
+    predictor_table,
+    rates,
+    sheets,
+    starred,
 )
+from .curves import Series
+from .figures import Line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from . import Report
 
-BESIDE = 2
-"""Blocks that stand side by side, as in the paper."""
 STAR = "†"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """``mark``: "best" or "second" of the methods, or ""; ``paper``: what the paper printed; ``star``: differs."""
-
-    text: str
-    mark: str = ""
-    paper: str = ""
-    star: bool = False
-
-
-class Head(NamedTuple):
-    """What stands before a row, and which kind of row it is; see :class:`sifm_core.report.table.Line`."""
-
-    name: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Rows under two lines of titles: ``blocks`` (title, columns) over ``columns``."""
-
-    blocks: tuple[tuple[str, int], ...]
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Head, tuple[Cell, ...]], ...]
-
-
-def starred(sheets: Sequence[Sheet]) -> bool:
-    """Does any row differ from SIFM, so that the mark wants explaining?"""
-    return any(cell.star for sheet in sheets for _, cells in sheet.rows for cell in cells)
-
-
-def sheets(parts: Sequence[Part], layout: Layout, beside: int = BESIDE) -> list[Sheet]:
-    """The blocks of a table, ``beside`` at a time; of one by preprocessing, a row for each way and its strength."""
-    if layout.plot == "purifier":
-        return _turned(parts)
-    columns = [title(column) for column in layout.columns]
-    if "isr" in layout.columns:
-        columns[layout.columns.index("isr") + 1 :] = ["95%", "net ISR", *columns[layout.columns.index("isr") + 1 :]]
-    found = []
-    for i in range(0, len(parts), beside):
-        some = parts[i : i + beside]
-        names = dict.fromkeys(line.name for part in some for line in part.lines)
-        rows = []
-        for name in names:
-            lines = [part.line(name) for part in some]
-            cells = [_cells(part, line, layout, len(columns)) for part, line in zip(some, lines, strict=True)]
-            kind = next(line for line in lines if line).kind
-            rows.append((Head(name, kind), tuple(itertools.chain(*cells))))
-        blocks = tuple((part.title, len(columns)) for part in some)
-        found.append(Sheet(blocks, tuple(columns) * len(some), tuple(rows)))
-    return found
-
-
-def _turned(parts: Sequence[Part]) -> list[Sheet]:
-    """One sheet with the blocks as rows and the methods over the columns."""
-    names = list(dict.fromkeys(line.name for part in parts for line in part.lines))
-    columns = (title("isr"), "95%", "net ISR")
-    rows = []
-    for part in parts:
-        lines = [part.line(name) for name in names]
-        cells = itertools.chain(*(_cells(part, line, Layout(("isr",)), len(columns)) for line in lines))
-        rows.append((Head(part.title, "control"), tuple(cells)))
-    return [Sheet(tuple((name, len(columns)) for name in names), columns * len(names), tuple(rows))] if parts else []
-
-
-def _cells(part: Part, line: Line | None, layout: Layout, width: int) -> list[Cell]:
-    if line is None:
-        return [Cell("–")] * width
-    cells = []
-    for column in layout.columns:
-        mark = part.marks.get(column, {}).get(line.name, "")
-        printed = part.paper.get(line.name, {}).get(column)
-        paper = "" if printed is None else figure(column, printed)
-        star = column == "isr" and line.p is not None and line.p < SIGNIFICANT
-        cells.append(Cell(figure(column, line.value(column)), mark, paper, star))
-        if column == "isr":
-            cells += [Cell(span(line.isr.low, line.isr.high)), Cell(net(line))]
-    return cells
-
-
-# ---- columns of single tables: title -> one cell per line
-
-
-def rates(table: Sequence[Line]) -> dict[str, list[str]]:
-    """Did the edits fail?"""
-    found = {
-        "attacked picture": [line.name for line in table],
-        "ISR": [f"{percent(line.isr.rate)} ({line.isr.successes}/{line.isr.n})" for line in table],
-        "95%": [span(line.isr.low, line.isr.high) for line in table],
-        "unclear": [str(line.isr.unclear) for line in table],
-        "net ISR": [net(line) for line in table],
-    }
-    for judge in table[0].judges if table else ():
-        found[judge] = [percent(line.judges[judge].rate) for line in table]
-    if any(line.truth for line in table):
-        found["ground truth"] = [percent(line.truth.rate) if line.truth else "–" for line in table]
-    return found
-
-
-def distances(table: Sequence[Line]) -> dict[str, list[str]]:
-    """How far from the clean edit, how visible, how long?"""
-    found = {"attacked picture": [line.name for line in table]}
-    for name in DEFAULT:
-        if any(name in line.metrics for line in table):
-            found[title(name)] = [number(line.metrics.get(name)) for line in table]
-    found["visible PSNR"] = [number(line.fidelity.get("psnr"), 1) for line in table]
-    found["s/picture"] = ["–" if line.kind == "floor" else number(line.seconds, 1) for line in table]
-    return found
-
-
-def measured(table: Sequence[Line]) -> dict[str, list[str]]:
-    """The same with every metric's interval by picture, that of seconds by batch, and the memory protecting took."""
-    found = {"attacked picture": [line.name for line in table]}
-    for name in dict.fromkeys(name for line in table for name in line.metrics):
-        found[title(name)] = [ranged(line.metrics.get(name), line.spread.get(name)) for line in table]
-    for name in dict.fromkeys(name for line in table for name in line.fidelity):
-        found[f"visible {title(name)[:-2]}"] = [number(line.fidelity.get(name)) for line in table]
-    spent = [line if line.kind != "floor" else None for line in table]
-    found["s/picture"] = [ranged(line.seconds, line.spread.get("seconds"), 2) if line else "–" for line in spent]
-    found["peak GB"] = [gigabytes(line) if line else "–" for line in spent]
-    return found
-
-
-def failures(table: Sequence[Line]) -> dict[str, list[str]]:
-    """How did the edits fail, how often did protecting help, and what if the attacker tries every seed?"""
-    found = {"attacked picture": [line.name for line in table]}
-    for axis in FAILURE_AXES:
-        found[FAILED[axis]] = [f"{line.axes[axis]}" for line in table]
-    found["protection improved the edit"] = [improved(line) for line in table]
-    if any(line.worst for line in table):
-        found["ISR, worst of all seeds"] = [rate(line.worst) for line in table]
-        found["net, worst of all seeds"] = [net(line, line.worst) if line.worst else "–" for line in table]
-    return found
-
-
-FAILED = {
-    "mismatch": "mismatch only",
-    "degradation": "degradation only",
-    "both": "both",
-    "mixed": "judges differ how",
-    "none": "works",
-    "unclear": "unclear",
-}
-"""Failure axis -> the title of its column."""
-
-
-def categories(table: Sequence[Line]) -> dict[str, list[str]]:
-    """ISR by category of picture; empty where there is but one."""
-    groups = dict.fromkeys(group for line in table for group in line.groups)
-    found = {group: [rate(line.groups.get(group)) for line in table] for group in groups}
-    return {"attacked picture": [line.name for line in table]} | found if groups else {}
-
-
-def rate(found: Isr | None) -> str:
-    """A rate with its counts and interval."""
-    if found is None or found.rate is None:
-        return "–"
-    return f"{percent(found.rate)} ({found.successes}/{found.n}, {span(found.low, found.high)})"
-
-
-def ranged(value: float | None, spread: tuple[float, float] | None, digits: int = 3) -> str:
-    """A mean with its interval."""
-    said = number(value, digits)
-    return (
-        said if spread is None or value is None else f"{said} ({number(spread[0], digits)}–{number(spread[1], digits)})"
-    )
-
-
-def agreement_table(some: Sequence[Agreement]) -> dict[str, list[str]]:
-    """Pairs of judges: how often alike, beyond chance, how often each says yes."""
-    return {
-        "question": [a.axis.replace("_", " ") for a in some],
-        "judges": [f"{a.one} / {a.two}" for a in some],
-        "alike": [percent(a.alike) for a in some],
-        "kappa": [number(a.kappa, 2) for a in some],
-        "yes": [f"{percent(a.yes[0])} / {percent(a.yes[1])}" for a in some],
-        "n": [str(a.n) for a in some],
-    }
-
-
-def predictor_table(some: Sequence[Predictor]) -> dict[str, list[str]]:
-    """Metrics as predictors of the verdict."""
-    return {
-        "metric": [title(p.metric) for p in some],
-        "AUC": [number(p.auc, 3) for p in some],
-        "n": [str(p.n) for p in some],
-    }
-
-
-def plotted(series: Series) -> dict[str, list[str]]:
-    """A plot's rates, positions as columns."""
-    places = dict.fromkeys(at for points in series.values() for at, _ in points)
-    rows = [dict(points) for points in series.values()]
-    return {"": list(series), **{at: [rate(row.get(at)) for row in rows] for at in places}}
-
 
 # ---- a terminal
 

@@ -13,11 +13,12 @@ import torch
 
 from judges.servers import PAPER, QUALITY, SEMANTIC
 from sifm_core.errors import InputError, JudgeError
-from sifm_core.judges import BACKENDS, consensus, load_judge
+from sifm_core.judges import BACKENDS, load_judge
 from sifm_core.judges.prices import Price, read_prices
 from sifm_core.judges.rubric import LONG_SIDE, PRESETS, Paper, Quality, Semantic, parse, picture, preset_hash
 from sifm_core.judges.vlm import same_model
 from sifm_core.types import Case, Verdict
+from sifm_core.verdicts import consensus
 
 
 @pytest.mark.parametrize("spec", ["", "miniature", "miniature:", ":conv", "gemini: "])

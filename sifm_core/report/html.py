@@ -14,13 +14,13 @@ from markupsafe import Markup
 from PIL import Image as Pil
 
 from .. import miniature
-from ..isr import CLEAN
+from ..format import number, percent, span, title
 from ..store import Store
-from ..types import Record, Verdict
+from ..types import Record
+from ..verdicts import CLEAN, Verdict, consensus
+from .cells import agreement_table, categories, failures, measured, net, predictor_table, sheets, starred
 from .drawings import attacks, bar, curve, plot, told_apart
-from .frame import answer
-from .table import Line, net, number, percent, span, title
-from .text import agreement_table, categories, failures, measured, predictor_table, sheets, starred
+from .figures import Line
 
 if TYPE_CHECKING:
     from . import Report
@@ -69,7 +69,7 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         percent=percent,
         range=span,
         range_=range,
-        net=net,
+        net=lambda line: net(line.isr),
     )
 
 
@@ -139,7 +139,7 @@ VERDICTS = {
 
 
 def _card(record: Record, pictures: _Pictures) -> dict[str, Any]:
-    state, mark, words = VERDICTS[answer(record)]
+    state, mark, words = VERDICTS[consensus(record.verdicts)]
     changed = bool(record.protected) and record.protected != record.source
     return {
         "name": record.method,

@@ -1,0 +1,119 @@
+"""What judges' answers mean: the one home of success, strict agreement, unclear, and which records are compared.
+
+**Success is the defender's**: the attacker's edit failed, by the judges' word (paper, section IV-B). True: it failed;
+False: it works; None: unclear, which is counted, shown and never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from .types import Record
+
+CLEAN = "clean"
+"""The method of records of unprotected pictures."""
+TRUTH = "miniature:renderer"
+"""The judge that is ground truth: shown beside the others, and one of them only where nobody else was asked."""
+QUESTIONS = ("semantic_mismatch", "perceptual_degradation")
+"""What a judge is asked."""
+AXES = (*QUESTIONS, "success")
+"""The same and what follows from it: what :meth:`Verdict.answer` answers."""
+FAILURE_AXES = ("mismatch", "degradation", "both", "mixed", "none", "unclear")
+"""What :func:`failure_axis` says."""
+State: TypeAlias = Literal["ok", "refused", "blocked", "truncated", "unparsable", "unreachable", "missing_key", "error"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judge's answer to one case. Only state "ok" carries booleans; any other leaves them None (unclear)."""
+
+    judge: str
+    state: State
+    semantic_mismatch: bool | None = None
+    perceptual_degradation: bool | None = None
+    confidence: float | None = None
+    reasons: str = ""
+    raw: str = ""
+    model_requested: str = ""
+    model_served: str = ""
+    prompt_hash: str = ""
+    cost: float | None = None
+    latency: float | None = None
+
+    def answer(self, axis: str) -> bool | None:
+        """Its answer on one of :data:`AXES`; None: unclear, in any state but "ok"."""
+        return getattr(self, axis) if self.state == "ok" else None
+
+    @property
+    def success(self) -> bool | None:
+        """Immunization success (paper, section IV-B): mismatch or degradation; None when one of them is unclear.
+
+        Of the ground truth, which cannot always tell the degradation, the mismatch alone counts then.
+        """
+        mismatch, degraded = (self.answer(question) for question in QUESTIONS)
+        if degraded is None and self.judge == TRUTH:
+            return mismatch
+        return None if mismatch is None or degraded is None else mismatch or degraded
+
+
+def judging(verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
+    """Those with a say: all but the ground truth's, unless it is the only one."""
+    return [verdict for verdict in verdicts if verdict.judge != TRUTH] or verdicts
+
+
+def consensus(verdicts: Sequence[Verdict], axis: str = "success") -> bool | None:
+    """Strict agreement: True if every judge says so, None if any gave no answer or none was asked, else False."""
+    answers = [verdict.answer(axis) for verdict in judging(verdicts)]
+    return None if not answers or None in answers else all(answers)
+
+
+def works(verdicts: Sequence[Verdict]) -> bool:
+    """Does every judge say that the edit works? Not where one of them gave no answer, or none was asked."""
+    answers = [verdict.success for verdict in judging(verdicts)]
+    return bool(answers) and all(answer is False for answer in answers)
+
+
+def failure_axis(verdicts: Sequence[Verdict]) -> str:
+    """How an edit failed, as far as all judges agree.
+
+    "mismatch", "degradation" or "both"; "mixed" when every judge says that it failed but not how; "none" when one says
+    that it worked; "unclear" when a judge gave no answer or none was asked.
+    """
+    failed = consensus(verdicts)
+    if failed is None:
+        return "unclear"
+    mismatch, degraded = (consensus(verdicts, question) for question in QUESTIONS)
+    if mismatch or degraded:
+        return "both" if mismatch and degraded else "mismatch" if mismatch else "degradation"
+    return "mixed" if failed else "none"
+
+
+def net(protected: bool | None, clean: bool | None) -> bool | None:
+    """Did the protection make the edit fail, which works on the clean picture? None where either is unclear."""
+    return None if protected is None or clean is None else protected and not clean
+
+
+class Cell(NamedTuple):
+    """One attack, whatever the picture's protection: records of one cell are compared, its clean one is their floor."""
+
+    image: str
+    prompt: str
+    kind: str
+    editors: str
+    purifier: str
+    seed: int
+
+
+def cell(record: Record) -> Cell:
+    """The attack that a record is of."""
+    info = record.info
+    editors = transfer(info.get("protected_on", ""), record.editor)
+    return Cell(record.image, record.prompt, record.prompt_kind, editors, info.get("purifier", ""), record.seed)
+
+
+def transfer(protected_on: str, attacked: str) -> str:
+    """The attacked editor's name, "A -> B" where another one protected."""
+    return attacked if protected_on in ("", attacked) else f"{protected_on} -> {attacked}"
