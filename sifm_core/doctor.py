@@ -15,7 +15,7 @@ from . import judges, methods, metrics, purify
 from .bench import hardware, package_version
 from .editors import BUILTIN
 
-NEEDED = ("torch", "torchvision", "diffusers", "transformers", "lpips", "piq", "PIL", "safetensors")
+NEEDED = ("torch", "torchvision", "diffusers", "transformers", "lpips", "piq", "scipy", "PIL", "safetensors")
 OPTIONAL = {"google-genai": "the gemini judges", "openai": "judges on OpenAI-compatible servers"}
 KEYS = {
     "GEMINI_API_KEY": "the gemini judges",
