@@ -1,7 +1,9 @@
 """What the sidebar asks the server: runs, their pictures, and what a person says of them. All under ``/sifm/``.
 
 Runs and pictures are named by ids, never by paths, so nothing outside the pack's own folder can be read. Requests that
-a page of another origin makes are refused, and so is a body that is larger than any answer needs to be.
+a page of another origin makes are refused, and so is a body that is larger than any answer needs to be. A page whose
+own name was made to point at this machine (DNS rebinding) is of another origin too: the host must be an address, a
+name of the local network, or stand in the environment variable SIFM_HOSTS.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import os
 import random
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -55,6 +59,9 @@ def _guarded(work: Callable[..., Any]) -> Handler:
     """The handler of ``work(request's parts, query, body)``, which runs in a thread and returns plain data or PNG."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        if not _is_local(request.host):
+            said = f"{request.host[:80]}: to open the sidebar under this name, start ComfyUI with it in SIFM_HOSTS"
+            return web.json_response({"error": said}, status=403)
         if not _same_origin(request):
             return web.json_response({"error": "another page may not ask this"}, status=403)
         body = {}
@@ -64,7 +71,9 @@ def _guarded(work: Callable[..., Any]) -> Handler:
             if (request.content_length or 0) > LARGEST:
                 return web.json_response({"error": f"at most {LARGEST} bytes"}, status=413)
             try:
-                raw = await request.content.read(LARGEST + 1)
+                raw = b""
+                while len(raw) <= LARGEST and (piece := await request.content.read(LARGEST + 1 - len(raw))):
+                    raw += piece  # a body comes in as many pieces as the network likes
                 body = json.loads(raw) if len(raw) <= LARGEST else None
             except (ValueError, RecursionError):
                 body = None
@@ -92,6 +101,16 @@ def _same_origin(request: web.Request) -> bool:
     return origin is None or origin.partition("://")[2] == request.headers.get("Host")
 
 
+def _is_local(host: str) -> bool:
+    """Is it a host that nobody outside can have named: an address, localhost, a name without a dot or one that is
+    allowed?"""
+    name = (host.partition("]")[0].lstrip("[") if host.startswith("[") else host.rpartition(":")[0] or host).lower()
+    allowed = [name.strip().lower() for name in os.environ.get("SIFM_HOSTS", "").split(",")]
+    with suppress(ValueError):
+        return bool(ip_address(name))
+    return bool(name) and ("." not in name or name.endswith((".localhost", ".local")) or name in allowed)
+
+
 def _folder(run: str) -> Path:
     folder = home() / "runs" / run
     if not _RUN.fullmatch(run) or not (folder / "run.sqlite").is_file():
@@ -108,7 +127,7 @@ def _runs(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
 def _about(folder: Path) -> dict[str, Any]:
     try:
         with Store(folder, create=False) as store:
-            records = list(store.records())
+            records, missing = list(store.records()), store.missing()
     except StoreError as error:
         return {"error": str(error)}
     editors = sorted({record.editor for record in records})
@@ -118,7 +137,7 @@ def _about(folder: Path) -> dict[str, Any]:
         "pictures": len({r.image for r in records}),
         "editors": editors,
         "methods": methods,
-    }
+    } | ({"error": missing} if missing else {})
 
 
 def _run(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
@@ -146,6 +165,8 @@ def _cases(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
     named: dict[str, dict[str, str]] = {}
     with Store(_folder(parts["run"]), create=False) as store:
         for record in store.records():
+            if not (store.has_image(record.source) and store.has_image(record.edited)):
+                continue  # there is nothing to look at
             source, edited = (store.get_image(name)[0] for name in (record.source, record.edited))
             case = case_id(Case(source, edited, record.prompt))
             named[case] = {"case": case, "prompt": record.prompt, "source": record.source, "edited": record.edited}

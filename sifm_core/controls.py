@@ -93,7 +93,7 @@ def keep(store: Store, calibration: Calibration) -> None:
 
 def kept(store: Store, judges: Iterable[str]) -> dict[str, Calibration]:
     """The calibrations that a run's store holds of these judges."""
-    found = {name: store.get("calibration", name) for name in judges}
+    found = {name: store.get("calibration", name, Calibration) for name in judges}
     return {name: _calibration(value) for name, value in found.items() if value is not None}
 
 

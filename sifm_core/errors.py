@@ -5,11 +5,26 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1000
+"""Characters of an error's sentence, whatever was given: its beginning and its end are kept."""
+
+
+def bounded(sentence: str) -> str:
+    """The sentence with at most :data:`LONGEST` characters; what is left out of its middle is counted."""
+    if len(sentence) <= LONGEST:
+        return sentence
+    left = f" … ({len(sentence) - LONGEST} characters more) … "
+    half = (LONGEST - len(left)) // 2
+    return sentence[:half] + left + sentence[-half:]
+
 
 class SifmError(Exception):
     """Base of every error the engine raises on purpose; the command line prints it in one line and exits 1."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return bounded(super().__str__())
 
 
 class InputError(SifmError):

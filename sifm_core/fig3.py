@@ -12,6 +12,7 @@ from PIL import Image as Pil
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
+from .files import cell
 from .images import resize, to_uint8
 from .metrics.clip_score import MODEL, clip_score
 from .store import Store
@@ -53,11 +54,15 @@ def preferences(pairs: Sequence[tuple[Tensor, Tensor, str]], *, model: str = MOD
 
 
 def edits_that_work(records: Iterable[Record], store: Store) -> list[tuple[Tensor, Tensor, str]]:
-    """Of a run: the unprotected pictures' edits that every judge says worked, with their sources and prompts."""
+    """Of a run: the unprotected pictures' edits that every judge says worked, with their sources and prompts.
+
+    Pictures that are damaged are left out.
+    """
+    chosen = (r for r in records if r.method == CLEAN and r.edited and works(r.verdicts))
     return [
         (store.get_image(r.source)[0], store.get_image(r.edited)[0], r.prompt)
-        for r in records
-        if r.method == CLEAN and r.edited and works(r.verdicts)
+        for r in chosen
+        if store.has_image(r.source) and store.has_image(r.edited)
     ]
 
 
@@ -83,7 +88,7 @@ def files(pairs: Sequence[tuple[Tensor, Tensor, str]], found: Sequence[Preferenc
     table.writerow(["prompt", "unedited", "edited", "prefers_unedited", "reason"])
     for one in found:
         reason = one.unedited.reason or one.edited.reason
-        table.writerow([one.text, one.unedited.value, one.edited.value, one.prefers_unedited, reason])
+        table.writerow([cell(one.text), one.unedited.value, one.edited.value, one.prefers_unedited, reason])
     figures = {"clip.png": figure(pairs[:SHOWN], found[:SHOWN])} if known(found) else {}
     return {"clip.csv": text.getvalue().encode(), **figures}
 

@@ -1,11 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files of others, read with a limit."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -28,3 +30,35 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+LARGEST = 64 << 20
+"""Bytes of a text file that is read whole: manifests, workflows, configurations."""
+
+
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """The text of a file in UTF-8. Raises OSError and ValueError, each with its reason.
+
+    What is no file (a pipe would never end) and what is larger than ``most`` bytes is refused before it is read.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError("this is no regular file")
+    if about.st_size > most:
+        raise ValueError(f"{about.st_size / 1e6:.0f} MB, and at most {most / 1e6:.0f} MB are read")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def within(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder or below, links followed; None where it would lie elsewhere."""
+    try:
+        path = (folder / name).resolve()
+        inside = path.is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name with a zero byte, too long, links in a circle
+        return None
+    return Path(os.path.normpath(folder / name)) if inside else None
+
+
+def cell(value: Any) -> Any:
+    """A CSV cell that no spreadsheet takes for a formula: text that begins like one has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -28,6 +28,8 @@ from .transforms import through as transformed
 from .types import Case, Editor, GradFn, Image, Judge, Metric, OnStep, Step, Verdict
 
 EPS, STEPS, ALPHA = (methods.EQUAL_BUDGET[name] for name in ("eps", "steps", "alpha"))
+MOST = 1_000_000
+"""Of whatever is counted (steps, pictures): more is a slip of the hand."""
 
 
 @dataclass(frozen=True)
@@ -318,9 +320,11 @@ def check_loop(ball: str, schedule: str, update: str, eot: Sequence[str], random
 
 
 def check_count(value: Any, name: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number from 1 to :data:`MOST`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if int(value) > MOST:
+        raise InputError(f"{name}: expected at most {MOST:,}, got {value!r}")
     return int(value)
 
 
@@ -364,6 +368,23 @@ def check_method(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name in chosen:
         if name not in known:
             raise unknown(f"option of {method}", name, known)
+    return dict(chosen)
+
+
+def check_options(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`check_method`, and each value is of the kind that the method annotates; InputError for one that is not."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = methods.options(method)
+    for name, value in check_method(method, chosen).items():
+        if known[name].type is Any:
+            continue
+        try:
+            TypeAdapter(known[name].type).validate_python(value)
+        except ValidationError:
+            kind = known[name].type
+            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise InputError(f"option {name} of {method}: expected {wanted}, got {value!r}") from None
     return dict(chosen)
 
 

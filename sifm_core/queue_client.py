@@ -12,6 +12,8 @@ import http.client
 import io
 import itertools
 import json
+import math
+import re
 import threading
 import time
 import urllib.error
@@ -22,20 +24,61 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from PIL import Image as Pillow
 
 from .errors import InputError, SifmError
+from .files import read_text
 from .images import from_uint8
-from .store import Store, fingerprint
-from .types import Image, Metric, OnStep, Record, Step, Verdict
+from .shapes import misfit
+from .store import Store, fingerprint, record_of
+from .types import Image, OnStep, Record, Step
 
 Prompt: TypeAlias = dict[str, dict[str, Any]]
 """A graph in API format: node id -> class_type, inputs, _meta."""
 TRIES = 3
 """How often a prompt is sent that the server forgot or failed to finish."""
+MOST_JOBS, MOST_PATIENCE = 100_000, 7 * 86400.0
+"""Prompts of one call; seconds that a server may be away."""
+LARGEST, LONGEST = 256 << 20, 600.0
+"""Bytes of one answer, and the seconds that it may take."""
+
+
+class _Titled(TypedDict, total=False):
+    title: str
+
+
+class _Tagged(TypedDict, total=False):
+    _meta: _Titled
+
+
+class _Node(_Tagged):
+    class_type: str
+    inputs: dict[str, Any]
+
+
+class _Status(TypedDict, total=False):
+    status_str: str
+    messages: list[list[Any]]
+
+
+class _Entry(TypedDict):
+    status: _Status
+
+
+class _Queue(TypedDict):
+    queue_running: list[list[Any]]
+    queue_pending: list[list[Any]]
+
+
+class _Output(TypedDict, total=False):
+    sifm_run: list[str]
+
+
+class _Run(TypedDict):
+    records: list[dict[str, Any]]
 
 
 class Unreachable(SifmError):
@@ -67,13 +110,12 @@ def load_workflow(path: Path) -> Prompt:
     Raises InputError for what is neither.
     """
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        graph = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a workflow as JSON ({error})") from None
     if isinstance(graph, dict) and "nodes" in graph and (beside := path.parent / "api" / path.name).is_file():
         return load_workflow(beside)
-    nodes = graph.values() if isinstance(graph, dict) else []
-    if not nodes or not all(isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes):
+    if not graph or misfit(graph, dict[str, _Node]):
         raise InputError(f"{path}: expected API format; export it in ComfyUI with File > Export (API)")
     return graph
 
@@ -84,6 +126,7 @@ def vary(prompt: Prompt, fixed: Mapping[str, Any], swept: Mapping[str, Sequence[
     A title or class that several nodes have means all of them. Raises InputError for unknown names.
     """
     jobs = []
+    _check_count(math.prod(map(len, swept.values())))
     for values in itertools.product(*swept.values()):
         label, made = dict(zip(swept, values, strict=True)), copy.deepcopy(prompt)
         for name, value in {**fixed, **label}.items():
@@ -91,6 +134,11 @@ def vary(prompt: Prompt, fixed: Mapping[str, Any], swept: Mapping[str, Sequence[
                 inputs[key] = value
         jobs.append(Job(made, label))
     return jobs
+
+
+def _check_count(n: int) -> None:
+    if not 1 <= n <= MOST_JOBS:
+        raise InputError(f"expected 1 to {MOST_JOBS:,} prompts, but this makes {n:.3g}: sweep less")
 
 
 def _places(prompt: Prompt, name: str) -> list[tuple[dict[str, Any], str]]:
@@ -113,8 +161,9 @@ def _places(prompt: Prompt, name: str) -> list[tuple[dict[str, Any], str]]:
 def for_pictures(jobs: Sequence[Job], pictures: Sequence[Path]) -> list[Job]:
     """Every job with every picture in its LoadImage nodes. Raises InputError when there is no such node."""
     made = []
+    _check_count(len(jobs) * len(pictures))
     for job, path in itertools.product(jobs, pictures):
-        name = f"{fingerprint(content=path.read_bytes().hex())[:12]}-{path.name}"
+        name = f"{fingerprint(content=path.read_bytes().hex())[:12]}-{_UNSENDABLE.sub('_', path.name)}"
         prompt = copy.deepcopy(job.prompt)
         for inputs, key in _places(prompt, "LoadImage.image"):
             inputs[key] = f"sifm/{name}"
@@ -125,6 +174,9 @@ def for_pictures(jobs: Sequence[Job], pictures: Sequence[Path]) -> list[Job]:
 def for_benchmark(jobs: Sequence[Job], start: int, count: int) -> list[Job]:
     """Every job with each of ``count`` pictures of its Load Benchmark node, one at a time."""
     made = []
+    if start < 0:
+        raise InputError(f"start: expected 0 or more, got {start}")
+    _check_count(len(jobs) * count)
     for job, i in itertools.product(jobs, range(start, start + count)):
         prompt = copy.deepcopy(job.prompt)
         for name, value in (("start", i), ("count", 1)):
@@ -134,12 +186,23 @@ def for_benchmark(jobs: Sequence[Job], start: int, count: int) -> list[Job]:
     return made
 
 
+_UNSENDABLE = re.compile(r'[\x00-\x1f"\\/\ud800-\udfff]')
+"""What cannot stand in a file's name within a request."""
+
+
 class Server:
     """One ComfyUI. A lost connection is tried again, with growing pauses, for ``patience`` seconds."""
 
     def __init__(self, url: str, *, patience: float = 600.0, poll: float = 1.0, timeout: float = 60.0) -> None:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        try:
+            address = urllib.parse.urlsplit(url)
+            sound = address.scheme in ("http", "https") and bool(address.hostname) and (address.port or 1) > 0
+        except ValueError:  # such as a port that is no number
+            sound = False
+        if not sound:
             raise InputError(f"server: expected an address such as http://127.0.0.1:8188, got {url!r}")
+        if not 0 <= patience <= MOST_PATIENCE:  # nor NaN
+            raise InputError(f"patience: expected 0 to {MOST_PATIENCE:.0f} seconds, got {patience}")
         self.url, self.patience, self.poll, self.timeout = url.rstrip("/"), patience, poll, timeout
 
     def get(self, path: str) -> bytes:
@@ -153,7 +216,7 @@ class Server:
         while True:
             try:
                 with urllib.request.urlopen(request(), timeout=self.timeout) as answer:
-                    return answer.read()
+                    return _whole(answer)
             except urllib.error.HTTPError as error:
                 if error.code < 500:
                     raise Refused(f"{self.url}: {_reason(error)}") from None
@@ -192,7 +255,7 @@ class Server:
         request = urllib.request.Request(f"{self.url}/prompt", body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                answer.read()
+                _whole(answer)
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise Refused(f"{self.url}: {_reason(error)}") from None
@@ -201,11 +264,25 @@ class Server:
             return f"the connection was lost ({error})"
         return ""
 
+    def _read(self, path: str, shape: Any) -> Any:
+        """The JSON at a path; Refused for what a ComfyUI does not answer."""
+        try:
+            found = json.loads(self.get(path))
+            wrong = misfit(found, shape)
+        except (ValueError, RecursionError) as error:
+            wrong = str(error)
+        if wrong:
+            raise Refused(f"{self.url}{path}: expected a ComfyUI's answer: {wrong}; is it one, with this pack?")
+        return found
+
+    def _entry(self, ticket: str) -> dict[str, Any] | None:
+        return self._read(f"/history/{ticket}", dict[str, _Entry]).get(ticket)
+
     def _knows(self, ticket: str) -> bool:
-        if json.loads(self.get(f"/history/{ticket}")):
+        if self._entry(ticket):
             return True
-        queue = json.loads(self.get("/queue"))
-        return any(item[1] == ticket for part in ("queue_running", "queue_pending") for item in queue[part])
+        queue = self._read("/queue", _Queue)
+        return any(ticket in item[1:2] for part in ("queue_running", "queue_pending") for item in queue[part])
 
     def _wait(self, ticket: str) -> dict[str, Any] | None:
         """The history's entry, or None if the server does not know the prompt (any more).
@@ -214,10 +291,10 @@ class Server:
         """
         pause = min(self.poll, 0.05)
         while True:
-            if entry := json.loads(self.get(f"/history/{ticket}")).get(ticket):
+            if entry := self._entry(ticket):
                 return entry
             if not self._knows(ticket):
-                return json.loads(self.get(f"/history/{ticket}")).get(ticket)  # it may just have ended
+                return self._entry(ticket)  # it may just have ended
             time.sleep(pause)
             pause = min(1.5 * pause, self.poll)
 
@@ -336,23 +413,43 @@ class _Work:
 def _collect(server: Server, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The prompt's outputs, and the records of its runs with their pictures."""
     outputs = entry.get("outputs", {})
-    runs = dict.fromkeys(run for node in outputs.values() for run in node.get("sifm_run", ()))
+    listed = [node.get("sifm_run", ()) for node in outputs.values()] if not misfit(outputs, dict[str, _Output]) else []
+    runs = dict.fromkeys(run for some in listed for run in some)
     records = []
     for run_id in runs:
-        for row in json.loads(server.get(f"/sifm/runs/{run_id}"))["records"]:
+        where = f"/sifm/runs/{urllib.parse.quote(run_id, safe='')}"
+        for row in server._read(where, _Run)["records"]:
             # what the sidebar needs beside a record is left out
-            known: dict[str, Any] = {part.name: row[part.name] for part in fields(Record) if part.name in row}
-            known["metrics"] = {name: Metric(**metric) for name, metric in row["metrics"].items()}
-            known["verdicts"] = tuple(Verdict(**verdict) for verdict in row["verdicts"])
-            record = Record(**known)
-            names = dict.fromkeys((record.source, record.protected, record.edited))
-            records.append((record, [_picture(server.get(f"/sifm/runs/{run_id}/pictures/{n}")) for n in names if n]))
+            known = {part.name: row[part.name] for part in fields(Record) if part.name in row}
+            if wrong := misfit(known, Record):
+                raise Refused(f"{server.url}{where}: expected a record: {wrong}; is that pack of this version?")
+            record = record_of({"metrics": {}, "verdicts": (), **known})
+            names = [name for name in dict.fromkeys((record.source, record.protected, record.edited)) if name]
+            records.append((record, [_picture(server, where, name) for name in names]))
     return {"outputs": outputs, "records": records}
 
 
-def _picture(png: bytes) -> Image:
-    with Pillow.open(io.BytesIO(png), formats=("PNG",)) as file:
-        return from_uint8(np.asarray(file.convert("RGB")))
+def _picture(server: Server, where: str, name: str) -> Image:
+    address = f"{where}/pictures/{urllib.parse.quote(name, safe='')}"
+    png = server.get(address)
+    try:
+        with Pillow.open(io.BytesIO(png), formats=("PNG",)) as file:
+            return from_uint8(np.asarray(file.convert("RGB")))
+    except Exception as error:  # what is no picture makes Pillow raise nearly anything
+        raise Refused(f"{server.url}{address}: expected a picture ({error})") from None
+
+
+def _whole(answer: Any) -> bytes:
+    """All of an answer; OSError where it is larger than :data:`LARGEST` or comes slower than :data:`LONGEST` allows."""
+    until, parts, size = time.monotonic() + LONGEST, [], 0
+    while part := answer.read1(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST or time.monotonic() > until:
+            raise OSError(f"its answer has no end ({size} bytes in {LONGEST:.0f} s)")
+    if answer.length:
+        raise http.client.IncompleteRead(b"", answer.length)
+    return b"".join(parts)
 
 
 def _label(job: Job) -> str:
@@ -362,15 +459,20 @@ def _label(job: Job) -> str:
 def _reason(error: urllib.error.HTTPError) -> str:
     """What a refusal says, with the nodes' own words."""
     try:
-        said = json.loads(error.read())
+        said = json.loads(error.read(1 << 20))
         nodes = [f"{n['class_type']}: {e['details']}" for n in said["node_errors"].values() for e in n["errors"]]
         return "; ".join([said["error"]["message"], *nodes])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, http.client.HTTPException):
         return f"HTTP {error.code} {error.reason}"
 
 
+def _messages(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    listed = entry["status"].get("messages", [])
+    return {m[0]: m[1] for m in listed if len(m) == 2 and isinstance(m[0], str) and isinstance(m[1], dict)}
+
+
 def _failure(entry: Mapping[str, Any]) -> str:
-    messages = dict(entry["status"].get("messages", []))
+    messages = _messages(entry)
     if error := messages.get("execution_error"):
         return f"{error.get('node_type')}: {str(error.get('exception_message')).strip()}"
     return "the prompt was interrupted" if "execution_interrupted" in messages else "the prompt failed"
@@ -378,7 +480,7 @@ def _failure(entry: Mapping[str, Any]) -> str:
 
 def _transient(entry: Mapping[str, Any]) -> bool:
     """Is it worth another try: interrupted from outside, or out of memory?"""
-    messages = dict(entry["status"].get("messages", []))
+    messages = _messages(entry)
     kind = str(messages.get("execution_error", {}).get("exception_type", ""))
     return "execution_interrupted" in messages or "OutOfMemory" in kind
 

@@ -6,6 +6,9 @@ key the later stays.
 
 A picture's id is the sha256 of its size and raw 8-bit RGB values, not of the file: it depends on no encoder. Each read
 checks it, so a damaged file is never taken for the picture.
+
+What a run holds may be damaged, or of another version. One such record or document costs itself: it is left out, and
+:attr:`Store.unreadable` says why. A run that may only be read is read; texts that are no Unicode come back escaped.
 """
 
 from __future__ import annotations
@@ -17,20 +20,24 @@ import io
 import json
 import math
 import os
+import shutil
 import sqlite3
 import string
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image as Pil
 
 from .errors import InputError, StoreError
-from .files import write_atomically
+from .files import cell, write_atomically
+from .shapes import misfit
 from .types import Image, Metric, Record, Verdict
 
 SCHEMA = 1
@@ -44,35 +51,83 @@ COMMIT;
 """
 
 
+class Info(TypedDict, total=False):
+    """What readers rely on of a record's ``info``, where it is there; more may be."""
+
+    protection: str
+    protection_key: str
+    protected_on: str
+    purifier: str
+    instruction: str
+    failed: str
+    fidelity: dict[str, Metric]
+    peak_memory: Metric | None
+    prompt_distance: Metric | None
+
+
 class Store:
     """The store in ``folder``, made when it is missing (``create=False``: StoreError); a context manager.
 
+    With ``create=False`` a run that may only be read is read. ``unreadable``: place -> why something was left out.
     Raises StoreError when the folder cannot be used or holds another version's run.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, create: bool = True) -> None:
         self.folder = Path(folder)
+        self.unreadable: dict[str, str] = {}
         self._file = self.folder / "run.sqlite"
         if not create and not self._file.is_file():
             raise StoreError(f"{self.folder}: expected the folder of a run, but it holds no run.sqlite; check the path")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if create:
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._db = connect(self._file)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{self.folder}: cannot hold a run ({error}); choose a folder you may write to") from error
-        version = self._execute("PRAGMA user_version").fetchone()[0]
+        try:
+            version = self._prepare()
+        except StoreError:
+            self._db.close()
+            if create or not self._only_to_read():
+                raise
+            version = self._execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA):
             self._db.close()
             raise StoreError(
                 f"{self._file}: expected schema {SCHEMA}, but this run has {version}; "
                 "open it with the version of sifm that wrote it, or start in another folder"
             )
-        with self._naming_the_file():
-            write_ahead(self._db)
-        self._execute("PRAGMA synchronous = FULL")
+        self._db.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
+
+    def _prepare(self) -> int:
+        """The schema's number, once the tables are there and ready for several processes."""
+        version = self._execute("PRAGMA user_version").fetchone()[0]
+        if version in (0, SCHEMA):
+            with self._naming_the_file():
+                write_ahead(self._db)
+            self._execute("PRAGMA synchronous = FULL")
         if version == 0:
             for statement in (_TABLES % SCHEMA).strip().split("\n"):
                 self._execute(statement)
+            version = SCHEMA
+        return version
+
+    def _only_to_read(self) -> bool:
+        """Open the run without writing anything beside it; its last transactions, where they lie apart, from a copy."""
+        file, log = self._file, self._file.with_name(f"{self._file.name}-wal")
+        try:
+            if log.exists() and log.stat().st_size:
+                self._copy = tempfile.TemporaryDirectory(prefix="sifm-")
+                for one in (file, log):
+                    shutil.copyfile(one, Path(self._copy.name, one.name))
+                self._db = connect(Path(self._copy.name, file.name))
+            else:
+                address = f"file:{quote(str(file.resolve()))}?mode=ro&immutable=1"
+                self._db = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+            self._db.execute("SELECT COUNT(*) FROM documents")
+        except (OSError, sqlite3.Error):
+            return False
+        return True
 
     def __enter__(self) -> Store:
         return self
@@ -106,19 +161,24 @@ class Store:
             "INSERT INTO documents VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET json = excluded.json", kind, key, text
         )
 
-    def get(self, kind: str, key: str) -> dict[str, Any] | None:
-        """What was put under ``kind`` and ``key`` (tuples come back as lists), or None."""
+    def get(self, kind: str, key: str, shape: Any = dict[str, Any]) -> dict[str, Any] | None:
+        """What was put under ``kind`` and ``key`` (tuples come back as lists); None where nothing of the shape is.
+
+        ``shape``: a type hint, see :func:`sifm_core.shapes.misfit`.
+        """
         row = self._execute("SELECT json FROM documents WHERE kind = ? AND key = ?", kind, key).fetchone()
-        return None if row is None else _loads(row[0], self._file)
+        return None if row is None else self._read(f"{kind} {key}", row[0], shape)
 
     def remove(self, kind: str, key: str) -> None:
         """Forget a document, if there is one."""
         self._execute("DELETE FROM documents WHERE kind = ? AND key = ?", kind, key)
 
-    def documents(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """All (key, value) of a kind, ordered by key, one at a time."""
-        for key, text in self._execute("SELECT key, json FROM documents WHERE kind = ? ORDER BY key", kind):
-            yield key, _loads(text, self._file)
+    def documents(self, kind: str, shape: Any = dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All (key, value) of a kind that have the shape, ordered by key, one at a time."""
+        for key, text in self._each("SELECT key, json FROM documents WHERE kind = ? ORDER BY key", kind):
+            value = self._read(f"{kind} {key}", text, shape)
+            if value is not None:
+                yield key, value
 
     def counts(self) -> dict[str, int]:
         """How many documents of each kind, and how many "records", there are."""
@@ -147,8 +207,26 @@ class Store:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All records as plain data, which is quicker to read many of; :func:`record_of` makes one a record."""
-        for (text,) in self._execute("SELECT json FROM records ORDER BY id"):
-            yield _loads(text, self._file)
+        for key, text in self._each("SELECT key, json FROM records ORDER BY id"):
+            place = f"record {key}"
+            row = self._read(place, text, Record)
+            if row is None:
+                continue
+            if wrong := misfit(row.get("info", {}), Info) or _unidentified(row):
+                self.unreadable[place] = wrong
+            else:
+                yield _completed(row)
+
+    def missing(self) -> str:
+        """What of the records was left out when they were last read, in a sentence; "" when nothing was."""
+        damaged = {place: wrong for place, wrong in self.unreadable.items() if place.startswith("record ")}
+        if not damaged:
+            return ""
+        place, wrong = next(iter(damaged.items()))
+        what = (
+            "1 record cannot be read and is" if len(damaged) == 1 else f"{len(damaged)} records cannot be read and are"
+        )
+        return f"{what} left out: {place[:20]}…: {wrong}"
 
     # ---- pictures, by content
 
@@ -178,6 +256,8 @@ class Store:
         """The same as uint8 (H, W, 3), for who only looks at it and needs no torch."""
         path = self._path(name)
         try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise ValueError("it is no file")
             with Pil.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as file:
                 pixels = np.asarray(file.convert("RGB"))
         except FileNotFoundError:
@@ -188,26 +268,32 @@ class Store:
             raise StoreError(f"{path}: expected the picture of that id, but the file holds another; run again")
         return pixels
 
+    def find_pixels(self, name: str) -> np.ndarray | None:
+        """:meth:`get_pixels`, or None where the picture is missing or damaged."""
+        try:
+            return self.get_pixels(name)
+        except StoreError:
+            return None
+
     def has_image(self, name: str) -> bool:
         """Is the picture there, whole?"""
-        try:
-            self.get_image(name)
-        except StoreError:
-            return False
-        return True
+        return self.find_pixels(name) is not None
 
     def seems_whole(self, name: str) -> bool:
         """Is the picture there, and does its file end as a PNG does? Quick: :meth:`has_image` looks at every pixel."""
         try:
-            with self._path(name).open("rb") as file:
+            path = self._path(name)
+            if not path.is_file():
+                return False
+            with path.open("rb") as file:
                 file.seek(-len(_PNG_END), os.SEEK_END)
                 return file.read() == _PNG_END
-        except OSError:
+        except (OSError, StoreError):
             return False
 
     def _path(self, name: str) -> Path:
-        if len(name) != 64 or not set(name) <= set(string.hexdigits):
-            raise StoreError(f"expected the id of a picture (64 hexadecimal digits), but got {name!r}")
+        if not _is_id(name):
+            raise StoreError(f"expected the id of a picture (64 hexadecimal digits), but got {name[:80]!r}")
         return self.folder / "images" / name[:2] / f"{name}.png"
 
     # ---- exports
@@ -218,23 +304,51 @@ class Store:
             file.writelines(_dumps(row) + "\n" for row in self.rows())
 
     def export_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write all records as a flat table: one column per metric, judge's answer and time; ``info`` as JSON."""
+        """Write all records as a flat table: one column per metric, judge's answer and time; ``info`` as JSON.
+
+        Texts that a spreadsheet would take for formulas have an apostrophe before them.
+        """
         columns = list(dict.fromkeys(column for row in self.rows() for column in _flat(row)))
         with _written(Path(path)) as file:
             writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(map(_flat, self.rows()))
+            writer.writerow({name: cell(name) for name in columns})
+            writer.writerows({name: cell(value) for name, value in _flat(row).items()} for row in self.rows())
 
     def _execute(self, statement: str, *values: str) -> sqlite3.Cursor:
         with self._naming_the_file():
             return self._db.execute(statement, values)
+
+    def _each(self, statement: str, *values: str) -> Iterator[Any]:
+        with self._naming_the_file():
+            yield from self._db.execute(statement, values)
+
+    def _read(self, place: str, text: Any, shape: Any) -> dict[str, Any] | None:
+        """A row's value, or None with the reason among the :attr:`unreadable`."""
+        try:
+            value = json.loads(text)
+            if "\\ud" in text or "\\uD" in text:
+                value = _escaped(value)
+            wrong = misfit(value, shape)
+        except (ValueError, TypeError, RecursionError) as error:
+            value, wrong = None, f"expected JSON, but it is damaged ({error})"
+        if wrong:
+            self.unreadable[place] = wrong
+            return None
+        self.unreadable.pop(place, None)
+        return value
 
     @contextmanager
     def _naming_the_file(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise StoreError(f"{self._file}: {error}; is it a run of sifm, whole, and on a disk with room?") from error
+            cure = (
+                "it may only be read; copy the run to a place you may write to"
+                if "readonly" in str(error)
+                else "is it a run of sifm, whole, and on a disk with room? What is damaged here cannot be mended: run "
+                "again into another folder, and take answers.sqlite, where judges' paid answers are, along"
+            )
+            raise StoreError(f"{self._file}: {error}; {cure}") from error
 
 
 def connect(path: str | os.PathLike[str]) -> sqlite3.Connection:
@@ -279,14 +393,17 @@ def fingerprint(**parts: Any) -> str:
 @contextmanager
 def _written(path: Path) -> Iterator[TextIO]:
     """A text file that takes its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
         part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a place you may write to") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -309,11 +426,35 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def _loads(text: str, file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise StoreError(f"{file}: expected JSON in a row, but it is damaged ({error}); start a new folder") from error
+def _escaped(value: Any) -> Any:
+    """Halves of surrogate pairs, which are no text that could be written anywhere, by their escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_escaped(name): _escaped(item) for name, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list) else value
+
+
+_WHOLE: dict[type, int] = {kind: len(dataclasses.fields(kind)) for kind in (Record, Verdict, Metric)}
+
+
+def _completed(row: dict[str, Any]) -> dict[str, Any]:
+    """The record with the fields that an earlier version did not write."""
+    parts: list[tuple[type, Any]] = [(Record, row), *((Verdict, verdict) for verdict in row.get("verdicts", ()))]
+    parts += [(Metric, metric) for metric in row.get("metrics", {}).values()]
+    if all(len(part) == _WHOLE[kind] for kind, part in parts):
+        return row
+    return dataclasses.asdict(record_of({"metrics": {}, "verdicts": (), **row}))
+
+
+def _unidentified(row: Mapping[str, Any]) -> str:
+    """What of a record's pictures has no id; "" when all have, or there is no picture."""
+    wrong = [name for name in ("source", "protected", "edited") if row[name] and not _is_id(row[name])]
+    return f"{wrong[0]}: expected the id of a picture, got {row[wrong[0]][:60]!r}" if wrong else ""
+
+
+def _is_id(name: str) -> bool:
+    return len(name) == 64 and set(name) <= set(string.hexdigits)
 
 
 def _number(text: str) -> float | int:

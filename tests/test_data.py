@@ -124,7 +124,7 @@ def test_a_manifest_is_one_object_a_line_whatever_its_texts_hold(tmp_path, own):
 
 
 def test_a_changed_picture_is_noticed(own):
-    picture(own.parent.parent / "pictures" / "2.png", 99)
+    picture(data.load(own)[2].path, 99)
     with pytest.raises(InputError, match="frozen"):
         data.load(own)
 
@@ -363,3 +363,67 @@ def test_the_miniature_loads_like_any_other_and_can_be_written(tmp_path):
     written = data.load(tmp_path / "manifest.jsonl")
     assert [(x.id, x.instruction, x.unseen) for x in written] == [(x.id, x.instruction, x.unseen) for x in items]
     assert (written[0].pixels() == items[0].pixels()).all() and written[0].truth("") is None
+
+
+# ---- what a manifest that somebody shares may name
+
+
+def test_pictures_of_elsewhere_are_copied_beside_the_manifest_and_those_below_it_stay(tmp_path, own):
+    assert all(item.path.is_relative_to(own.parent) for item in data.load(own))
+    build.from_csv(tmp_path / "own.csv", tmp_path / "beside.jsonl")
+    assert [item.image for item in data.load(tmp_path / "beside.jsonl")] == [f"pictures/{i}.png" for i in range(3)]
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert len(data.load(tmp_path / "moved" / "manifest.jsonl")) == 3, "it is shared with its pictures"
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../secret.png", "a/../../secret.png", "link.png", "folder/secret.png", "a\0b"]
+)
+def test_a_manifest_reads_no_picture_outside_its_folder(tmp_path, own, name):
+    picture(own.parent.parent / "secret.png", 7)
+    (own.parent / "link.png").symlink_to(own.parent.parent / "secret.png")
+    (own.parent / "folder").symlink_to(own.parent.parent)
+    first, *rest = lines(own)
+    own.write_text("\n".join(map(json.dumps, [first | {"image": name, "sha256": ""}, *rest])))
+    with pytest.raises(InputError, match="in the manifest's folder or below"):
+        data.load(own)
+    (tmp_path / "copy").mkdir()
+    row = {"file_name": name, "original_prompt": "a lake", "edit_prompt": "snow"}
+    (tmp_path / "copy" / "metadata.jsonl").write_text(json.dumps(row))
+    for link in ("link.png", "folder"):
+        (tmp_path / "copy" / link).symlink_to(own.parent / link)
+    with pytest.raises(InputError, match="in this folder or below"):
+        build.from_instructpix2pix(tmp_path / "copy", tmp_path / "chosen")
+    if "\0" not in name:
+        (tmp_path / "copy" / "own.csv").write_text(f"image,instruction\n{name},make it dark\n")
+        with pytest.raises(InputError, match="beside the table or below"):
+            build.from_csv(tmp_path / "copy" / "own.csv", tmp_path / "copy" / "manifest.jsonl")
+        assert not (tmp_path / "copy" / "manifest.jsonl").exists()
+
+
+def test_what_is_no_picture_is_not_frozen_as_one(tmp_path, capsys):
+    (tmp_path / "passwd").write_text("root:x:0:0")
+    (tmp_path / "own.csv").write_text("image,instruction\npasswd,make it dark\n")
+    assert cli.main(["data", "csv", str(tmp_path / "own.csv"), str(tmp_path / "m.jsonl")]) == 2
+    assert "passwd" in capsys.readouterr().err and not (tmp_path / "m.jsonl").exists()
+
+
+ODD_LINES = {
+    "deep": "[" * 100_000,
+    "a long number": '{"id": ' + "9" * 100_000 + "}",
+    "half a character": json.dumps(
+        {"id": "0", "category": "", "image": "a.png", "instruction": "\ud800", "unseen": []}
+    ),
+    "a list": "[]",
+    "long": '"' + "x" * 10**6,
+}
+
+
+@pytest.mark.parametrize("line", ODD_LINES.values(), ids=ODD_LINES)
+def test_an_absurd_line_is_refused_in_one_bounded_sentence(tmp_path, capsys, line):
+    for name in ("manifest.jsonl", "metadata.jsonl"):
+        (tmp_path / name).write_text(line)
+    for words in (["check", tmp_path / "manifest.jsonl"], ["instructpix2pix", tmp_path, "--out", tmp_path / "out"]):
+        assert cli.main(["data", *map(str, words)]) == 2
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 1 and len(said) < 1100 and ".jsonl:1: expected" in said

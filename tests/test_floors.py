@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"types", "errors", "files", "verdicts"},
+    {"types", "errors", "files", "shapes", "verdicts"},
     {
         "images",
         "memory",

@@ -19,6 +19,7 @@ from sifm_core.images import png_bytes
 from sifm_core.store import Store
 
 PICTURE = fakes.images(1, 8)
+WIDE = ",".join(str(i) for i in range(1, 301))
 GRAPH = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}, "_meta": {"title": "Your picture"}},
     "2": {"class_type": "SIFM_LoadBenchmark", "inputs": {"start": 0, "count": 4}, "_meta": {"title": "Pictures"}},
@@ -304,3 +305,89 @@ def test_the_editors_format_stands_for_the_api_format_beside_it(tmp_path):
         client.load_workflow(tmp_path / "w.json")
     (tmp_path / "api" / "w.json").write_text(json.dumps(GRAPH))
     assert client.load_workflow(tmp_path / "w.json") == GRAPH
+
+
+# ---- what is absurd, hostile or no ComfyUI
+
+WORKFLOWS = {
+    "deep": "[" * 100_000,
+    "inputs of another kind": json.dumps({"1": {"class_type": "LoadImage", "inputs": []}}),
+    "a class of another kind": json.dumps({"1": {"class_type": ["LoadImage"], "inputs": {}}}),
+    "a title of another kind": json.dumps({"1": {"class_type": "A", "inputs": {}, "_meta": {"title": []}}}),
+    "about that is none": json.dumps({"1": {"class_type": "A", "inputs": {}, "_meta": 3}}),
+    "empty": "{}",
+    "a list": "[]",
+    "long": '"' + "x" * 10**6,
+}
+
+
+@pytest.mark.parametrize("text", WORKFLOWS.values(), ids=WORKFLOWS)
+def test_a_workflow_that_is_none_is_refused_in_one_sentence(tmp_path, capsys, text):
+    (tmp_path / "w.json").write_text(text)
+    assert main(["queue", str(tmp_path / "w.json"), "-o", str(tmp_path / "out"), "--set", "1.x=2"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and len(said) < 1100 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--patience", "nan"], "patience: expected 0 to"),
+        (["--patience", "inf"], "patience: expected 0 to"),
+        (["--patience=-1"], "patience: expected 0 to"),
+        (["--server", "http://"], "server: expected an address"),
+        (["--server", "http://127.0.0.1:port"], "server: expected an address"),
+        (["--images", "benchmark", "--count", "1000000000"], "expected 1 to 100,000 prompts"),
+        (["--images", "benchmark", "--count=-1"], "expected 1 to 100,000 prompts"),
+        (["--images", "benchmark", "--start=-1"], "start: expected 0 or more"),
+        ([w for name in ("3.eps", "4.eps", "3.steps", "4.steps") for w in ("--sweep", f"{name}={WIDE}")], "8.1e+09"),
+    ],
+)
+def test_absurd_numbers_are_refused_before_anything_is_sent(fake, tmp_path, capsys, words, said):
+    (tmp_path / "w.json").write_text(json.dumps(GRAPH))
+    assert main(["queue", str(tmp_path / "w.json"), "-o", str(tmp_path / "out"), "--server", fake.url, *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1 and len(err) < 1100 and not fake.uploads and not fake.done
+
+
+@pytest.mark.parametrize("path", ["/history", "/queue", "/sifm"])
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"[" * 100_000, b'{"records": [[]], "queue_running": 3}'])
+def test_a_server_that_is_no_comfyui_costs_its_prompts_and_nothing_else(fake, tmp_path, monkeypatch, path, answer):
+    get = client.Server.get
+    monkeypatch.setattr(client.Server, "get", lambda self, at: answer if at.startswith(path) else get(self, at))
+    fake.work = 0.1  # so that it is asked whether it knows the prompt
+    with Store(tmp_path) as store:
+        failures = client.run(jobs(1), [fake.client()], store)
+        assert len(failures) == 1 and "expected" in failures[0] and "3.steps=1" in failures[0]
+        monkeypatch.setattr(client.Server, "get", get)
+        assert client.run(jobs(1), [fake.client()], store) == [] and len(list(store.records())) == 1
+
+
+LATER = {"judge": "a", "state": "ok", "certainty": 1}
+
+
+@pytest.mark.parametrize(
+    "change", [{"verdicts": [LATER]}, {"metrics": {"psnr": 3}}, {"seed": "x"}, {"key": None}, {"prompt": []}]
+)
+def test_an_odd_record_costs_its_prompt(fake, tmp_path, monkeypatch, change):
+    odd = record("x") | change
+    monkeypatch.setitem(globals(), "record", lambda run: odd)
+    with Store(tmp_path) as store:
+        (failure,) = client.run(jobs(1), [fake.client()], store)
+        assert "expected a record" in failure and not list(store.records())
+
+
+def test_an_answer_without_an_end_is_given_up(fake, monkeypatch):
+    monkeypatch.setattr(client, "LARGEST", 1000)
+    monkeypatch.setattr(fake, "history", {"x": {"status": {"status_str": "y" * 5000}}})
+    with pytest.raises(client.Unreachable, match="has no end"):
+        fake.client(patience=0.0).get("/history/x")
+
+
+def test_a_name_that_no_request_can_hold_is_sent_under_another(fake, tmp_path):
+    odd = tmp_path / 'a"b\r\nX: y.png'
+    odd.write_bytes(png_bytes(PICTURE))
+    made = client.for_pictures(client.vary(GRAPH, {}, {}), [odd])
+    with Store(tmp_path / "out") as store:
+        assert client.run(made, [fake.client()], store) == []
+    assert b'-a_b__X: y.png"\r\n' in fake.uploads[0]

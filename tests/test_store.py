@@ -3,13 +3,17 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ import pytest
 import torch
 
 from sifm_core.errors import InputError, StoreError
+from sifm_core.shapes import misfit
 from sifm_core.store import Store, fingerprint
 from sifm_core.types import Metric, Record, Verdict
 
@@ -25,7 +30,7 @@ RECORD = Record(
     key="k",
     image="img",
     category="portrait",
-    prompt="make it “night” \udc80\n",
+    prompt="make it “night” é\n",
     prompt_kind="original",
     editor="e",
     method="sifm",
@@ -189,7 +194,8 @@ def test_unusable_places(tmp_path):
 
 WRITER = """
 import sys, torch
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 sys.path[:0] = [{tests!r}, {root!r}]
 from test_store import RECORD, picture
 from sifm_core.store import Store
@@ -273,3 +279,195 @@ def test_a_new_file_may_be_opened_by_many_at_once(tmp_path):
         with ThreadPoolExecutor(6) as pool:
             for store in list(pool.map(lambda _, turn=turn: Store(tmp_path / str(turn)), range(6))):
                 store.close()
+
+
+def put_raw(folder: Path, key: str, text: object) -> None:
+    with sqlite3.connect(folder / "run.sqlite") as db:
+        db.execute("INSERT OR REPLACE INTO records (key, json) VALUES (?, ?)", (key, text))
+
+
+def changed(**changes: object) -> str:
+    return json.dumps(asdict(replace(RECORD, key="odd")) | changes)
+
+
+VERDICT, METRIC = asdict(Verdict("j:1", "ok", True, False)), asdict(Metric(1.0, "d"))
+ODD_RECORDS = {
+    "a list": "[]",
+    "empty": "{}",
+    "null": "null",
+    "no JSON": "{",
+    "deep": "[" * 100_000,
+    "a blob": b"\xff\xfe",
+    "a number": 7,
+    "a field of another version": changed(verdicts=[VERDICT | {"certainty": 1}]),
+    "a verdict of another kind": changed(verdicts=["yes"]),
+    "a state that is none": changed(verdicts=[VERDICT | {"state": "maybe"}]),
+    "an answer that is none": changed(verdicts=[VERDICT | {"semantic_mismatch": "yes"}]),
+    "a metric of another kind": changed(metrics={"psnr": 3}),
+    "a metric that is no number": changed(metrics={"psnr": METRIC | {"value": float("nan")}}),
+    "a seed that is none": changed(seed=True),
+    "seconds that are none": changed(seconds={"edit": "long"}),
+    "a picture outside": changed(edited="../" * 20 + "aaaa"),
+    "a fidelity of another kind": changed(info={"fidelity": []}),
+    "an infinite memory": changed(info={"peak_memory": METRIC | {"value": float("inf")}}),
+}
+
+
+@pytest.mark.parametrize("text", ODD_RECORDS.values(), ids=ODD_RECORDS)
+def test_one_odd_record_costs_itself_and_is_named(store, tmp_path, text):
+    store.put_record(RECORD)
+    put_raw(store.folder, "odd", text)
+    store.put_record(replace(RECORD, key="k2"))
+    assert [record.key for record in store.records()] == ["k", "k2"]
+    assert list(store.unreadable) == ["record odd"]
+    assert (
+        store.missing().startswith("1 record cannot be read and is left out: record odd") and len(store.missing()) < 300
+    )
+    store.export_jsonl(tmp_path / "all.jsonl")
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) == 2
+    store.put_record(replace(RECORD, key="odd"))
+    assert len(list(store.records())) == 3 and store.missing() == ""
+
+
+def test_a_record_without_the_fields_of_later_versions_has_their_defaults(store):
+    old = asdict(replace(RECORD, key="old", verdicts=(), info={}))
+    del old["seconds"], old["info"], old["metrics"]["psnr"]["reason"]
+    old["verdicts"] = [{"judge": "j:1", "state": "ok", "semantic_mismatch": True, "perceptual_degradation": False}]
+    put_raw(store.folder, "old", json.dumps(old))
+    (record,), (row,) = store.records(), store.rows()
+    assert record.verdicts == (Verdict("j:1", "ok", True, False),) and record.seconds == {}
+    assert row["verdicts"][0]["cost"] is None and row["metrics"]["psnr"]["reason"] == "" and store.missing() == ""
+
+
+def test_a_document_of_another_shape_is_none(store):
+    store.put("rate", "edit", {"units": "many", "seconds": 1.0})
+    store.put("rate", "judge", {"units": 2, "seconds": 1.0})
+    shape = dict[str, float]
+    assert store.get("rate", "edit", shape) is None and dict(store.documents("rate", shape)) == {
+        "judge": {"units": 2, "seconds": 1.0}
+    }
+    assert store.unreadable == {"rate edit": "units: expected a number, got 'many'"}
+    with sqlite3.connect(store.folder / "run.sqlite") as db:
+        db.execute("UPDATE documents SET json = '[1]' WHERE key = 'judge'")
+    assert store.get("rate", "judge") is None, "no object"
+
+
+def test_texts_that_are_no_unicode_come_back_escaped(store):
+    torn = replace(RECORD, prompt="a\ud800b \U0001f600", verdicts=(Verdict("j:1", "ok", True, False, raw="\udfff"),))
+    store.put_record(torn)
+    (record,) = store.records()
+    assert record.prompt == "a\\ud800b \U0001f600" and record.verdicts[0].raw == "\\udfff"
+    put_raw(
+        store.folder, "k", changed(key="k", prompt="cut").encode().replace(b"cut", b"\xed\xa0\x80").decode("latin-1")
+    )
+    with sqlite3.connect(store.folder / "run.sqlite") as db:
+        db.execute(
+            "UPDATE records SET json = CAST(? AS TEXT)",
+            (changed(key="k").replace("img", "im\udc80").encode("ascii", "backslashreplace"),),
+        )
+    assert all(record.image.encode() for record in store.records())
+
+
+@pytest.mark.parametrize("sign", "=+-@\t\r")
+def test_no_cell_of_an_export_is_a_formula(store, tmp_path, sign):
+    text = f"{sign}HYPERLINK(1)"
+    info = {"options": {text: text}}
+    store.put_record(replace(RECORD, image=text, prompt=text, metrics={text: Metric(-0.5, "d")}, info=info))
+    store.export_csv(tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert cells.count(f"'{text}") == 2 and "-0.5" in cells, "a number stays one"
+    assert not any(cell.startswith(sign) and cell != "-0.5" for cell in cells)
+
+
+@contextmanager
+def as_nobody(*read_only: Path) -> Iterator[None]:
+    """As somebody who may read these places, and write none of them; root may do anything."""
+    mode = {place: place.stat().st_mode for place in read_only}
+    for place in read_only:
+        place.chmod(0o555 if place.is_dir() else 0o444)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        for place, before in mode.items():
+            place.chmod(before)
+
+
+@pytest.fixture
+def open_place(tmp_path_factory) -> Iterator[Path]:
+    """A folder that everybody may enter; pytest's own belong to who runs it."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place, "run")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("what", ["folder", "files", "both"])
+def test_a_run_that_may_only_be_read_is_read(open_place, what, killed):
+    with Store(open_place.with_name("open")) as store:
+        store.put_record(RECORD)
+        if killed:  # its last transaction lies beside the database
+            shutil.copytree(store.folder, open_place)
+    if killed:
+        assert (open_place / "run.sqlite-wal").stat().st_size
+    else:
+        store.folder.rename(open_place)
+    files = list(open_place.iterdir()) if what != "folder" else []
+    places = [*files, *([open_place] if what != "files" else [])]
+    with as_nobody(*places), Store(open_place, create=False) as store:
+        assert list(store.records()) == [RECORD] and store.get("run", "plan") is None
+        with pytest.raises(StoreError, match=r"may only be read|cannot be mended"):
+            store.put("a", "b", {})
+    with Store(open_place, create=False) as store:
+        assert list(store.records()) == [RECORD], "and nothing of it was lost"
+
+
+def test_a_database_that_is_damaged_inside_is_an_error_of_the_run_wherever_it_is_read(tmp_path):
+    with Store(tmp_path) as store, store.together():
+        for i in range(300):
+            store.put_record(replace(RECORD, key=f"{i:064}"))
+    file = tmp_path / "run.sqlite"
+    whole = file.read_bytes()
+    for cut in (100, 5000, len(whole) // 2, len(whole) - 4096):
+        file.write_bytes(whole[:cut])
+        said = r"run\.sqlite.*(run again into another folder|whole)"
+        with pytest.raises(StoreError, match=said), Store(tmp_path, create=False) as store:
+            list(store.records())
+            store.counts()
+            raise AssertionError("a part was taken for the whole")
+
+
+def test_a_pipe_in_place_of_a_picture_is_not_waited_for(store):
+    name = store.put_image(picture())
+    path = next(store.folder.glob(f"images/*/{name}.png"))
+    path.unlink()
+    os.mkfifo(path)
+    assert not store.has_image(name) and not store.seems_whole(name) and store.find_pixels(name) is None
+
+
+def test_an_export_that_cannot_be_written_says_so(store, tmp_path):
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file" / "a.csv", tmp_path / ("x" * 300 + ".csv")):
+        with pytest.raises(InputError, match="cannot be written"):
+            store.export_csv(bad)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "said"),
+    [
+        ({"a": [1, 2.5]}, dict[str, list[float]], ""),
+        ({"a": [1, "x"]}, dict[str, list[float]], "a: 1: expected a number, got 'x'"),
+        (True, int, "expected a whole number, got True"),
+        (3, bool | None, "expected true or false, got 3"),
+        ([], dict[str, int], "expected an object, got list"),
+        ({"value": 1.0}, Metric, "expected definition, but it is missing"),
+        ({"n" * 99: 1}, dict[str, str], f"{'n' * 60}: expected a text, got 1"),
+        ("x" * 10**6, int, f"expected a whole number, got {'x' * 10**6!r}"[:89]),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_place_and_at_bounded_length(value, hint, said):
+    assert misfit(value, hint) == said

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from ..errors import InputError, unknown
-from ..judges import REMOTE, VLM, load_judge
+from ..files import read_text
+from ..judges import REMOTE, VLM, load_judge, parted
 from ..methods import EQUAL_BUDGET
 from ..metrics import DEFAULT
 from ..types import Judge
@@ -29,6 +33,10 @@ FOLDER = Path(__file__).with_name("presets")
 ROWS = Path(__file__).with_name("rows.toml")
 """Rows that several presets share."""
 TABLE = ("psnr", "ssim", "vifp", "fsim", "lpips", "isr")
+MOST_ROWS = 10_000
+"""Rows of a benchmark, sweeps spelt out."""
+_BRACES = re.compile(r"\{(\w+)(?::(\.?\d{0,2}[efg%]?))?\}")
+"""A swept setting in a row's name, and how its number is written."""
 HERE = (*REMOTE, "human")
 """Judges that compute elsewhere: asked from this process, which keeps their rate limits and keys."""
 
@@ -64,7 +72,8 @@ class Settings:
 class RowSpec:
     """A row as TOML spells it; ``sweep`` makes one row per combination, its values in the name's braces.
 
-    A swept word that is one of the loop's settings (``eps``) goes there, any other is an option of the method.
+    Braces hold a swept setting and, for a number, how it is written: ``{eps}``, ``{lam:g}``. A swept word that is one
+    of the loop's settings (``eps``) goes there, any other is an option of the method.
     """
 
     name: str
@@ -83,11 +92,26 @@ class RowSpec:
             swept = dict(zip(self.sweep, values, strict=True))
             loop = {key: value for key, value in swept.items() if key in LOOP}
             options = {key: value for key, value in swept.items() if key not in loop}
-            name = self.name.format(**swept)
+            name = _BRACES.sub(lambda found, swept=swept: self._named(found, swept), self.name)  # type: ignore[misc]
             made.append(
                 Row(name, self.method or None, self.options | options, self.loop | loop, self.seed_shift),
             )
         return made
+
+    def count(self) -> int:
+        """How many rows it stands for."""
+        return math.prod(len(values) for values in self.sweep.values())
+
+    def _named(self, found: re.Match[str], swept: Mapping[str, Any]) -> str:
+        setting, spelling = found[1], found[2] or ""
+        if setting not in swept:
+            return found[0]
+        try:
+            return format(swept[setting], spelling) if spelling else str(swept[setting])
+        except (ValueError, TypeError):
+            raise InputError(
+                f"row {self.name}: {found[0]} writes numbers, but {setting} is {swept[setting]!r}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -181,17 +205,43 @@ def load(source: str | os.PathLike[str], profile: str = "miniature", **changes: 
     if not path.is_file():
         raise unknown("benchmark (or TOML file)", text, names())
     table = read_toml(path)
-    profiles = table.pop("profiles", {})
+    profiles = _table(table.pop("profiles", {}), f"{path} [profiles]")
     if profile not in profiles and (profiles or profile != "miniature"):
         raise unknown(f"profile of {text}", profile, profiles)
-    settings = {**table.pop("grid", {}), **profiles.get(profile, {})}
+    settings = {
+        **_table(table.pop("grid", {}), f"{path} [grid]"),
+        **_table(profiles.get(profile, {}), f"{path} [profiles.{profile}]"),
+    }
+    _shared(settings, path)
     printed_of = settings.get("editors", Settings.editors)
     settings |= {key: value for key, value in changes.items() if value is not None}
-    table = {"name": path.stem, "about": "", "title": path.stem, "profile": profile, **table}
-    if not _stand_for(settings.get("editors", printed_of), printed_of):
-        table.pop("paper", None)
-    table["rows"] = [_row(row) for row in table.get("rows", [])]
-    return from_dict({**table, "settings": settings}, os.fspath(path))
+    table = {"name": path.stem, "about": "", "title": path.stem, **table, "profile": profile}
+    rows = table.get("rows", [])
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: rows: expected a list of rows, got {rows!r}")
+    table["rows"] = [_row(row) for row in rows]
+    plan = from_dict({**table, "settings": settings}, os.fspath(path))
+    printed = [name for name in printed_of if isinstance(name, str)] if isinstance(printed_of, list | tuple) else []
+    return plan if _stand_for(plan.settings.editors, printed) else replace(plan, paper=Paper())
+
+
+def _shared(settings: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError for what only the user of a file may decide, not the file that somebody shares."""
+    if settings.get("download"):
+        raise InputError(f"{path}: download: a file does not decide what is fetched; give --download")
+    data = settings.get("data", "")
+    if isinstance(data, str) and (Path(data).is_absolute() or ".." in Path(data).parts):
+        raise InputError(f"{path}: data: a file names pictures below this folder, not {data}; give --data {data}")
+    for judge in judges if isinstance(judges := settings.get("judges"), list) else ():
+        url = parted(judge)[2] if isinstance(judge, str) and judge.partition(":")[0] in REMOTE else None
+        if url and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise InputError(f"{path}: judges: a file does not decide where pictures are sent; give --judge {judge}")
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: expected a table, got {value!r}")
+    return dict(value)
 
 
 def from_dict(table: Mapping[str, Any], where: str = "plan") -> Plan:
@@ -199,7 +249,7 @@ def from_dict(table: Mapping[str, Any], where: str = "plan") -> Plan:
     from pydantic import TypeAdapter, ValidationError
 
     for part, kind in (("", Plan), ("settings", Settings), ("layout", Layout), ("paper", Paper)):
-        given = table.get(part, {}) if part else table
+        given = _table(table.get(part, {}), f"{where} [{part}]") if part else table
         for word in given:
             if word not in (known := [f.name for f in fields(kind)]):
                 raise unknown(f"word in {where} {f'[{part}]' if part else ''}".strip(), word, known)
@@ -212,6 +262,21 @@ def from_dict(table: Mapping[str, Any], where: str = "plan") -> Plan:
     for column in plan.layout.columns:
         if column not in (*DEFAULT, "isr"):
             raise unknown(f"column in {where} [layout]", column, (*DEFAULT, "isr"))
+    for word, name in (("name", plan.name), ("profile", plan.profile)):
+        if not name.isprintable() or not 0 < len(name) <= 100 or name.startswith(".") or set(name) & set('/\\:*?"<>|'):
+            raise InputError(f"{where}: {word}: expected the name of a folder that can be made here, got {name!r}")
+    for spec in plan.rows:
+        for setting, values in spec.sweep.items():
+            if not values:
+                raise InputError(f"{where}: row {spec.name}: sweep of {setting}: expected at least one value")
+    if (rows := sum(spec.count() for spec in plan.rows)) > MOST_ROWS:
+        raise InputError(f"{where}: expected at most {MOST_ROWS} rows, but sweeps make {rows:.3g} of them")
+    for block in plan.paper.blocks if plan.layout.kind == "table" else ():
+        for name, figures in block.rows.items():
+            if len(figures) != len(plan.paper.columns):
+                raise InputError(
+                    f"{where}: [paper] {name}: expected {len(plan.paper.columns)} figures, got {len(figures)}"
+                )
     return plan
 
 
@@ -283,6 +348,6 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as plain data; InputError when it is none."""
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        return toml.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return toml.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a benchmark in TOML: {error}") from None

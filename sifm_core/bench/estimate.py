@@ -20,6 +20,7 @@ from ..judges.prices import price_of, read_prices
 from ..store import Store
 from ..types import Case
 from .config import Plan
+from .documents import Planned, Rate
 
 if TYPE_CHECKING:
     from .grid import Grid
@@ -58,8 +59,8 @@ def estimate(
 
     grid = plan.grid()
     counts = grid.counts()
-    measured = _paces(dict(store.documents("rate"))) if store else {}
-    if store and (store.get("run", "plan") or {}).get("steps") != grid.steps:
+    measured = _paces(dict(store.documents("rate", Rate))) if store else {}
+    if store and (store.get("run", "plan", Planned) or {}).get("steps") != grid.steps:
         measured.pop("immunize", None)
     lines = []
     for phase in ("immunize", "purify", "edit", "measure", "judge"):
@@ -91,7 +92,7 @@ def remaining(counts: Mapping[str, float], rates: Mapping[str, Mapping[str, floa
 
 def _paces(rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Seconds per picture of each phase; verdicts take as long as the slower kind of judge, "judge" here or "ask"."""
-    each = {phase: rate["seconds"] / rate["units"] for phase, rate in rates.items()}
+    each = {phase: rate["seconds"] / rate["units"] for phase, rate in rates.items() if rate["units"] > 0}
     if "ask" in each:
         each["judge"] = max(each["ask"], each.get("judge", 0.0))
     return each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,14 +15,27 @@ from torch import Tensor
 from .. import purify
 from ..errors import InputError, unknown
 from ..methods import get_method, options, presets
-from ..pipeline import ALPHA, EPS, STEPS, check_method, check_preset
+from ..pipeline import (
+    ALPHA,
+    EPS,
+    STEPS,
+    check_budget,
+    check_count,
+    check_loop,
+    check_options,
+    check_preset,
+    check_seed,
+    check_unit,
+)
 from ..types import Editor, Judge
 from ..verdicts import CLEAN
 
 ARROW = "->"
 """In an editor's name: protected on the left one, attacked with the right one (the paper's Table V)."""
-LOOP = ("preset", "eps", "steps", "alpha", "ball", "schedule", "eot", "random_start")
+LOOP = ("preset", "eps", "steps", "alpha", "ball", "schedule", "update", "eot", "random_start")
 """Settings of the loop that a row may have for itself."""
+BATCH, SEEDS, RECORDS = 4096, 10_000, 10_000_000
+"""At most so many pictures at a time, attacks of each kind, and records of a grid."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +148,7 @@ class Grid:
         if CLEAN not in names or len(set(names)) != len(names):
             raise InputError(f"rows: expected distinct names with {CLEAN!r} among them, got {', '.join(names)}")
         for row in self.rows:
-            if row.method is not None:
-                check_method(row.method, row.options)
-                for name in row.loop:
-                    if name not in LOOP:
-                        raise unknown(f"setting of row {row.name}", name, LOOP)
-                check_preset(row.method, row.loop.get("preset", "equal_budget"), {})
+            self._check_row(row)
         for chain in self.purifiers:
             purify.parse(chain)
         for what in ("samples", "editors", "seeds", "purifiers"):
@@ -148,6 +157,33 @@ class Grid:
         judges = [judge if isinstance(judge, str) else judge.name for judge in self.judges]
         if len(set(judges)) != len(judges):
             raise InputError("expected different judges: one that is asked twice does not agree with anybody")
+        if check_count(self.batch, "batch") > BATCH:
+            raise InputError(f"batch: expected at most {BATCH} pictures at a time, got {self.batch}")
+        if len(self.seeds) > SEEDS:
+            raise InputError(f"seeds: expected at most {SEEDS}, got {len(self.seeds)}")
+        for seed in self.seeds:
+            check_seed(seed, 1)
+        parts = (self.samples, self.rows, self.editors, self.seeds, self.purifiers)
+        if (records := math.prod(map(len, parts))) > RECORDS:
+            raise InputError(
+                f"expected at most {RECORDS:,} records, but this grid has {records:.3g}: cut one side of it"
+            )
+
+    def _check_row(self, row: Row) -> None:
+        """Raise InputError for what a row's protection could never be made with."""
+        if type(row.seed_shift) is not int or abs(row.seed_shift) > 2**62:
+            raise InputError(f"row {row.name}: seed_shift: expected a whole number, got {row.seed_shift!r}")
+        if row.method is None:
+            return
+        check_options(row.method, row.options)
+        for name in row.loop:
+            if name not in LOOP:
+                raise unknown(f"setting of row {row.name}", name, LOOP)
+        given = {"preset": "equal_budget", "eot": (), "random_start": None} | row.settings(self)
+        apart = {name: given.pop(name) for name in ("preset", "eot", "random_start")}
+        loop = check_preset(row.method, apart["preset"], given)
+        check_budget(loop["eps"]), check_unit(loop["alpha"], "alpha"), check_count(loop["steps"], "steps")
+        check_loop(loop["ball"], loop["schedule"], loop["update"], apart["eot"], apart["random_start"])
 
     def attacked(self) -> list[str]:
         """The editors' names as given, "A -> B" for a transfer."""

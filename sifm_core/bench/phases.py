@@ -26,6 +26,7 @@ from ..types import Editor, Metric, OnStep, Record, Step, Verdict
 from ..verdicts import CLEAN
 from .config import HERE
 from .costs import weights
+from .documents import SHAPES, Failed, Rate
 from .executors import Executor, Failure, Inline, said
 from .grid import Grid, Sample, names, takes, takes_gradient
 from .keys import Attack, Key, Keys, Pair, identity
@@ -73,7 +74,7 @@ def fill(
                 except _OtherModel:  # known by name and changed since: once more, with what they are now
                     continue
     finally:
-        before = (store.get("run", "seconds") or {}).get("seconds", 0.0)
+        before = (store.get("run", "seconds", dict[str, float]) or {}).get("seconds", 0.0)
         store.put("run", "seconds", {"seconds": before + time.time() - start})
 
 
@@ -116,7 +117,11 @@ class _Run:
 
     def _identity(self, model: Model) -> dict[str, Any]:
         """Name, fingerprint, ... of a model; of one that is only named, as it was when it was last loaded."""
-        known = None if model.live is not None or model.kind == "judge" else self.store.get("model", _spelled(model))
+        known = (
+            None
+            if model.live is not None or model.kind == "judge"
+            else self.store.get("model", _spelled(model), SHAPES["model"])
+        )
         return known or self._ask(model)
 
     def _ask(self, model: Model) -> dict[str, Any]:
@@ -145,7 +150,9 @@ class _Run:
         if before != plan:
             with self.store.together():  # records are made anew from what is known; nothing that was computed goes
                 self.store.remove_records()
-                for name, rate in list(self.store.documents("rate")):  # how fast it went stays, what is left does not
+                for name, rate in list(
+                    self.store.documents("rate", Rate)
+                ):  # how fast it went stays, what is left does not
                     self.store.put("rate", name, {**rate, "left": None})
                 if before.get("steps") != plan["steps"]:
                     self.store.remove("rate", "immunize")
@@ -323,7 +330,7 @@ class _Run:
 
     def _have(self, kind: str, key: Key) -> dict[str, Any]:
         if key and (kind, key) not in self.found:
-            value = self.store.get(kind, key)
+            value = self.store.get(kind, key, SHAPES[kind])
             if value is None or ("image" in value and not self.whole(value["image"])):
                 value = self._adopt(kind, key)
             if value:
@@ -333,10 +340,10 @@ class _Run:
     def _adopt(self, kind: str, key: Key) -> dict[str, Any]:
         """What another run has under the key, now this run's too."""
         for other in self.reuse:
-            value = other.get(kind, key)
-            if value is None or value.get("state") in UNANSWERED:
-                continue
             try:
+                value = other.get(kind, key, SHAPES[kind])
+                if value is None or value.get("state") in UNANSWERED:
+                    continue
                 if "image" in value:
                     self.store.put_image(other.get_image(value["image"]))
             except StoreError:  # damaged there: made anew here
@@ -450,7 +457,7 @@ class _Run:
 
     def _failed_before(self, kind: str, chunk: list[tuple[Key, Any]], again: bool) -> bool:
         """Did all that is to be done fail before? What is new makes the batch worth another try."""
-        known = {key: self.store.get("failed", key) for key in self._missing(kind, chunk, again)}
+        known = {key: self.store.get("failed", key, Failed) for key in self._missing(kind, chunk, again)}
         if not all(known.values()):
             return False
         self.failed |= {key: f"{value['phase']}: {value['reason']}" for key, value in known.items() if value}

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import SifmError
+from ..errors import SifmError, bounded
 
 INTERRUPTED = 130
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print("sifm: " + " ".join(message.split()), file=sys.stderr)
+    print("sifm: " + bounded(" ".join(message.split())), file=sys.stderr)
     return code
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -30,6 +31,12 @@ Workers = Annotated[int, typer.Option("--workers", metavar="N", help="So many pr
 RayAddress = Annotated[str, typer.Option("--ray", metavar="auto|ADDRESS", help="On the workers of a Ray cluster.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Look at every pixel of what is there already.")]
 NONE = "none"
+MOST_WORKERS, MOST_SEEDS, MOST_SHOWN = 1024, 10_000, 10_000
+
+
+def check_workers(workers: int) -> None:
+    if not 0 <= workers <= MOST_WORKERS:
+        raise InputError(f"--workers: expected 0 (in this process) to {MOST_WORKERS}, got {workers}")
 
 
 @bench.command()
@@ -87,6 +94,12 @@ def run(
     from ..bench import config
     from ..bench.estimate import estimate
 
+    check_workers(workers)
+    for flag, value in (("--tflops", tflops), ("--hourly", hourly)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{flag}: expected a number above 0, got {value}")
+    if seeds is not None and not 1 <= seeds <= MOST_SEEDS:
+        raise InputError(f"--seeds: expected 1 to {MOST_SEEDS}, got {seeds}")
     changes: dict[str, Any] = {
         "images": images,
         "unseen": unseen,
@@ -100,7 +113,7 @@ def run(
         "batch": batch,
         "device": None if device == "auto" else device,
         "dtype": None if dtype == "auto" else dtype,
-        "download": download or None,
+        "download": download,
     }
     folder = Path(what)
     if (folder / "run.sqlite").is_file():
@@ -138,6 +151,7 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Try again what failed, and do what is missing."""
+    check_workers(workers)
     store, plan = _opened(folder)
     for reason, n in (failed := _status(store, plan)["failed"]).items():
         print(f"again {n:>4}: {reason}", file=sys.stderr)
@@ -178,21 +192,39 @@ def report_(
 
     Of several runs: one table of methods and editors, in --out.
     """
-    runs = [_opened(folder) for folder in folders]
+    if not 0 <= pictures <= MOST_SHOWN:
+        raise InputError(f"--pictures: expected 0 to {MOST_SHOWN}, got {pictures}")
     place = out or folders[0]
-    if len(runs) == 1:
-        written, headline = _report(*runs[0], place, pictures)
+    missing: list[str] = []
+    if len(folders) == 1:
+        store, plan = _opened(folders[0])
+        written, headline = _report(store, plan, place, pictures)
+        missing += [store.missing()] if store.missing() else []
     else:
         from .. import report
 
         if out is None:
             raise InputError("--out: expected a folder for the table of several runs")
-        found = report.together([report.build(store, plan) for store, plan in runs])
-        written, headline = report.write(found, runs[0][0], place), found.headline
+        reports, stores = [], []
+        for folder in folders:
+            try:
+                store, plan = _opened(folder)
+                reports.append(report.build(store, plan))
+                stores.append(store)
+            except SifmError as error:  # one run costs itself
+                missing.append(f"{folder} cannot be read and is left out: {error}")
+            else:
+                missing += [f"{folder}: {store.missing()}"] if store.missing() else []
+        if not reports:
+            raise SifmError(missing[0])
+        found = report.together(reports)
+        written, headline = report.write(found, stores[0], place), found.headline
     if as_json:
-        return dump({"folder": str(place), "files": written, "headline": headline})
-    print(headline)
-    print(f"Report: {place / 'report.html'}")
+        dump({"folder": str(place), "files": written, "headline": headline})
+    else:
+        print(headline)
+        print(f"Report: {place / 'report.html'}")
+    _complain(missing)
 
 
 @bench.command()
@@ -206,7 +238,9 @@ def export(
     if out.suffix not in ways:
         raise InputError(f"{out}: expected a name that ends in .csv or .jsonl")
     ways[out.suffix](out)
-    print(f"{out}: {store.counts()['records']} records")
+    left_out = sum(place.startswith("record ") for place in store.unreadable)
+    print(f"{out}: {store.counts()['records'] - left_out} records")
+    _complain([store.missing()] if left_out else [])
 
 
 @bench.command()
@@ -217,8 +251,10 @@ def diff(one: Folder, two: Folder, as_json: Json = False) -> None:
     runs = [_opened(folder) for folder in (one, two)]
     found = compare.runs(*((store, plan.layout) for store, plan in runs))
     if as_json:
-        return dump(asdict(found))
-    print(f"one: {one}, two: {two}; ISR on the attacks that both have, p by picture (exact)\n{compare.text(found)}")
+        dump(asdict(found))
+    else:
+        print(f"one: {one}, two: {two}; ISR on the attacks that both have, p by picture (exact)\n{compare.text(found)}")
+    _complain([f"{store.folder}: {store.missing()}" for store, _ in runs if store.missing()])
 
 
 @bench.command()
@@ -232,6 +268,11 @@ def presets(as_json: Json = False) -> None:
         print(f"  {name:12} {title}")
 
 
+class _Named(TypedDict):
+    name: str
+    profile: str
+
+
 def _opened(folder: Path) -> tuple[Store, Plan]:
     from ..bench import config
     from ..store import Store
@@ -239,8 +280,18 @@ def _opened(folder: Path) -> tuple[Store, Plan]:
     store = Store(folder, create=False)
     kept = store.get("run", "config")
     if kept is None:
-        raise InputError(f"{folder}: expected a run of `sifm bench run`, but it does not say of what")
-    return store, config.from_dict(kept, str(folder))
+        why = store.unreadable.get("run config")
+        raise InputError(
+            f"{folder}: expected a run of `sifm bench run`, but "
+            + (f"what it is of is damaged ({why})" if why else "it does not say of what")
+        )
+    return store, config.changed(config.from_dict(kept, str(folder)), download=False)  # which is asked for each time
+
+
+def _complain(missing: Sequence[str]) -> None:
+    """After all that could be done: exit 1 where something of what was asked for is missing."""
+    if missing:
+        raise SifmError(f"{missing[0]}{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''}")
 
 
 def _fill(
@@ -258,11 +309,13 @@ def _fill(
     from ..bench import config, fill
     from ..store import Store
 
+    grid = plan.grid()  # what is wrong with it is found before anything is written
     store = Store(out)
-    kept = store.get("run", "config")
+    kept = store.get("run", "config", _Named)
     if kept and (kept["name"], kept["profile"]) != (plan.name, plan.profile):
         raise InputError(f"{out} holds {kept['name']} ({kept['profile']}): choose another --out for {plan.name}")
-    grid = plan.grid(config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **asking.given()))
+    judges = config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **asking.given())
+    grid = replace(grid, judges=judges)
     store.put("run", "config", plan.as_dict())
     with forecast(grid.counts(), store) as on_step:
         fill(grid, store, on_step, executor=_executor(workers, ray), retry=retry, verify=verify, reuse=reuse)
@@ -287,15 +340,17 @@ def _executor(workers: int, ray: str) -> Executor | None:
 
 
 def _status(store: Store, plan: Plan) -> dict[str, Any]:
+    from ..bench.documents import Failed, Planned, Rate
     from ..bench.estimate import remaining
+    from ..types import Verdict
 
-    counts, grid = store.counts(), store.get("run", "plan") or {"counts": {}, "judges": []}
-    total = grid["counts"]
+    counts, grid = store.counts(), store.get("run", "plan", Planned) or {}
+    total = grid.get("counts", {})
     if counts["records"] != total.get("records"):  # verdicts of judges that were asked before stay in the store
-        judges = set(grid["judges"])
-        counts["verdict"] = sum(verdict["judge"] in judges for _, verdict in store.documents("verdict"))
+        judges = set(grid.get("judges", ()))
+        counts["verdict"] = sum(verdict["judge"] in judges for _, verdict in store.documents("verdict", Verdict))
     reasons: dict[str, int] = {}
-    for _, failure in store.documents("failed"):
+    for _, failure in store.documents("failed", Failed):
         reason = f"{failure['phase']}: {failure['reason']}"
         reasons[reason] = reasons.get(reason, 0) + 1
     kinds = {"immunize": "immunize", "purify": "purify", "edit": "edit", "measure": "measure", "judge": "verdict"}
@@ -303,7 +358,7 @@ def _status(store: Store, plan: Plan) -> dict[str, Any]:
     if counts["records"] == total.get("records") and not reasons:  # rows that end at the same picture share its edits
         total = total | done
     todo = {phase: total[phase] - n for phase, n in done.items()}
-    rates = dict(store.documents("rate"))
+    rates: dict[str, Any] = dict(store.documents("rate", Rate))
     if (left := rates.get("immunize", {}).get("left")) is not None:  # by what each method costs
         todo["immunize"] = left
     seconds, untimed = remaining(todo, rates)

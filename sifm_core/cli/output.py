@@ -67,6 +67,7 @@ def forecast(counts: Mapping[str, int], store: Store) -> Iterator[OnStep]:
 
     A line every ten seconds; on a terminal it stays in one place.
     """
+    from ..bench.documents import Rate
     from ..bench.estimate import remaining
 
     start: dict[str, tuple[float, int]] = {}
@@ -81,7 +82,7 @@ def forecast(counts: Mapping[str, int], store: Store) -> Iterator[OnStep]:
         if now - said < (0.5 if inplace else QUIET_SECONDS) or not step.n:
             return
         said = now
-        rates = dict(store.documents("rate"))
+        rates: dict[str, Any] = dict(store.documents("rate", Rate))
         left = "?"
         if step.i > first:
             rates[phase] = {"seconds": now - since, "units": (step.i - first) / 100}

@@ -54,7 +54,7 @@ def queue(
     if images == "benchmark":
         jobs = client.for_benchmark(jobs, start, count)
     elif images:
-        found = sorted(p for p in Path(images).glob("*") if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in Path(images).glob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not found:
             raise InputError(f"{images}: expected a folder with pictures ({', '.join(SUFFIXES)}), or 'benchmark'")
         jobs = client.for_pictures(jobs, found)

@@ -23,7 +23,8 @@ from urllib.parse import quote
 from PIL import Image as Pil
 
 from ..errors import InputError, JudgeError, SifmError
-from ..images import save_png, write_atomically
+from ..files import read_text, within
+from ..images import load_picture, save_png, write_atomically
 from ..judges.client import Reply
 from ..judges.rubric import Form, Part, picture
 from ..judges.vlm import VlmJudge
@@ -57,17 +58,17 @@ def from_csv(table: str | os.PathLike[str], out: str | os.PathLike[str], unseen:
     """A manifest of one's own pictures: a CSV with ``image`` and ``instruction``, and what else of a manifest is known.
 
     ``image`` is relative to the CSV; ``unseen`` there holds instructions separated by "|" (none: from ``unseen``).
-    Pictures stay where they are: the manifest at ``out`` (a .jsonl file) refers to them. Raises InputError for another
-    suffix, which could be the table's or a picture's own, and as :func:`sifm_core.data.check` does.
+    Pictures stay where they are when that is the folder of the manifest ``out`` (a .jsonl file) or below, else copies
+    of them go into its ``images/``. Raises InputError for another suffix, which could be the table's or a picture's
+    own, for what is no picture or lies outside the table's folder, and as :func:`sifm_core.data.check` does.
     """
     file, target = Path(table), Path(out)
     if target.suffix != ".jsonl":
         raise InputError(f"{target}: expected a .jsonl file for the manifest; use {target.with_suffix('.jsonl')}")
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{file}: expected a CSV in UTF-8 ({error})") from None
     columns = reader.fieldnames or ()
     if not rows or not {"image", "instruction"} <= set(columns):
@@ -76,15 +77,18 @@ def from_csv(table: str | os.PathLike[str], out: str | os.PathLike[str], unseen:
     for line, row in rows:
         if None in row or None in row.values():  # a cell too many, or too few
             raise InputError(f"{file}, line {line}: expected {len(columns)} cells; put texts with commas in quotes")
-        path = file.parent / row["image"]
+        path = within(file.parent, row["image"])
+        if path is None:
+            raise InputError(f"{file}, line {line}: expected a picture beside the table or below, got {row['image']}")
         if not path.is_file():
             raise InputError(f"{file}: expected the picture {path}, but there is none")
+        load_picture(path)
         category, caption = row.get("category") or "", row.get("caption") or ""
         given = tuple(text.strip() for text in (row.get("unseen") or "").split("|") if text.strip())
         item = Item(
             id=row.get("id") or path.stem,
             category=category,
-            image=os.path.relpath(path, target.parent),
+            image=_beside(path, target.parent),
             instruction=row["instruction"].strip(),
             unseen=given or unseen(row["instruction"].strip(), category, caption),
             licence=row.get("licence") or "",
@@ -191,7 +195,7 @@ def from_model(
             raise InputError(f"{item.id}: {error}; try another model, or write them into {manifest}") from None
         answered = " + ".join(dict.fromkeys(name for name in served if name)) or "unnamed"
         who = f"{model.name}, answered by {answered}, {FORM.name}{'' if look else ', picture not shown'}"
-        image = os.path.relpath(item.path, target.parent)
+        image = _beside(item.path, target.parent)
         return replace(item, unseen=unseen, image=image, prompts_from=who, folder=target.parent)
 
     with ThreadPoolExecutor(model.concurrency) as pool:
@@ -221,6 +225,16 @@ def asked(model: VlmJudge, question: str, subject: str, pixels: Any = None, *, o
     if reply.state != "ok":
         raise JudgeError(f"{model.name} wrote no instructions for {subject} ({reply.state}): {reply.reason}")
     return reply
+
+
+def _beside(picture: Path, folder: Path) -> str:
+    """Where a manifest in ``folder`` finds the picture: there or below, else in a copy of it."""
+    name = os.path.relpath(picture, folder)
+    if within(folder, name):
+        return name
+    copy = f"images/{file_hash(picture)[:32]}{picture.suffix.lower()}"
+    write_atomically(folder / copy, picture.read_bytes())
+    return copy
 
 
 def category_of(caption: str) -> str:
@@ -279,7 +293,7 @@ def _chosen(row: _Row, name: str, category: str, folder: Path, target: Path, uns
     try:
         others = unseen(row.instruction, category, row.caption)
         picture = Pil.open(io.BytesIO(_bytes(row))).convert("RGB")
-    except (InputError, OSError):
+    except Exception:  # broken pictures make Pillow raise nearly anything
         return None
     file, number = row.place
     path = target / "images" / f"{name}.png"
@@ -312,10 +326,29 @@ def _rows(folder: Path) -> Iterator[_Row]:
     if not files and not metadata.is_file():
         raise InputError(f"{folder}: expected parquet files of {DATASET}, or pictures with metadata.jsonl")
     if not files:
-        with metadata.open(encoding="utf-8") as lines:
-            for i, line in enumerate(lines):
-                row = json.loads(line)
-                yield _Row((folder / row["file_name"], i), row["original_prompt"], row["edit_prompt"].strip())
+        try:
+            lines = read_text(metadata).split("\n")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{metadata}: expected JSON lines in UTF-8 ({error})") from None
+        for i, line in enumerate(lines):
+            if line.strip():
+                name, caption, instruction = _described(line, f"{metadata}:{i + 1}")
+                if (path := within(folder, name)) is None:
+                    raise InputError(f"{metadata}:{i + 1}: expected a picture in this folder or below, got {name}")
+                yield _Row((path, i), caption, instruction.strip())
+
+
+def _described(line: str, where: str) -> list[str]:
+    """file_name, original_prompt and edit_prompt of a line of metadata.jsonl."""
+    keys = ("file_name", "original_prompt", "edit_prompt")
+    try:
+        found = json.loads(line)
+        texts = [found[key] for key in keys]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        texts = []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: expected a JSON object with the texts {', '.join(keys)}")
+    return texts
 
 
 def _bytes(row: _Row) -> bytes:

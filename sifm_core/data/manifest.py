@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown
-from ..files import write_atomically
+from ..files import read_text, within, write_atomically
 from .prompts import clash
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 SAME = 1e-9
 """A frozen manifest may hold instructions that differ in one word; what is built here keeps a greater distance."""
+MOST = 100_000
+"""Pictures of a manifest."""
 UNSEEN = 5
 """Unseen instructions of each picture (paper, section VII-A)."""
 _FIELDS = ("id", "category", "image", "instruction", "unseen", "licence", "sha256", "source", "caption", "prompts_from")
@@ -29,9 +32,9 @@ _REQUIRED = _FIELDS[:5]
 class Item:
     """One picture of a benchmark.
 
-    ``image``: its file, relative to the manifest; ``sha256`` of that file, "" when it was never frozen; ``source``
-    where the picture comes from; ``caption`` what it shows; ``prompts_from`` who wrote ``unseen``. ``drawn`` and
-    ``tell`` are for embedded data, which have no file and know the truth.
+    ``image``: its file, relative to the manifest and not outside its folder; ``sha256`` of that file, "" when it was
+    never frozen; ``source`` where the picture comes from; ``caption`` what it shows; ``prompts_from`` who wrote
+    ``unseen``. ``drawn`` and ``tell`` are for embedded data, which have no file and know the truth.
     """
 
     id: str
@@ -50,8 +53,13 @@ class Item:
 
     @property
     def path(self) -> Path:
-        """The picture's file."""
-        return Path(os.path.normpath(self.folder / self.image))
+        """The picture's file. Raises InputError where it would lie outside the manifest's folder, links followed."""
+        if (path := within(self.folder, self.image)) is None:
+            raise InputError(
+                f"{self.id}: expected a picture in the manifest's folder or below, got {self.image}: a manifest is "
+                "shared with its pictures; put them there"
+            )
+        return path
 
     def pixels(self) -> Tensor:
         """The picture, (3, H, W) float32 in [0, 1]."""
@@ -68,8 +76,8 @@ def read(path: str | os.PathLike[str]) -> list[Item]:
     """The items of a manifest, as they stand; :func:`check` says whether they are sound."""
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines(): a text may hold U+2028
-    except (OSError, UnicodeError) as error:
+        lines = read_text(file).split("\n")  # not splitlines(): a text may hold U+2028
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{file}: expected a manifest in UTF-8 ({error}); `sifm data --help` says how to make one"
         ) from None
@@ -77,6 +85,8 @@ def read(path: str | os.PathLike[str]) -> list[Item]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             items.append(_item(line, f"{file}:{number}", file.parent))
+            if len(items) > MOST:
+                raise InputError(f"{file}: expected at most {MOST:,} pictures, but there are more; cut it")
     return items
 
 
@@ -116,13 +126,17 @@ def check(items: Sequence[Item]) -> list[Item]:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _item(line: str, where: str, folder: Path) -> Item:
     try:
         plain = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: expected one JSON object a line: {error}") from None
     if not isinstance(plain, dict) or not set(_REQUIRED) <= plain.keys():
         raise InputError(f"{where}: expected an object with {', '.join(_REQUIRED)}")
@@ -132,4 +146,6 @@ def _item(line: str, where: str, folder: Path) -> Item:
     unseen, texts = plain["unseen"], [plain[key] for key in plain if key != "unseen"]
     if not isinstance(unseen, list) or not all(isinstance(text, str) for text in texts + unseen):
         raise InputError(f"{where}: expected texts, and a list of texts as unseen")
+    if any(re.search("[\ud800-\udfff]", text) for text in texts + unseen):
+        raise InputError(f"{where}: expected texts in Unicode, but one holds half of a character")
     return Item(**{**plain, "unseen": tuple(unseen)}, folder=folder)

@@ -91,7 +91,7 @@ def load_editor(
 def family(index: Mapping[str, Any], name: str) -> Any:
     """The module for a pipeline's model_index.json. Raises EditorError for a class that has none."""
     kind = index.get("_class_name")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise EditorError(f"{name} is a {kind}: expected one of {', '.join(FAMILIES)}")
     return importlib.import_module(FAMILIES[kind])
 

@@ -14,12 +14,17 @@ from typing import Any
 import torch
 
 from ..errors import EditorError, InputError, SifmError
+from ..files import read_text
 from ..memory import enough
 
 _LIBRARIES = ("diffusers", "transformers")
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 _WEIGHTLESS = ("scheduler", "tokenizer")
+MOST = {"layers": 1000, "steps": 10_000, "size": 16_384, "t5_tokens": 4096}
+"""The most layers of a kind that a configuration may ask for, and the most of an editor's settings."""
+LARGEST = 10**9
+"""The most of any other number."""
 
 
 OnDownload = Callable[[str, int], None]
@@ -44,7 +49,7 @@ def download(
         index = huggingface_hub.hf_hub_download(hub_id, "model_index.json", local_files_only=local_files_only)
         if not local_files_only:
             listed = read_json(Path(index))
-            parts = {name for name, entry in listed.items() if _is_part(entry)} - set(unneeded(listed))
+            parts = {name for name, entry in listed.items() if is_part(entry)} - set(unneeded(listed))
             kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
             chosen: dict[str, Any] = {
                 "allow_patterns": ["sifm.json", *(f"{part}/{kind}" for part in sorted(parts) for kind in kinds)],
@@ -94,10 +99,10 @@ def _check_disk(hub_id: str, size: int, place: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises EditorError when there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise EditorError(f"{path} is missing: get a complete copy of the folder, or fetch it again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EditorError(f"{path} is not readable JSON ({error}): get a new copy") from error
     if not isinstance(content, dict):
         raise EditorError(f"{path} holds no JSON object: get a new copy")
@@ -109,14 +114,32 @@ def check(folder: Path, parts: Sequence[str]) -> None:
     index = read_json(folder / "model_index.json")
     for part in parts:
         entry = index.get(part)
-        if entry is None or not _is_part(entry):
+        if entry is None or not is_part(entry):
             raise EditorError(f"{folder} has no {part} in its model_index.json: give a folder with the whole pipeline")
         if entry[0] not in _LIBRARIES:
             raise EditorError(f"{folder}: {part} is of {entry[0]!r}, and code from elsewhere is never run; convert it")
         kind = part.rstrip("_23")
-        read_json(folder / part / _CONFIGS.get(kind, "config.json"))
+        file = folder / part / _CONFIGS.get(kind, "config.json")
+        config = read_json(file)
+        if kind != "tokenizer":  # which writes 10**30 for no limit
+            check_sizes(config, file)
         if kind not in _WEIGHTLESS:
             _weights(folder / part)
+
+
+def check_sizes(config: Any, file: Path, name: str = "") -> None:
+    """Raise EditorError for a configuration of a network that nobody could build: too many layers, absurd numbers."""
+    most = MOST["layers"] if "layers" in name else LARGEST
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            check_sizes(value, file, key)
+    elif isinstance(config, list):
+        if len(config) > MOST["layers"]:
+            raise EditorError(f"{file}: {name[:60]}: expected at most {MOST['layers']} entries, got {len(config)}")
+        for value in config:
+            check_sizes(value, file, name)
+    elif isinstance(config, int | float) and not -LARGEST <= config <= most:
+        raise EditorError(f"{file}: {name[:60]}: expected at most {most}, got {config!r}; get a new copy")
 
 
 def fingerprint(folder: Path, parts: Sequence[str]) -> str:
@@ -140,8 +163,6 @@ def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> 
 
     Raises EditorError when a part does not load, or memory is too small.
     """
-    from safetensors import SafetensorError
-
     try:
         with _quiet(), enough(f"loading {folder}", torch.device("cpu")):
             pipe = kind.from_pretrained(
@@ -149,23 +170,37 @@ def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> 
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 **parts,
             ).to("cpu")
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise EditorError(
-            f"{folder} could not be loaded: {str(error).strip().splitlines()[0]}; get a new copy"
-        ) from error
-    for part in pipe.components.values():
+    except SifmError:
+        raise
+    except Exception as error:  # what another folder's configuration makes the libraries raise is nearly anything
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise EditorError(f"{folder} could not be loaded: {reason}; get a new copy") from error
+    for name, part in pipe.components.items():
+        if name.startswith("tokenizer") and part is not None:
+            _limit(part, pipe.components.get(name.replace("tokenizer", "text_encoder")))
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
+    if hasattr(pipe, "tokenizer_max_length"):
+        pipe.tokenizer_max_length = pipe.tokenizer.model_max_length
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _limit(tokenizer: Any, encoder: Any) -> None:
+    """A tokenizer that names no limit, or an absurd one, writes as many tokens as its encoder has positions for."""
+    most, said = getattr(getattr(encoder, "config", None), "max_position_embeddings", None), tokenizer.model_max_length
+    if isinstance(most, int) and not (isinstance(said, int) and 0 < said <= most):
+        tokenizer.model_max_length = most
 
 
 def settings(folder: Path | None, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of the family, then of the folder's sifm.json, then what the caller chose.
 
-    Raises InputError for a choice, EditorError for an entry of the file, that is unknown or not a positive number.
+    Raises InputError for a choice, EditorError for an entry of the file, that is unknown, not a positive number, or
+    larger than :data:`MOST` says.
     """
     merged = dict(defaults)
     file = folder / "sifm.json" if folder else None
@@ -177,6 +212,8 @@ def settings(folder: Path | None, defaults: Mapping[str, Any], chosen: Mapping[s
             if name not in defaults:
                 raise kind(f"{source}: unknown option {name!r}; known: {', '.join(sorted(defaults))}")
             merged[name] = positive(f"{source}: {name}", value, whole=isinstance(defaults[name], int), kind=kind)
+            if merged[name] > MOST.get(name, LARGEST):
+                raise kind(f"{source}: {name}: expected at most {MOST.get(name, LARGEST)}, got {value!r}")
     return merged
 
 
@@ -192,15 +229,22 @@ def positive(name: str, value: Any, *, whole: bool, kind: type[SifmError] = Inpu
     return value if whole else float(value)
 
 
-def _is_part(entry: Any) -> bool:
+def is_part(entry: Any) -> bool:
+    """Is this entry of a model_index.json a part of the pipeline: [library, class]?"""
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(item, str) for item in entry)
+
+
+def _shards(weight_map: Any) -> set[str]:
+    """The files of a weight_map; none where it is no map to names of files in its own folder."""
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    return set(names) if all(isinstance(name, str) and Path(name).name == name for name in names) else set()
 
 
 def _weights(folder: Path) -> list[Path]:
     for stem in _WEIGHTS:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if index.exists():
-            shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+            shards = sorted(folder / name for name in _shards(read_json(index).get("weight_map")))
             missing = [shard.name for shard in shards if not shard.exists()]
             if missing or not shards:
                 raise EditorError(

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import EditorError
 from . import BUILTIN, family, local_folder
-from .folder import named, read_json, settings
+from .folder import check_sizes, is_part, named, read_json, settings
 from .latent import LatentEditor
 
 _CLIP_L: dict[str, Any] = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
@@ -114,11 +114,14 @@ def skeleton(
         index = dict(known)
     module = family(index, source)
     with torch.inference_mode(False):
-        parts = {
-            name: _network(entry[0], _narrowed(entry[1], narrow), torch.device(device), dtype)
-            for name, entry in index.items()
-            if name in ("unet", "transformer", "vae") or (text and name.startswith("text_encoder"))
-        }
+        try:
+            parts = {
+                name: _network(entry[0], _narrowed(entry[1], narrow), torch.device(device), dtype)
+                for name, entry in index.items()
+                if name in ("unet", "transformer", "vae") or (text and name.startswith("text_encoder"))
+            }
+        except Exception as error:  # whatever the libraries make of a configuration that is none
+            raise EditorError(f"{source}: its configuration makes no network ({error}); get a new copy") from error
         chosen = settings(folder, module.DEFAULTS | named(getattr(module, "NAMED_DEFAULTS", {}), source), options)
         editor: LatentEditor = module.assemble(source, folder or Path(), _pipeline(parts), chosen)
     editor.device, editor.dtype = torch.device(device), dtype
@@ -132,8 +135,10 @@ def _read(folder: Path) -> dict[str, Any]:
     networks = {
         name: (entry[1], read_json(folder / name / "config.json"))
         for name, entry in index.items()
-        if isinstance(entry, list) and entry[0] and (folder / name / "config.json").exists()
+        if is_part(entry) and (folder / name / "config.json").exists()
     }
+    for name, (_, config) in networks.items():
+        check_sizes(config, folder / name / "config.json")
     return {"_class_name": index.get("_class_name"), **networks}
 
 

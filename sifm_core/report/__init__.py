@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import controls, miniature
 from ..bench.config import Layout, Paper, Plan
+from ..bench.documents import Adopted, Provenance
 from ..files import write_atomically
 from ..judges.calibration import Calibration
 from ..store import Store
@@ -67,12 +68,18 @@ class Report:
 
 def build(store: Store, plan: Plan | None = None, title: str = "Did the immunization work?") -> Report:
     """The report of a run; reads its records once, one at a time."""
-    run = store.get("run", "provenance") or {}
-    run |= store.get("run", "seconds") or {}
-    run["adopted"] = Counter(taken["run"] for _, taken in store.documents("adopted"))
+    run = store.get("run", "provenance", Provenance) or {}
+    run |= store.get("run", "seconds", dict[str, float]) or {}
+    run["adopted"] = Counter(taken["run"] for _, taken in store.documents("adopted", Adopted))
     made = make(store.records(), run, plan, title)
     calibrations = controls.kept(store, made.frame.judges)
-    return replace(made, calibrations=calibrations, trust=trust(made.frame, calibrations, store.folder, plan))
+    left_out = [f"{missing}."] if (missing := store.missing()) else []
+    return replace(
+        made,
+        reading=[*left_out, *made.reading],
+        calibrations=calibrations,
+        trust=trust(made.frame, calibrations, store.folder, plan),
+    )
 
 
 def make(

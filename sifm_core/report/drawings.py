@@ -132,8 +132,9 @@ def grid(records: Sequence[Record], store: Store, side: int = 128) -> bytes:
         shown = [(attack[0].source, False), *((record.edited, consensus(record.verdicts)) for record in attack)]
         for column, (image, failed) in enumerate(shown):
             left = gap + column * (side + gap)
-            if image and store.seems_whole(image):
-                sheet.paste(_fit(store.get_pixels(image), side), (left, top))
+            pixels = store.find_pixels(image) if image else None
+            if pixels is not None:
+                sheet.paste(_fit(pixels, side), (left, top))
             if failed:
                 draw.rectangle((left - 4, top - 4, left + side + 3, top + side + 3), outline="#4b3fae", width=3)
         text = " · ".join(filter(None, (f"“{attack[0].prompt}”", told[row])))

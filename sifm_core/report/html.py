@@ -98,11 +98,11 @@ class _Pictures:
         self.uri = cache(self._uri)
 
     def _uri(self, image: str, against: str = "") -> str:
-        if not (self.store.seems_whole(image) and (not against or self.store.seems_whole(against))):
+        x, source = self.store.find_pixels(image), self.store.find_pixels(against) if against else None
+        if x is None or (against and source is None):
             return GONE
-        x = self.store.get_pixels(image)
-        if against:
-            delta = x.astype(float) - self.store.get_pixels(against)
+        if source is not None:
+            delta = x.astype(float) - source
             x = np.clip(127.5 + self.gain * delta, 0, 255).round().astype(np.uint8)
         picture, out = Pil.fromarray(x), io.BytesIO()
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
@@ -110,7 +110,8 @@ class _Pictures:
         return _uri(out.getvalue())
 
     def pixelated(self, image: str) -> bool:
-        return self.store.seems_whole(image) and max(self.store.get_pixels(image).shape[:2]) <= PIXEL_ART
+        pixels = self.store.find_pixels(image)
+        return pixels is not None and max(pixels.shape[:2]) <= PIXEL_ART
 
 
 def _uri(png: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 import shutil
 from collections import OrderedDict
 from pathlib import Path
@@ -315,3 +316,156 @@ def test_the_estimate_takes_from_a_run_what_says_something_about_this_one(tmp_pa
         assert lines["immunize"].basis == "measured in this run" and lines["edit"].seconds is None
         lines = {line.phase: line for line in estimate(config.changed(plan, steps=5), store)}
         assert lines["immunize"].seconds is None and lines["judge"].seconds
+
+
+# ---- what a shared file may do, and absurd ones
+
+
+SHARED = {
+    "a name outside": ('name = "../../x"', "name: expected the name of a folder"),
+    "an absolute name": ('name = "/tmp/x"', "name: expected the name of a folder"),
+    "a name of another system": (r'name = "C:\\x"', "name: expected the name of a folder"),
+    "a name without an end": (f'name = "{"x" * 10_000}"', "name: expected the name of a folder"),
+    "a hidden name": ('name = ".git"', "name: expected the name of a folder"),
+    "a download": ("[grid]\ndownload = true", "give --download"),
+    "a profile's download": ("[profiles.miniature]\ndownload = true", "give --download"),
+    "pictures of elsewhere": ('[grid]\ndata = "/srv/private/manifest.jsonl"', "give --data"),
+    "pictures above": ('[grid]\ndata = "../../manifest.jsonl"', "give --data"),
+    "a server of its own": ('[grid]\njudges = ["openai:x@https://evil.example/v1"]', "give --judge"),
+    "no batch": ("[grid]\nbatch = 0", "batch: expected a whole number of at least 1"),
+    "a huge batch": ("[grid]\nbatch = 1000000", "batch: expected at most"),
+    "no steps": ("[grid]\nsteps = 0", "steps"),
+    "steps without end": (f"[grid]\nsteps = 1{'0' * 30}", "steps: expected at most"),
+    "eps is no number": ("[grid]\neps = nan", "eps"),
+    "a negative seed": ("[grid]\nseeds = [-1]", "seed"),
+    "seeds of another kind": ("[grid]\nseeds = 3", "settings.seeds"),
+    "a grid that is none": ("grid = 3", "expected a table, got 3"),
+    "profiles that are none": ("profiles = [1]", "expected a table"),
+    "a profile that is none": ('profiles = { miniature = "x" }', "expected a table"),
+    "a layout that is none": ('layout = "x"', "expected a table"),
+    "rows that are none": ("rows = 3", "expected a list of rows"),
+    "a row that is none": ("rows = [[1]]", "expected a name or a table"),
+    "braces of a class": ('rows = ["clean", { name = "{eps.__class__}", sweep = { eps = [0.1] } }]', None),
+    "braces that are wide": (
+        'rows = ["clean", { name = "{eps:>2000000000}", method = "sifm", sweep = { eps = [0.1] } }]',
+        None,
+    ),
+    "braces without an end": ('rows = ["clean", { name = "{", method = "sifm" }]', None),
+    "braces of nothing": ('rows = ["clean", { name = "{} {0} {other}", method = "sifm" }]', None),
+    "a number's spelling for a word": (
+        'rows = ["clean", { name = "{layers:g}", method = "sifm", sweep = { layers = ["mid"] } }]',
+        "writes numbers, but layers is 'mid'",
+    ),
+    "a sweep over nothing": (
+        'rows = ["clean", { name = "x", method = "sifm", sweep = { eps = [] } }]',
+        "at least one value",
+    ),
+    "an eps of words": ('rows = ["clean", { name = "x", method = "sifm", loop = { eps = "big" } }]', "eps"),
+    "a ball that is none": ('rows = ["clean", { name = "x", method = "sifm", loop = { ball = "l3" } }]', "ball"),
+    "an update that is none": ('rows = ["clean", { name = "x", method = "sifm", loop = { update = "x" } }]', "update"),
+    "an option of another kind": (
+        'rows = ["clean", { name = "x", method = "sifm", options = { lam = { a = 1 } } }]',
+        "option lam of sifm",
+    ),
+    "a shift without end": (f'rows = ["clean", {{ name = "x", seed_shift = 1{"0" * 30} }}]', "seed_shift"),
+    "figures that are missing": (
+        "[paper]\ncolumns = ['psnr', 'isr']\n[[paper.blocks]]\ntitle = 'a'\nrows = { SIFM = [1.0] }",
+        "expected 2 figures",
+    ),
+    "deep": (f"a = {'[' * 100_000}", "expected a benchmark in TOML"),
+    "a number without end": (f"a = {'9' * 100_000}", "expected a benchmark in TOML"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), SHARED.values(), ids=SHARED)
+def test_a_shared_file_does_what_its_user_asked_and_no_more(sifm, tmp_path, monkeypatch, capsys, text, said):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    text = text if "rows" in text.partition("[paper]")[0] else f'rows = ["clean", "SIFM"]\n{text}'
+    Path("shared.toml").write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    code = cli.main(["bench", "run", "shared.toml", "--images", "1", "--dry-run"])
+    out, err = capsys.readouterr()
+    assert code == (0 if said is None else 2), err
+    if said:
+        assert said in err and out == "" and len(err.splitlines()) == 1 and len(err) < 1100
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_braces_that_no_sweep_fills_stay_in_a_rows_name():
+    spec = config.RowSpec("{lam:g} {lam:.2f} {lam} {other} {lam.real} {0}", "sifm", sweep={"lam": [0.5]})
+    assert [row.name for row in spec.rows()] == ["0.5 0.50 0.5 {other} {lam.real} {0}"]
+
+
+def test_a_sweep_of_sweeps_is_counted_before_it_is_spelt_out(sifm, capsys):
+    values = str([float(i) for i in range(1, 301)])
+    sweep = ", ".join(f"{name} = {values}" for name in ("lam", "eps", "alpha", "steps"))
+    Path("wide.toml").write_text(f'rows = ["clean", {{ name = "x", method = "sifm", sweep = {{ {sweep} }} }}]')
+    assert cli.main(["bench", "run", "wide.toml", "--dry-run"]) == 2
+    assert "expected at most 10000 rows, but sweeps make 8.1e+09" in capsys.readouterr().err
+
+
+def test_a_rows_loop_takes_every_setting_of_the_loop(sifm):
+    Path("adam.toml").write_text(
+        'rows = ["clean", { name = "adam", method = "photoguard_encoder", loop = { update = "adam", alpha = 0.01 } }]\n'
+        + GRID[GRID.index("[grid]") :]
+    )
+    sifm("bench", "run", "adam.toml", "--out", "run")
+    sifm("bench", "run", "small.toml", "--out", "other")
+    with Store("run", create=False) as one, Store("other", create=False) as two:
+        changed, plain = ({r.method: r for r in store.records()} for store in (one, two))
+    assert changed["adam"].info["loop"]["update"] == "adam" and "failed" not in changed["adam"].info
+    assert changed["adam"].protected != plain["PhotoGE"].protected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--workers", "-1"),
+        ("--workers", "100000"),
+        ("--seeds", "1000000000"),
+        ("--steps", "1" + "0" * 30),
+        ("--images", "-1"),
+        ("--unseen", "-1"),
+        ("--batch", "0"),
+        ("--tflops", "nan", "--dry-run"),
+        ("--hourly", "inf", "--dry-run"),
+        ("--out", "x" * 300),
+    ],
+    ids=" ".join,
+)
+def test_absurd_numbers_are_refused_in_one_sentence(sifm, capsys, words):
+    code = cli.main(["bench", "run", "small.toml", *words])
+    err = capsys.readouterr().err
+    assert code in (1, 2) and (code == 2 or "--out" in words) and len(err.splitlines()) == 1 and len(err) < 1100
+    assert "failed:" not in err and not Path("runs").exists()
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(sifm, capsys):
+    os.mkfifo("pipe.toml"), os.mkfifo("pipe.jsonl"), os.mkfifo("pipe.json")
+    for words in (
+        ["bench", "run", "pipe.toml"],
+        ["bench", "run", "small.toml", "--data", "pipe.jsonl"],
+        ["data", "check", "pipe.jsonl"],
+        ["data", "csv", "pipe.jsonl", "out.jsonl"],
+        ["queue", "pipe.json", "-o", "out"],
+    ):
+        assert cli.main(words) == 2, words
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_run_that_was_allowed_to_fetch_asks_again_before_it_fetches(sifm, monkeypatch):
+    asked: list[set[bool]] = []
+    monkeypatch.setattr(
+        "sifm_core.bench.work.load_editor",
+        lambda name, **how: asked[-1].add(how["local_files_only"]) or ToyEditor(),
+    )
+    for words in (
+        ["small.toml", "--download", "--out", "run"],
+        ["run", "--steps", 3],
+        ["run", "--steps", 4, "--download"],
+    ):
+        monkeypatch.setattr("sifm_core.bench.work._loaded", OrderedDict())
+        asked.append(set())
+        sifm("bench", "run", *words)
+    assert asked == [{False}, {True}, {False}]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
+import sqlite3
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -18,7 +19,7 @@ RUN = "0123456789ab"
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(comfy, tmp_path, monkeypatch):
     """A user folder with one run of two pictures, unprotected and protected; and a secret beside it."""
     import nodes.routes
 
@@ -245,3 +246,73 @@ def test_the_judge_finds_a_person_by_the_name_that_was_typed_into_the_sidebar(co
     monkeypatch.setattr(nodes.judge, "home", lambda: home)
     assert ask(answer("0" * 16, who=" Anna "))[0][0] == 200
     assert nodes.judge.load("human", " Anna ").name == "human:anna"
+
+
+# ---- one odd thing costs one thing
+
+
+ODD = {
+    "no record": "[]",
+    "an empty one": "{}",
+    "a field of another version": "later",
+    "no JSON": "{",
+    "half a character": "torn",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_one_odd_record_costs_its_own_place_and_its_runs_line_says_so(home, name):
+    with Store(home / "runs" / ("e" * 12)) as store:
+        store.put_record(replace(next(iter(Store(home / "runs" / RUN).records())), key="whole"))
+    text = ODD[name]
+    if text in ("later", "torn"):
+        verdict = asdict(Verdict("a", "ok")) | ({"certainty": 1} if text == "later" else {"reasons": "a\ud800b"})
+        record = Record("k", "p", "", "p", "original", "e", "clean", 0, 0, "", "", "")
+        text = json.dumps(asdict(record) | {"verdicts": [verdict]})
+    with sqlite3.connect(home / "runs" / ("e" * 12) / "run.sqlite") as db:
+        db.execute("INSERT INTO records (key, json) VALUES ('odd', ?)", (text,))
+    status, runs = get("/sifm/runs")
+    known = {run["id"]: run for run in runs}
+    assert status == 200 and "error" not in known[RUN] and known[RUN]["records"] == 4
+    assert ("1 record cannot be read" in known["e" * 12].get("error", "")) is (name != "half a character")
+    status, run = get(f"/sifm/runs/{'e' * 12}")
+    assert status == 200 and run["records"][0]["key"] == "whole"
+    assert any("cannot be read" in said for said in run["reading"]) is (name != "half a character")
+
+
+def test_a_damaged_picture_is_shown_to_nobody_and_the_others_are(home):
+    with Store(home / "runs" / RUN) as store:
+        edited = [record.edited for record in store.records()]
+    next((home / "runs" / RUN).rglob(f"{edited[0]}.png")).write_bytes(b"torn")
+    status, found = get(f"/sifm/runs/{RUN}/cases?annotator=anna")
+    assert status == 200 and {case["edited"] for case in found["cases"]} == set(edited[1:])
+
+
+def test_a_body_may_come_in_pieces(home):
+    async def slowly():
+        text = answer("0" * 16, note="as slow as one likes")[3].encode()
+        for i in range(0, len(text), 7):
+            yield text[i : i + 7]
+            await asyncio.sleep(0.001)
+
+    assert ask(("POST", "/sifm/annotations", JSON, slowly()))[0] == (200, {"ok": True})
+
+
+FOREIGN = ["evil.example", "evil.example:8188", "127.0.0.1.evil.example", "localhost.evil.example:80", "1.2.3", ""]
+LOCAL = ["localhost:8188", "127.0.0.1", "[::1]:8188", "192.168.0.7:80", "workstation", "workstation.local:8188"]
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_a_page_whose_name_points_here_is_another_page(home, monkeypatch, host):
+    for headers in ({}, {"Origin": f"http://{host}"}, {"Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}):
+        status, body = get("/sifm/runs", Host=host, **headers)
+        assert status in (400, 403) and "records" not in str(body)
+        method, path, _, data = answer("0" * 16)
+        assert ask((method, path, JSON | {"Host": host} | headers, data))[0][0] in (400, 403)
+    monkeypatch.setenv("SIFM_HOSTS", "comfy.example, evil.example")
+    assert (get("/sifm/runs", Host=host)[0] == 200) is (host.partition(":")[0] == "evil.example")
+
+
+@pytest.mark.parametrize("host", LOCAL)
+def test_local_names_and_addresses_are_answered(home, host):
+    assert get("/sifm/runs", Host=host, Origin=f"http://{host}")[0] == 200
