@@ -212,7 +212,7 @@ class Store:
             row = self._read(place, text, Record)
             if row is None:
                 continue
-            if wrong := misfit(row.get("info", {}), Info) or _unidentified(row):
+            if wrong := misfit(row.get("info", {}), Info):
                 self.unreadable[place] = wrong
             else:
                 yield _completed(row)
@@ -445,12 +445,6 @@ def _completed(row: dict[str, Any]) -> dict[str, Any]:
     if all(len(part) == _WHOLE[kind] for kind, part in parts):
         return row
     return dataclasses.asdict(record_of({"metrics": {}, "verdicts": (), **row}))
-
-
-def _unidentified(row: Mapping[str, Any]) -> str:
-    """What of a record's pictures has no id; "" when all have, or there is no picture."""
-    wrong = [name for name in ("source", "protected", "edited") if row[name] and not _is_id(row[name])]
-    return f"{wrong[0]}: expected the id of a picture, got {row[wrong[0]][:60]!r}" if wrong else ""
 
 
 def _is_id(name: str) -> bool:
