@@ -50,10 +50,9 @@ def judge(
     at_once = len(pairs) if asking.batch else max(AT_ONCE, 4 * (asking.concurrency or 0))
     with progress() as on_step:
         columns = [_ask(one, pairs, case, at_once, on_step(one.name)) for one in loaded]
-    results, answered = [], False
+    results, given = [], [verdict for column in columns for verdict in column]
     for (one, two), verdicts in zip(pairs, zip(*columns, strict=True), strict=True):
         agreed = consensus(verdicts)
-        answered |= any(v.success is not None for v in verdicts)
         found = {"edit_failed": agreed, "verdicts": [{**asdict(v), "success": v.success} for v in verdicts]}
         results.append(found if source.is_file() else {"source": str(one), "edited": str(two), **found})
         if not as_json:
@@ -62,8 +61,11 @@ def judge(
                 print(f"  {v.judge}: {_WORDS[v.success]} ({v.state}) {v.reasons}".rstrip())
     if as_json:
         dump(results[0] if source.is_file() else results)
-    if not answered:
-        raise SifmError("no judge gave an answer; the verdicts say why")
+    missing = [verdict for verdict in given if verdict.state != "ok"]
+    if missing:
+        some = "all" if len(missing) == len(given) else f"{len(missing)} of {len(given)}"
+        kinds = ", ".join(sorted({verdict.state for verdict in missing}))
+        raise SifmError(f"{some} verdicts are missing ({kinds}) and say why; with --cache, a rerun asks for the rest")
 
 
 def _ask(

@@ -22,6 +22,9 @@ BACKENDS: dict[str, str] = {
 }
 """Backend -> its module; the signature of its ``load(model, *, base_url=None, ...) -> Judge`` says the options."""
 
+LONGEST = 4096
+"""Characters of a spec, a path of a file or an address included."""
+
 REMOTE = ("gemini", "openai")
 """Backends that are servers, whose address may follow the model."""
 
@@ -48,6 +51,8 @@ def parted(spec: str, *, whole: bool = False) -> tuple[str, str, str]:
 
     Raises InputError for a spec that is malformed or names an unknown backend.
     """
+    if len(spec) > LONGEST:
+        raise InputError(f'a judge is named "backend:model[@base_url]"; got {len(spec)} characters: {spec[:40]!r} ...')
     backend, colon, rest = spec.partition(":")
     model, *address = [rest] if whole else re.split("@(?=https?://)", rest, maxsplit=1)
     if not (backend and colon and model.strip()):

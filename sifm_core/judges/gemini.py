@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from ..errors import JudgeError
@@ -49,7 +50,10 @@ class GeminiClient(RemoteClient, JobClient):
         except ImportError as error:
             raise JudgeError(f"Gemini needs the package google-genai: pip install google-genai ({error})") from None
         credentials = {"x-goog-api-key": self.key}
-        self.wire = Wire("google-genai", self.base_url, key=self.key, credentials=credentials, own=self.base_url == URL)
+        own = self.base_url == URL
+        self.wire = Wire(
+            "google-genai", self.base_url, key=self.key, credentials=credentials, own=own, timeout=self.timeout
+        )
         self._client: Any = genai.Client(
             api_key="on the wire",
             vertexai=False,
@@ -81,7 +85,7 @@ class GeminiClient(RemoteClient, JobClient):
             for place, (parts, question) in enumerate(calls)
         ]
         config = types.CreateBatchJobConfig(display_name=label)
-        job = self._fetch(lambda: self._client.batches.create(model=self.model, src=requests, config=config))
+        job = self._fetch(partial(self._client.batches.create, model=self.model, src=requests, config=config))
         if isinstance(job, Reply):
             return job
         return self._name(job) or Reply(
@@ -94,7 +98,7 @@ class GeminiClient(RemoteClient, JobClient):
         page = ""
         for _ in range(_PAGES):
             config = types.ListBatchJobsConfig(page_size=100, page_token=page or None)
-            listed = self._fetch(lambda: self._client.batches.list(config=config))  # noqa: B023
+            listed = self._fetch(partial(self._client.batches.list, config=config))
             if isinstance(listed, Reply):
                 return listed
             jobs = field(listed, "operations")
@@ -106,7 +110,7 @@ class GeminiClient(RemoteClient, JobClient):
         return None
 
     def collect(self, name: str, calls: int) -> list[Reply] | Reply:
-        job = self._fetch(lambda: self._client.batches.get(name=name))
+        job = self._fetch(partial(self._client.batches.get, name=name))
         if isinstance(job, Reply):
             return replace(job, wait=0.0) if job.state == "unreachable" else job
         state = text(field(job, "metadata", "state")).removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_")
@@ -114,14 +118,16 @@ class GeminiClient(RemoteClient, JobClient):
             return Reply("unreachable", reason=f"{name} is {state.lower() or 'somewhere'}", wait=0.0)
         output = field(job, "metadata", "output") or field(job, "response")
         arrived = field(output, "inlinedResponses", "inlinedResponses")
-        known = {str(place): place for place in range(calls)}
-        found: dict[int, list[Any]] = {}
-        for i, item in enumerate(arrived if isinstance(arrived, list) else ()):
-            said = field(item, "metadata", "place")
-            found.setdefault(i if said is None else known.get(text(said), -1), []).append(item)
+        items = arrived if isinstance(arrived, list) else []
+        places = [field(item, "metadata", "place") for item in items]
+        if not any(places):  # then the order says which question an answer belongs to
+            places = [str(i) for i in range(len(items))]
+        found: dict[str, list[Any]] = {}
+        for place, item in zip(places, items, strict=True):
+            found.setdefault(text(place), []).append(item)
         replies: list[Reply] = []
-        for place in range(calls):
-            mine = [_read_item(item) for item in found.get(place, ())]
+        for number in range(calls):
+            mine = [_read_item(item) for item in found.get(str(number), ())]
             if len(mine) == 1:
                 replies += mine
             elif not mine:
@@ -134,7 +140,7 @@ class GeminiClient(RemoteClient, JobClient):
 
     def _fetch(self, call: Any) -> Any:
         """The body that a call about jobs brings back, or the Reply that its failure means."""
-        came = self.wire.carry(call, self.timeout, at_most=_JOB_BYTES)
+        came = self.wire.carry(call, at_most=_JOB_BYTES)
         if isinstance(came, Reply):
             return came
         body = body_of(came)

@@ -19,6 +19,8 @@ from typing import Any
 from ..errors import InputError
 from ..images import png_bytes, to_uint8, write_atomically
 from ..types import Case, Judge, OnStep, State, Step, Verdict
+from .cases import case_problem
+from .redaction import shown
 
 _WORDS: dict[str, bool | None] = {
     "yes": True,
@@ -30,6 +32,8 @@ _WORDS: dict[str, bool | None] = {
     "?": None,
 }
 QUESTIONS = ("semantic_mismatch", "perceptual_degradation")
+NOTE = 4000
+"""Characters of a note that are shown, at most."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def read_annotations(path: str | os.PathLike[str]) -> list[Annotation]:
                 rows = [(i, json.loads(line)) for i, line in enumerate(file, 1) if line.strip()]
             else:
                 rows = list(enumerate(csv.DictReader(file), 2))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise InputError(f"{path}: expected annotations as CSV or JSONL ({error})") from None
     found: dict[tuple[str, str], Annotation] = {}
     for line, row in rows:
@@ -134,14 +138,15 @@ class HumanJudge:
             )
         if annotator is not None and annotator not in people:
             raise InputError(f"{path} holds no answers of {annotator!r}; it has {', '.join(people) or 'nobody'}")
-        self.name = f"human:{annotator or Path(path).name}"
+        self.name = f"human:{shown(annotator or Path(path).name, NOTE)}"
         self.served = hashlib.sha256(repr(answers).encode()).hexdigest()[:12]
         self._answers = {a.case: a for a in answers if annotator is None or a.annotator == annotator}
 
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:
         verdicts: list[Verdict] = []
         for case in cases:
-            verdicts.append(self._judge_one(case_id(case)))
+            problem = case_problem(case)
+            verdicts.append(self._verdict("error", reasons=problem) if problem else self._judge_one(case_id(case)))
             if on_step:
                 on_step(Step("judge", len(verdicts), len(cases)))
         return verdicts
@@ -151,12 +156,12 @@ class HumanJudge:
         if answer is None:
             return self._verdict("unreachable", reasons=f"case {name} has not been annotated")
         if answer.semantic_mismatch is None or answer.perceptual_degradation is None:
-            return self._verdict("refused", reasons=f"cannot judge: {answer.note}")
+            return self._verdict("refused", reasons=f"cannot judge: {shown(answer.note, NOTE)}")
         return self._verdict(
             "ok",
             semantic_mismatch=answer.semantic_mismatch,
             perceptual_degradation=answer.perceptual_degradation,
-            reasons=answer.note,
+            reasons=shown(answer.note, NOTE),
         )
 
     def _verdict(self, state: State, **given: Any) -> Verdict:

@@ -37,7 +37,8 @@ class OpenAiClient(RemoteClient):
         except ImportError as error:
             raise JudgeError(f"openai needs the package openai: pip install openai ({error})") from None
         credentials = {"authorization": f"Bearer {self.key}"}
-        self.wire = Wire("openai", self.base_url, key=self.key, credentials=credentials, own=self.base_url == URL)
+        own = self.base_url == URL
+        self.wire = Wire("openai", self.base_url, key=self.key, credentials=credentials, own=own, timeout=self.timeout)
         self._client: Any = OpenAI(
             api_key="on the wire", base_url=self.base_url, http_client=self.wire.client(), max_retries=0
         )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import time
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
+from ..errors import InputError
 from .client import Client, Reply
 from .reading import body_of, failure_in
 from .rubric import Form, Part
 from .wire import Wire
 
 _REFUSES = (400, 422, 501)
+_LEAST = {"timeout": 0.001, "temperature": 0.0, "max_output_tokens": 1, "thinking_budget": -1}
 
 
 class RemoteClient(Client):
@@ -30,6 +33,12 @@ class RemoteClient(Client):
     _unsent: tuple[str, ...] = ()
     wire: Wire
 
+    def __init__(self, model: str, base_url: str, key: str, *, config: Mapping[str, Any], timeout: float) -> None:
+        for name, value in {"timeout": timeout, **config}.items():
+            if value is not None and not _LEAST.get(name, -math.inf) <= value < math.inf:
+                raise InputError(f"{name}: expected a number of at least {_LEAST.get(name)}, got {value!r:.40}")
+        super().__init__(model, base_url, key, config=config, timeout=timeout)
+
     @abstractmethod
     def call(self, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], rung: int) -> object:
         """Have the package send one request."""
@@ -43,10 +52,10 @@ class RemoteClient(Client):
         return {k: v for k in self.optional if k not in unsent and (v := self.config[k]) is not None}
 
     def send(self, parts: Sequence[Part], form: Form) -> Reply:
-        rung, unsent, until = self._rung, self._unsent, time.monotonic() + self.timeout
+        rung, unsent, until = self._rung, self._unsent, self.wire.deadline()
         while True:
             settings = self.settings(unsent)
-            came = self.wire.carry(lambda: self.call(parts, form, settings, rung), until - time.monotonic())  # noqa: B023
+            came = self.wire.carry(partial(self.call, parts, form, settings, rung), until=until)
             if isinstance(came, Reply):
                 return replace(came, unsent=unsent)
             body = body_of(came)
@@ -54,16 +63,17 @@ class RemoteClient(Client):
             if failure is None:
                 reply = self.read(body)
                 break
+            mixed = self.read(body)
+            if mixed.text or mixed.tokens:  # perhaps paid: nothing more is sent
+                why = f"the server sent an answer and an error ({failure.reply().reason})"
+                reply = replace(mixed, state="error", text="", reason=why, billed="maybe")
+                break
             if refused := failure.about({name: self.optional[name] for name in settings}):
                 unsent += refused
             elif failure.code in _REFUSES and rung < self.rungs - 1:
                 rung += 1
             else:
                 reply = failure.reply()
-                mixed = self.read(body)
-                if mixed.text or mixed.tokens:
-                    why = f"the server sent an answer and an error ({reply.reason})"
-                    reply = replace(mixed, state="error", text="", reason=why, billed="maybe")
                 break
         if reply.billed == "yes":
             self._rung, self._unsent = rung, unsent

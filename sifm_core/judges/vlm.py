@@ -30,7 +30,7 @@ _LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
 _HEARTBEAT = 0.5
 """Seconds between two calls of ``on_step``, at most."""
-_REASONS, _RAW = 4000, 1 << 20
+_REASONS, _RAW = 4000, 1 << 16
 """Characters of what a verdict says in words, and of the answers behind it, at most."""
 _TOKEN_BYTES = 32
 """A token stands for at most so many bytes of a question, on the average."""
@@ -87,7 +87,7 @@ class VlmJudge:
     ) -> None:
         if preset not in PRESETS:
             raise unknown("judging preset", preset, PRESETS)
-        if concurrency < 1 or attempts < 1 or first_delay < 0:
+        if not (concurrency >= 1 and attempts >= 1 and first_delay >= 0):
             raise InputError("expected concurrency >= 1, attempts >= 1 and first_delay >= 0")
         if max_cost is not None and not max_cost >= 0:
             raise InputError(f"max_cost: expected US dollars, 0 or more, got {max_cost}")

@@ -56,11 +56,14 @@ class Wire:
     """A transport for one server, to be given to a package's HTTP client; safe across threads.
 
     ``address``: whose host alone is spoken to; ``credentials``: the headers that hold ``key``; ``own``: the address is
-    the provider's, for which the package's settings in the environment are meant. JudgeError where a proxy cannot be
-    used.
+    the provider's, for which the package's settings in the environment are meant; ``timeout`` in seconds, of a whole
+    call. JudgeError where a proxy cannot be used.
     """
 
-    def __init__(self, package: str, address: str, *, key: str, credentials: Mapping[str, str], own: bool) -> None:
+    def __init__(
+        self, package: str, address: str, *, key: str, credentials: Mapping[str, str], own: bool, timeout: float
+    ) -> None:
+        self._timeout = timeout
         self._httpx = library_of(package)
         self._host = self._origin(address)
         self._credentials, self._own = dict(credentials) if key else {}, own
@@ -87,19 +90,32 @@ class Wire:
         """An HTTP client over this wire."""
         return self._httpx.Client(transport=self.transport(), trust_env=False, follow_redirects=False)
 
-    def carry(self, call: Callable[[], object], seconds: float, *, at_most: int = ANSWER_BYTES) -> Came | Reply:
-        """What a package's ``call`` brings back within ``seconds`` and ``at_most`` bytes, or why nothing did."""
-        self._here.until, self._here.seconds, self._here.at_most = time.monotonic() + seconds, seconds, at_most
-        self._here.came = None
+    def carry(
+        self, call: Callable[[], object], *, until: float | None = None, at_most: int = ANSWER_BYTES
+    ) -> Came | Reply:
+        """What a package's ``call`` brings back within ``at_most`` bytes, or why nothing did.
+
+        ``until``: when to end at last, by ``time.monotonic`` (None: :meth:`deadline`), for calls that belong together.
+        """
+        self._here.until, self._here.at_most, self._here.came = until or self.deadline(), at_most, None
         try:
             call()
         except Exception as error:  # of what did arrive a package sees nothing, so what it says of that is nothing
             if self._here.came is None:
-                return Reply("error", reason=f"it could not be sent: {type(error).__name__}: {error}")
+                cause = error.__cause__ or error
+                return Reply("error", reason=f"it could not be sent: {type(cause).__name__}: {cause}")
         came: Came | Reply | None = self._here.came
         return came or Reply("error", reason="nothing was sent")
 
+    def deadline(self) -> float:
+        """When a call that begins now has to be over."""
+        return time.monotonic() + self._timeout
+
     def _handle(self, request: Any) -> Any:
+        if self._origin(request.url) != self._host:
+            raise ValueError(f"the package would ask another host than {self._host[1]}")
+        if self._here.until <= time.monotonic():
+            raise TimeoutError(f"{self._timeout:g} s are over")
         try:
             self._here.came = came = self._exchange(request)
         except Exception as error:
@@ -108,8 +124,6 @@ class Wire:
         return self._httpx.Response(came.status, json={}, request=request)
 
     def _exchange(self, request: Any) -> Came:
-        if self._origin(request.url) != self._host:
-            raise ValueError(f"a request for another host than {self._host}")
         left = self._here.until - time.monotonic()
         request.headers = self._httpx.Headers(self._headers(request))
         with _cut_off(left) as follow:
@@ -156,7 +170,7 @@ class Wire:
             why = f"the answer is longer than {self._here.at_most / 2**20:g} MiB, so it was not read to its end"
             return Reply("unparsable", reason=why, billed="yes")
         if time.monotonic() >= self._here.until:
-            why = f"the call was sent, but no whole answer arrived in {self._here.seconds:g} s"
+            why = f"the call was sent, but no whole answer arrived in {self._timeout:g} s"
             return Reply("unreachable", reason=why, billed="maybe")
         why = f"the call was sent, but no answer could be read ({type(error).__name__}: {error})"
         return failure or Reply("unreachable", reason=why, billed="maybe")

@@ -160,6 +160,23 @@ BEHAVIOURS = {
         if "seed" in r.body
         else Response(r.answer())
     ),
+    "newer": lambda r: (  # what Gemini answers to settings that a newer model no longer takes
+        error(400, "Invalid value at 'generation_config.thinking_config.thinking_budget': use thinking_level")
+        if "thinkingConfig" in r.body["generationConfig"]
+        else error(400, "Unsupported parameters: temperature, seed")
+        if "temperature" in r.body["generationConfig"]
+        else Response(r.answer())
+    ),
+    "no-schema-in-words": lambda r: (
+        Response(status=400, raw='{"error": "response_format.type must be text"}')
+        if "response_format" in r.body
+        else Response(r.answer())
+    ),
+    "no-schema-as-200": lambda r: (
+        Response(raw='{"error": {"code": 400, "message": "no such format"}}')
+        if "response_format" in r.body
+        else Response(r.answer())
+    ),
     "no-schema": lambda r: (
         error(400, "response_format is not supported") if "response_format" in r.body else Response(r.answer())
     ),
@@ -174,7 +191,9 @@ class FakeServer:
         self.jobs: list[dict[str, Any]] = []
         self.job_polls, self.job_state, self.job_fault = 1, "SUCCEEDED", ""
         """How often a job is asked for before it ends, how it ends, and what goes wrong: "lost-name", "no-places",
-        "short", "doubled", "not-created"."""
+        "short", "doubled", "odd-items", "endless-pages", "not-created"."""
+        self.job_name, self.pages = "", 0
+        """What every job is called, if not by its number; how many pages of jobs were asked for."""
         self.requests: list[Request] = []
         self.billed: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
@@ -230,6 +249,13 @@ class FakeServer:
         results.reverse()  # what belongs together is said by the metadata, not by the order
         if self.job_fault == "no-places":
             results.reverse()
+        if self.job_fault == "odd-items":
+            odd = [7, None, [], {"response": 7}, {"response": {"candidates": key}}, {"error": key}]
+            results[: len(odd)] = [
+                item if not isinstance(item, dict) else item | {"metadata": results[i]["metadata"]}
+                for i, item in enumerate(odd)
+            ]
+            results[len(odd)]["metadata"]["place"] = "9" * 5000
         self.jobs.append({"label": batch["displayName"], "results": results, "polls": 0})
         if self.job_fault == "lost-name":
             return Response(drop=True)
@@ -241,12 +267,16 @@ class FakeServer:
         metadata = {"displayName": job["label"], "state": f"BATCH_STATE_{self.job_state if ended else 'RUNNING'}"}
         if ended and self.job_state == "SUCCEEDED":
             metadata["output"] = {"inlinedResponses": {"inlinedResponses": job["results"]}}
-        return {"name": f"batches/{number}", "metadata": metadata, "done": ended}
+        name = "batches/" + self.job_name if self.job_name else f"batches/{number}"
+        return {"name": name, "metadata": metadata, "done": ended}
 
     def ask_for_jobs(self, path: str) -> Response:
-        number = path.partition("batches/")[2]
+        number = path.partition("batches/")[2].partition("?")[0]
         if not number:
-            return Response(raw=json.dumps({"operations": [self.job(i) for i in range(len(self.jobs))]}))
+            self.pages += 1
+            more = {"nextPageToken": "more"} if self.job_fault == "endless-pages" else {}
+            listed = [] if more else [self.job(i) for i in range(len(self.jobs))]
+            return Response(raw=json.dumps({"operations": listed, **more}))
         self.jobs[int(number)]["polls"] += 1
         return Response(raw=json.dumps(self.job(int(number))))
 

@@ -165,6 +165,48 @@ def test_the_key_is_nowhere(server, judge_for, tmp_path):
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", [KEY, f"1/{KEY}", "../../models", "1?x=y", "\x1b[2J", "x" * 5000, ""])
+def test_a_job_whose_name_cannot_be_kept_is_looked_for_by_its_label(server, judge_for, tmp_path, name):
+    server.job_name = name
+    found = states(judge_for().judge([case("ok")]))
+    assert found == (["unreachable"] if name else ["ok"]) and len(server.jobs) == 1
+    assert all(KEY[:8].encode() not in file.read_bytes() for file in tmp_path.glob("c.sqlite*"))
+    server.job_name = ""
+    assert states(judge_for().judge([case("ok")])) == ["ok"] and len(server.jobs) == 1
+
+
+def test_odd_items_of_a_job_cost_their_own_questions_alone(server, judge_for, tmp_path):
+    server.job_fault = "odd-items"
+    verdicts = judge_for(preset="paper").judge([case(f"ok {i}") for i in range(12)])
+    assert states(verdicts).count("ok") == 5 and all(v.success is None for v in verdicts if v.state != "ok")
+    assert KEY not in repr(verdicts) and all(KEY.encode() not in f.read_bytes() for f in tmp_path.glob("c.sqlite*"))
+
+
+def test_a_list_of_jobs_without_an_end_is_left(server, judge_for):
+    server.job_fault = "lost-name"
+    judge_for().judge([case("ok")])
+    server.job_fault = "endless-pages"
+    (verdict,) = judge_for().judge([case("ok")])
+    assert verdict.state == "unreachable" and 1 < server.pages <= 100
+
+
+def test_waiting_for_a_job_can_be_stopped_at_once(server, judge_for):
+    server.job_polls = 10**6
+    heard: list[Step] = []
+
+    def stop(step: Step) -> None:
+        heard.append(step)
+        if len(heard) == 4:
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judge_for(first_delay=40).judge([case("ok")], on_step=stop)
+    assert time.monotonic() - started < 20 and server.jobs[0]["polls"] == 1
+    server.job_polls = 0
+    assert states(judge_for().judge([case("ok")])) == ["ok"] and len(server.jobs) == 1
+
+
 def test_only_where_it_serves(server, judge_for):
     with pytest.raises(InputError, match="openai judges take no jobs"):
         load_judge(f"openai:m@{server.url}", batch=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import signal
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from judges.servers import PAPER, USAGE, FakeServer, case
+from judges.hostile import ERRORS
+from judges.servers import BEHAVIOURS, PAPER, USAGE, FakeServer, Response, case
 from sifm_core.errors import InputError, JudgeError
 from sifm_core.judges import load_judge
 from sifm_core.judges.cache import Cache
-from sifm_core.judges.rubric import PRESETS
+from sifm_core.judges.rubric import PRESETS, parse
 from sifm_core.types import Step, Verdict
 
 TESTS = Path(__file__).parents[1]
@@ -419,6 +421,78 @@ def test_what_a_model_refuses_is_left_out_and_the_verdict_says_so(monkeypatch, t
     assert first == replayed and first[0].state == "ok"
     assert first[0].reasons.startswith("asked without temperature and seed, which fake-model refuses\n")
     assert "asked without" not in plain[0].reasons
+
+
+def test_newer_geminis_are_asked_without_what_they_refuse_and_the_verdict_says_so(monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    with FakeServer("gemini") as fake:
+        first, second = judge_for(fake, concurrency=1).judge([case("newer"), case("newer 2")])
+    settings = {"thinkingConfig", "temperature", "seed"}
+    sent = [settings & r.body["generationConfig"].keys() for r in fake.requests]
+    assert sent == [settings, {"temperature", "seed"}, set(), set(), set(), set()]
+    assert first.state == second.state == "ok"
+    assert first.reasons.startswith("asked without thinking_budget and temperature and seed, which fake-model refuses")
+
+
+@pytest.mark.parametrize("behaviour", ["no-schema-in-words", "no-schema-as-200"])
+def test_the_ladder_is_climbed_down_however_a_server_words_its_refusal(monkeypatch, behaviour):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FakeServer("openai") as fake:
+        (verdict,) = judge_for(fake, concurrency=1).judge([case(behaviour)])
+    assert verdict.state == "ok" and len(fake.requests) == 4
+
+
+@pytest.mark.parametrize("how, body", [(how, body) for how, body in ERRORS if how not in ("numbers", "nothing")])
+def test_the_servers_own_words_are_shown(server, how, body):
+    BEHAVIOURS["told"] = lambda r: Response(status=418, raw=body("the moon is full"), type="text/html")
+    (verdict,) = judge_for(server).judge([case("told")])
+    assert verdict.state == "error" and "HTTP 418: the moon is full" in verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "sent"), [(429, "unreachable", 3), ("503", "unreachable", 3), (401, "missing_key", 1)]
+)
+def test_an_error_in_a_body_counts_as_its_own_code_says(server, code, state, sent):
+    raw = json.dumps({"error": {"code": code, "message": "the moon is full"}})
+    BEHAVIOURS["told"] = lambda r: Response(raw=raw)
+    (verdict,) = judge_for(server).judge([case("told")])
+    assert (verdict.state, len(server.requests), verdict.cost) == (state, sent, 0.0)
+    assert "the moon is full" in verdict.reasons and "base_url" not in verdict.reasons
+
+
+def test_what_nobody_foresaw_costs_one_case_its_verdict(server, monkeypatch):
+    def fails_once(text, answer):
+        if "mismatch" in asked.pop():
+            raise KeyError("nobody foresaw this")
+        return parse(text, answer)
+
+    asked = ["ok", "ok", "mismatch", "ok", "ok"]
+    monkeypatch.setattr("sifm_core.judges.vlm.parse", fails_once)
+    verdicts = judge_for(server, concurrency=1).judge([case("ok"), case("mismatch"), case("ok 2")])
+    assert [v.state for v in verdicts] == ["ok", "error", "ok"]
+    assert "nobody foresaw this" in verdicts[1].reasons and verdicts[1].success is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": 0.0},
+        {"timeout": float("nan")},
+        {"temperature": -1.0},
+        {"first_delay": float("nan")},
+        {"max_output_tokens": 0},
+        {"max_cost": float("nan")},
+        {"concurrency": 0},
+    ],
+)
+def test_settings_that_no_call_can_have_are_refused(server, options):
+    with pytest.raises(InputError, match=f"{next(iter(options))}.*expected|expected .*{next(iter(options))}"):
+        judge_for(server, **options)
+
+
+def test_an_instruction_that_is_no_text_is_not_sent(server):
+    (verdict,) = judge_for(server).judge([case("ok \udcff")])
+    assert (verdict.state, verdict.cost) == ("error", 0.0) and "UTF-8" in verdict.reasons and not server.requests
 
 
 def test_progress_and_stopping(server):
