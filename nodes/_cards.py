@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 from torch import Tensor
 
 from sifm_core.images import png_bytes, resize
@@ -36,6 +35,8 @@ class Seen:
 
 def shown(picture: Tensor) -> dict[str, str]:
     """A picture (3, H, W) as a temporary file named by its content, in the words of ComfyUI's ``/view``."""
+    import folder_paths
+
     name = f"{digest(picture)[:32]}.png"
     path = Path(folder_paths.get_temp_directory(), FOLDER, name)
     if not path.exists():

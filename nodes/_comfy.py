@@ -53,7 +53,8 @@ def heal(module: nn.Module) -> None:
 
     with engine_room():
         for part in module.modules():
-            for tensors in (part._parameters, part._buffers):
+            own: tuple[dict[str, Any], dict[str, Any]] = (part._parameters, part._buffers)
+            for tensors in own:
                 for name, tensor in tensors.items():
                     if tensor is not None and tensor.is_inference():
                         tensors[name] = fresh(tensor)

@@ -134,7 +134,7 @@ def loop_inputs() -> list[io.Input]:
 
 def loop_options(widgets: dict[str, Any]) -> dict[str, Any]:
     """The engine's arguments for what stands in :func:`loop_inputs`, taken out of ``widgets``; not the socket."""
-    taken = {
+    taken: dict[str, Any] = {
         name: widgets.pop(name) for name in ("ball", "schedule", "update", "eot", "random_start") if name in widgets
     }
     if "eot" in taken:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import folder_paths
 from comfy_api.latest import io
@@ -23,6 +23,8 @@ from . import sockets
 from ._cards import ARMS, Seen, card
 from ._comfy import to_comfy
 from ._text import number, percent, table
+
+T = TypeVar("T")
 
 
 class SifmLoadBenchmark(io.ComfyNode):
@@ -77,17 +79,30 @@ class SifmLoadBenchmark(io.ComfyNode):
 
     @classmethod
     def execute(cls, category: str, start: int, count: int, manifest: str = "") -> io.NodeOutput:
-        known = data.read(_manifest(manifest)) if manifest else [(i, i.split("-")[0]) for i in benchmark.ids()]
-        named = [x for x in known if category in ("all", x.category if manifest else x[1])]
-        if start >= len(named):
-            raise InputError(
-                f"start: the list {category!r} has {len(named)} pictures, so at most {len(named) - 1}, got {start}"
-            )
-        chosen = named[start : start + count]
-        items = data.check(chosen) if manifest else benchmark.load(ids=[name for name, _ in chosen])
-        pictures = [to_comfy((item.pixels() if manifest else item.image)[None]) for item in items]
+        items: Sequence[data.Item | benchmark.Item]
+        if manifest:
+            listed = data.read(_manifest(manifest))
+            items = checked = data.check(_part(listed, [item.category for item in listed], category, start, count))
+            pixels = [item.pixels() for item in checked]
+        else:
+            ids = benchmark.ids()
+            chosen = _part(ids, [name.split("-")[0] for name in ids], category, start, count)
+            items = drawn = benchmark.load(ids=chosen)
+            pixels = [item.image for item in drawn]
         columns = [[getattr(item, key) for item in items] for key in ("instruction", "category", "id")]
-        return io.NodeOutput(pictures, *columns, ["\n".join(item.unseen) for item in items])
+        return io.NodeOutput(
+            [to_comfy(picture[None]) for picture in pixels], *columns, ["\n".join(item.unseen) for item in items]
+        )
+
+
+def _part(known: Sequence[T], categories: Sequence[str], category: str, start: int, count: int) -> list[T]:
+    """``count`` of what is known of a category, from its ``start``-th."""
+    named = [item for item, own in zip(known, categories, strict=True) if category in ("all", own)]
+    if start >= len(named):
+        raise InputError(
+            f"start: the list {category!r} has {len(named)} pictures, so at most {len(named) - 1}, got {start}"
+        )
+    return named[start : start + count]
 
 
 def _manifest(name: str) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from sifm_core import pipeline, purify
+from sifm_core.types import Image
 
 from . import sockets
 from ._attacks import Edit
@@ -67,13 +69,13 @@ class SifmAttackerEdit(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: Tensor, editor: ManagedEditor, prompt: str, seed: int, purifier: str = "", **options
+        cls, image: Tensor, editor: ManagedEditor, prompt: str, seed: int, purifier: str = "", **options: Any
     ) -> io.NodeOutput:
         picture, prompt = to_engine(image), prompt.strip()
         chosen = {name: value for name, value in options.items() if value}
         stages = purify.parse(purifier)
 
-        def compute():
+        def compute() -> tuple[Image, dict[str, Any]]:
             start = time.perf_counter()
             with editor.at_work([prompt], picture) as engine:
                 attacked = purify.apply(picture, stages, editor=engine, seed=seed, on_step=reporter())

@@ -34,7 +34,7 @@ from ._inputs import (
 )
 from ._store import editor_id, recall
 
-BASELINES = [name for name in methods.METHODS if name != "sifm"]
+BASELINES = [name for name in methods.METHODS if name != "sifm" and not methods.problem(name)]
 TAKEN = tuple(inspect.signature(pipeline.immunize).parameters)
 """Names that belong to the loop: an option of the same name keeps its default."""
 HOOKED = ("layers", "timesteps", "aggregation")
@@ -69,7 +69,18 @@ class SifmImmunize(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image, editor, prompt, eps, steps, seed, alpha, mask=None, hook=None, also=None, **rest
+        cls,
+        image: Tensor,
+        editor: ManagedEditor,
+        prompt: str,
+        eps: float,
+        steps: int,
+        seed: int,
+        alpha: float,
+        mask: Tensor | None = None,
+        hook: dict[str, Any] | None = None,
+        also: ManagedEditor | None = None,
+        **rest: Any,
     ) -> io.NodeOutput:
         budget = {"eps": eps, "steps": steps, "alpha": alpha, "seed": seed, **loop_options(rest)}
         return _immunize(
@@ -106,7 +117,18 @@ class SifmBaselineImmunize(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image, editor, prompt, eps, steps, seed, alpha, method, mask=None, also=None, **rest
+        cls,
+        image: Tensor,
+        editor: ManagedEditor,
+        prompt: str,
+        eps: float,
+        steps: int,
+        seed: int,
+        alpha: float,
+        method: dict[str, Any],
+        mask: Tensor | None = None,
+        also: ManagedEditor | None = None,
+        **rest: Any,
     ) -> io.NodeOutput:
         name = method["method"]
         options = method_options(name, {key: value for key, value in method.items() if key != "method"})
@@ -216,7 +238,9 @@ def _immunize(
     def compute() -> tuple[Image, dict[str, Any]]:
         with editor.at_work([prompt.strip(), *options.get("prompts", ())], original, others) as engine:
             size = engine.work_size(*original.shape[-2:])
-            fitted = {k: resize(to_engine(v), size) if isinstance(v, Tensor) else v for k, v in options.items()}
+            fitted: dict[str, Any] = {
+                k: resize(to_engine(v), size) if isinstance(v, Tensor) else v for k, v in options.items()
+            }
             done = pipeline.immunize(
                 original,
                 engine,

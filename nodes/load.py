@@ -84,13 +84,14 @@ class SifmLoadEditor(io.ComfyNode):
         if dtype == "auto":
             fast = model_management.should_use_bf16(model_management.get_torch_device())
             dtype = "bfloat16" if fast else "float32"
+        options: dict[str, Any] = {} if t5 else {"t5": False}
         with engine_room():
             loaded = load_editor(
                 _source(editor, folder),
                 device=model_management.unet_offload_device(),
                 dtype=dtype,
                 checkpointing=checkpointing,
-                **({} if t5 else {"t5": False}),
+                **options,
             )
         loaded.name = folder or editor  # as chosen, wherever ComfyUI found it
         return io.NodeOutput(ManagedEditor(loaded))

@@ -64,7 +64,7 @@ def _guarded(work: Callable[..., Any]) -> Handler:
             return web.json_response({"error": said}, status=403)
         if not _same_origin(request):
             return web.json_response({"error": "another page may not ask this"}, status=403)
-        body = {}
+        body: Any = {}
         if request.method == "POST":
             if request.content_type != "application/json":
                 return web.json_response({"error": "expected JSON"}, status=415)
@@ -177,8 +177,8 @@ def _cases(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
 
 
 def _annotate(parts: dict[str, str], query: dict[str, str], body: dict[str, Any]) -> Any:
-    case, said = str(body.get("case", "")), [body.get(question) for question in QUESTIONS]
-    if not _CASE.fullmatch(case) or not all(isinstance(word, str) and word in WORDS for word in said):
+    case, said = str(body.get("case", "")), [str(body.get(question)) for question in QUESTIONS]
+    if not _CASE.fullmatch(case) or not all(word in WORDS for word in said):
         raise ValueError(f'expected a case and "yes", "no" or "?" for {" and ".join(QUESTIONS)}')
     note = body.get("note", "")
     if not isinstance(note, str) or len(note) > 500:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,38 +41,52 @@ def examine() -> list[Finding]:
 
 
 def catalogue() -> dict[str, dict[str, dict[str, Any]]]:
-    """Editors, methods (with options), purifiers, judges and metrics: name -> {"about": one line, ...}."""
+    """Editors, methods (with options), purifiers, judges and metrics: name -> {"about": one line, ...}.
+
+    An entry whose module is broken says so in its own line.
+    """
     return {
         "editors": {
             name: {"about": "embedded" if Path(source).is_absolute() else source} for name, source in BUILTIN.items()
         },
-        "methods": {
-            name: {
-                "about": methods.about(name).summary,
-                "provenance": methods.about(name).provenance,
-                "beyond_the_paper": list(methods.about(name).beyond),
-                "presets": methods.presets(name),
-                "options": {
-                    key: {"default": option.default, "about": option.doc}
-                    for key, option in methods.options(name).items()
-                },
-            }
-            for name in methods.METHODS
-        },
-        "purifiers": {
-            name: {
-                "about": purify.about(name),
-                "needs_editor": purify.needs_editor(name),
-                **kind._asdict(),
-            }
-            for name, kind in purify.PURIFIERS.items()
-        },
-        "judges": {name: {"about": about} for name, about in _judges()},
+        "methods": _described(methods.METHODS, _method),
+        "purifiers": _described(purify.PURIFIERS, _purifier),
+        "judges": _described(judges.BACKENDS, _judge),
         "metrics": {
             name: {"about": kind.meaning, "definition": kind.definition, "better": kind.better}
             for name, kind in metrics.METRICS.items()
         },
     }
+
+
+def _described(names: Iterable[str], describe: Callable[[str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    table = {}
+    for name in names:
+        try:
+            table[name] = describe(name)
+        except Exception as error:  # whatever a module of somebody else's raises
+            table[name] = {"about": f"cannot be used: {_first_line(error)}"}
+    return table
+
+
+def _method(name: str) -> dict[str, Any]:
+    about, options = methods.about(name), methods.options(name)
+    return {
+        "about": about.summary,
+        "provenance": about.provenance,
+        "beyond_the_paper": list(about.beyond),
+        "presets": methods.presets(name),
+        "options": {key: {"default": option.default, "about": option.doc} for key, option in options.items()},
+    }
+
+
+def _purifier(name: str) -> dict[str, Any]:
+    needs = purify.needs_editor(name)
+    return {"about": purify.about(name), "needs_editor": needs, **purify.PURIFIERS[name]._asdict()}
+
+
+def _judge(name: str) -> dict[str, Any]:
+    return {"about": (importlib.import_module(judges.BACKENDS[name]).__doc__ or "").strip().partition("\n")[0]}
 
 
 def _python() -> Iterator[Finding]:
@@ -166,8 +180,12 @@ def _import_error(module: str, attribute: str = "") -> str | None:
         if attribute:
             getattr(imported, attribute)
     except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return _first_line(error)
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _cure(distribution: str, error: str) -> str:
@@ -182,10 +200,3 @@ def _presence(name: str, path: Path, there: bool, cure: str) -> Finding:
     return Finding(
         name, "ok" if there else "problem", str(path) if there else f"{path} is missing", "" if there else cure
     )
-
-
-def _judges() -> Iterator[tuple[str, str]]:
-    """(backend, its module's first line) of those that are installed."""
-    for name, module in judges.BACKENDS.items():
-        if importlib.util.find_spec(module, judges.__name__) is not None:
-            yield name, (importlib.import_module(module, judges.__name__).__doc__ or "").strip().splitlines()[0]

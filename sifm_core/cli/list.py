@@ -44,7 +44,7 @@ def _details(name: str, entry: dict[str, Any]) -> Iterator[str]:
             f"{name}:{entry['standard']:g} as usual ({entry['meaning']}, {entry['least']:g} to {entry['greatest']:g}); "
             f"{name}@0 is {entry['mildest']:g}, {name}@1 is {entry['strongest']:g}"
         )
-    if "provenance" in entry:
+    if entry.get("provenance"):
         yield entry["provenance"]
     if entry.get("beyond_the_paper"):
         yield f"beyond its paper on {', '.join(entry['beyond_the_paper'])}"

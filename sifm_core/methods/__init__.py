@@ -1,10 +1,11 @@
 """The immunization methods, one file per paper.
 
 A method module has either ``build(editor, x, cond, *, ...) -> GradFn``, whose keyword arguments are its configuration
-(``x`` the clean image at the editor's working size, ``cond`` its prepared prompts), with ``RANDOM_START``; or, when
-it needs no gradient, ``perturb(x, *, eps, seed, ...) -> Image``. ``PROVENANCE`` says where it comes from, ``PRESETS``
-what its paper sets, ``BEYOND`` on which editor families the paper never ran it. To add one: write the file, put
-:func:`configured` on its function, list it in :data:`METHODS`.
+(``x`` the clean image at the editor's working size, ``cond`` its prepared prompts); or, when it needs no gradient,
+``perturb(x, *, eps, seed, ...) -> Image``. ``PROVENANCE`` says where it comes from. Where they apply: ``RANDOM_START =
+True`` when its loss has no gradient at the clean picture, ``PRESETS`` with what its paper sets, ``BEYOND`` with the
+editor families on which the paper never ran it. To add one: write the file, put :func:`configured` on its function,
+list it in :data:`METHODS`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def options(name: str) -> dict[str, Option]:
 
 
 class About(NamedTuple):
-    """One sentence; official code, reconstructed or adapted, and how; families where it goes beyond its paper."""
+    """One sentence; where it comes from ("" when it does not say); families where it goes beyond its paper."""
 
     summary: str
     provenance: str
@@ -79,7 +80,16 @@ def about(name: str) -> About:
     """Where a method comes from and where it stands."""
     module = get_method(name)
     summary = (module.__doc__ or "").strip().partition("\n")[0]
-    return About(summary, module.PROVENANCE, tuple(getattr(module, "BEYOND", ())))
+    return About(summary, getattr(module, "PROVENANCE", ""), tuple(getattr(module, "BEYOND", ())))
+
+
+def problem(name: str) -> str:
+    """What keeps a listed method from being used, in one line; "" when nothing does."""
+    try:
+        about(name), options(name), presets(name)
+    except Exception as error:  # whatever a module of somebody else's raises
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
 
 
 def presets(name: str) -> dict[str, dict[str, Any]]:

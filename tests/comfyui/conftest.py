@@ -155,7 +155,7 @@ class Server:
 def server(tmp_path_factory):
     path = os.environ.get("COMFYUI_PATH")
     if not path:
-        pytest.skip("COMFYUI_PATH names no ComfyUI checkout")
+        pytest.skip("COMFYUI_PATH names no ComfyUI checkout: the pack on a server is NOT tested")
     yield from _running(Server(Path(path).expanduser(), tmp_path_factory.mktemp("comfyui") / "base"))
 
 

@@ -1,4 +1,4 @@
-"""Node tests call `execute` directly: they need COMFYUI_PATH and a Python with ComfyUI's requirements."""
+"""Node tests call `execute` directly: most need COMFYUI_PATH and a Python with ComfyUI's requirements."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import sys
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks what needs a ComfyUI, so that `-m comfyui` runs what was skipped for want of one."""
+    for item in items:
+        if "comfy" in item.fixturenames:
+            item.add_marker("comfyui")
+
+
 @pytest.fixture(scope="session")
 def comfy():
     """Makes ComfyUI importable, on the CPU; skips where it is not there."""
     path = os.environ.get("COMFYUI_PATH")
     if not path:
-        pytest.skip("COMFYUI_PATH names no ComfyUI checkout")
+        pytest.skip("COMFYUI_PATH names no ComfyUI checkout: the nodes are NOT tested")
     if path not in sys.path:
         sys.path.append(path)
     pytest.importorskip("comfy_api.latest", reason="this Python lacks ComfyUI's requirements")
