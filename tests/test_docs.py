@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import click
 import pytest
 import typer
 
-from fakes import images
-from methods import test_contract as contract
-from sifm_core import cli, editors, methods
-from sifm_core.bench import config
+from sifm_core import methods
 from sifm_core.cli.app import app
-from sifm_core.editors import load_editor
 from sifm_core.images import save_png
 from sifm_core.miniature import benchmark
-from toy import ToyEditor
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("web/docs/**/*.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *ROOT.glob("web/docs/**/*.md"),
+]
 TEXT = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 
 

@@ -19,7 +19,7 @@ RUN = "0123456789ab"
 
 
 @pytest.fixture
-def home(comfy, tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch):
     """A user folder with one run of two pictures, unprotected and protected; and a secret beside it."""
     import nodes.routes
 
