@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sifm_core import pipeline
+from sifm_core.bench.grid import LOOP
 from sifm_core.errors import InputError
 from sifm_core.store import Store, fingerprint
-from sifm_core.types import Image, Metric, OnStep, Record, Step, Verdict
+from sifm_core.types import Image, Measured, Metric, OnStep, Record, RecordInfo, Step, Verdict
 from sifm_core.verdicts import CLEAN
 
 from ._store import digest
@@ -203,18 +204,18 @@ def records(
                 metrics=metrics,
                 verdicts=tuple(verdicts[i] for verdicts in answers),
                 seconds={"immunize": attack.seconds, "edit": edit.seconds},
-                info={
-                    "protection": settings.get("method", ""),
-                    "options": dict(settings.get("options", {})),
-                    "steps": settings.get("steps", 0),
-                    "protected_on": attack.protected_on,
-                    "purifier": attack.purifier,
-                    "edit_seed": edit.seed,
-                    "edit_options": dict(edit.options),
-                    "instruction": attack.instruction,
-                    "fidelity": {name: asdict(metric) for name, metric in visible.items()},
-                    "history": [dict(step) for step in attack.history],
-                },
+                info=RecordInfo(
+                    protection=settings.get("method", ""),
+                    options=dict(settings.get("options", {})),
+                    loop={name: settings[name] for name in LOOP if name in settings},
+                    protected_on=attack.protected_on,
+                    history=[dict(step) for step in attack.history],
+                    fidelity={name: Measured(**asdict(metric)) for name, metric in visible.items()},
+                    purifier=attack.purifier,
+                    instruction=attack.instruction,
+                    edit_seed=edit.seed,
+                    edit_options=dict(edit.options),
+                ),
             )
             store.put_record(record)
             made.append(record)

@@ -1,23 +1,24 @@
-"""Markdown tables that are readable as plain text too."""
+"""What nodes say: tables and sentences, as Markdown for other nodes, as data for the browser, which draws them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from sifm_core.report.document import Cell, Element, Table, Text, as_markdown, data
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with columns padded to one width."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *sentences: str) -> list[Element]:
+    """A table and what stands below it."""
+    cells = tuple(tuple(map(Cell, row)) for row in rows)
+    return [Table(tuple(head), cells), *(Text([sentence]) for sentence in sentences)]
 
 
-def number(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:.4g}"
+def markdown(elements: Sequence[Element]) -> str:
+    """The elements as Markdown that is readable as plain text too."""
+    return as_markdown(elements, aligned=True).rstrip()
 
 
-def percent(value: float | None) -> str:
-    """A share as a whole percentage, or "-" when there is none."""
-    return "-" if value is None else f"{value:.0%}"
+def shown(elements: Sequence[Element], **also: Any) -> dict[str, Any]:
+    """What a node gives its page: the Markdown, and the same as data."""
+    return {"text": [markdown(elements)], "sifm_document": data(elements), **also}

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 
 from sifm_core import data
 from sifm_core.errors import InputError
+from sifm_core.format import figure, percent, span
 from sifm_core.miniature import EVIDENCE, benchmark
 from sifm_core.rates import Isr, isr
 from sifm_core.types import Metric
@@ -22,7 +23,7 @@ from sifm_core.verdicts import consensus
 from . import sockets
 from ._cards import ARMS, Seen, card
 from ._comfy import to_comfy
-from ._text import number, percent, table
+from ._text import markdown, shown, table
 
 T = TypeVar("T")
 
@@ -158,12 +159,12 @@ class SifmIsrAggregate(io.ComfyNode):
         distances = {"protected": _means(metrics), "control": _means(control_metrics)}
         names = list(dict.fromkeys(name for means in distances.values() for name in means))
         rows = [
-            [ARMS[arm], *_cells(rate), *(_number(distances.get(arm, {}).get(name)) for name in names)]
+            [ARMS[arm], *_cells(rate), *(figure(name, distances.get(arm, {}).get(name)) for name in names)]
             for arm, rate in rates.items()
         ]
-        text = table(["edit of", "ISR", "95%", "net ISR", "95%", "judged", "unclear", *names], rows)
-        if all(v.judge.startswith("miniature:") for listed in verdicts.values() for said in listed for v in said):
-            text += f"\n\n{EVIDENCE}"
+        drawn = all(v.judge.startswith("miniature:") for listed in verdicts.values() for said in listed for v in said)
+        head = ["edit of", "ISR", "95%", "net ISR", "95%", "judged", "unclear", *names]
+        said = table(head, rows, *([EVIDENCE] if drawn else []))
         records = [
             {
                 "arm": arm,
@@ -181,8 +182,8 @@ class SifmIsrAggregate(io.ComfyNode):
         }
         rate = rates["protected"].rate
         cards = [card(seen, ARMS[arm]) for arm in reversed(cases) for seen in cases[arm]]
-        shown = {"text": [text], "sifm_isr": [result], "sifm_cards": cards}
-        return io.NodeOutput(text, math.nan if rate is None else rate, ui=shown)
+        ui = shown(said, sifm_isr=[result], sifm_cards=cards)
+        return io.NodeOutput(markdown(said), math.nan if rate is None else rate, ui=ui)
 
 
 def _joined(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
@@ -202,12 +203,5 @@ def _means(metrics: Sequence[dict[str, list[Metric]]]) -> dict[str, float]:
 
 
 def _cells(rate: Isr) -> list[str]:
-    interval, net = (
-        "-" if low is None or high is None else f"{low:.0%} to {high:.0%}"
-        for low, high in ((rate.low, rate.high), (rate.net_low, rate.net_high))
-    )
-    return [percent(rate.rate), interval, percent(rate.net), net, str(rate.n), str(rate.unclear)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else number(value)
+    shares = percent(rate.rate), span(rate.low, rate.high), percent(rate.net), span(rate.net_low, rate.net_high)
+    return [*shares, str(rate.n), str(rate.unclear)]

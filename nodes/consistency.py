@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from sifm_core.consistency import AXES, PAPER, Agreement, consistency
+from sifm_core.consistency import cells, consistency
 
 from . import sockets
 from ._attacks import Attack
 from ._cards import Seen, card, told
-from ._text import percent, table
+from ._text import markdown, shown, table
 
 Listed = dict[str, list[dict[str, list[Seen]]]]
 """A growing input of verdicts behind a plan: its name -> one dict of arms per item of the list."""
@@ -54,30 +54,11 @@ class SifmConsistencyReport(io.ComfyNode):
         raters = {name: [each.verdict for each in listed] for name, listed in seen.items()}
         samples = len(next(iter(raters.values())))
         pictures = [a.id for a in attack] or [str(i) for i in range(samples)]
-        text = report(consistency(raters, people, pictures))
+        found = consistency(raters, people, pictures)
+        columns = cells(found) | {"answers": [str(pair.answers) for row in found.values() for pair in row.values()]}
+        said = table(list(columns), list(zip(*columns.values(), strict=True)))
         cards = [card(each) for each in zip(*seen.values(), strict=True) if _differ(each)]
-        return io.NodeOutput(text, ui={"text": [text], "sifm_cards": cards})
-
-
-def report(found: dict[str, dict[str, Agreement]]) -> str:
-    """Table I as Markdown: raw agreement with its interval, chance-corrected, and the paper's own figure."""
-    head = ["raters", "about", "agree", "95%", "kappa", "alpha", "share of yes", "answers", "paper"]
-    rows = [
-        [
-            kind,
-            AXES[axis],
-            percent(a.raw),
-            "-" if a.low is None or a.high is None else f"{a.low:.0%} to {a.high:.0%}",
-            _number(a.kappa),
-            _number(a.alpha),
-            percent(a.prevalence),
-            str(a.answers),
-            percent(PAPER[kind][axis]),
-        ]
-        for kind, axes in found.items()
-        for axis, a in axes.items()
-    ]
-    return table(head, rows)
+        return io.NodeOutput(markdown(said), ui=shown(said, sifm_cards=cards))
 
 
 def _answers(listed: Sequence[dict[str, list[Seen]]]) -> list[Seen]:
@@ -88,7 +69,3 @@ def _answers(listed: Sequence[dict[str, list[Seen]]]) -> list[Seen]:
 def _differ(seen: Sequence[Seen]) -> bool:
     """Do two raters that gave an answer see this edit differently?"""
     return len({told(each.verdict)["word"] for each in seen} - {"unclear"}) > 1
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

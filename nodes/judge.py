@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from sifm_core.errors import ImageError, InputError, JudgeError, SifmError
+from sifm_core.format import percent
 from sifm_core.judges import load_judge
 from sifm_core.judges.client import check_base_url
 from sifm_core.judges.openai_compatible import URL
@@ -23,7 +24,7 @@ from ._cards import ARMS, Seen, card, shown
 from ._comfy import engine_room, reporter, to_engine
 from ._inputs import check_key, choice_problem, cost_input, credentials, prompt_input, prompt_problem
 from ._store import ANNOTATIONS, digest, home
-from ._text import percent, table
+from ._text import markdown, table
 
 
 class SifmMllmJudge(io.ComfyNode):
@@ -103,7 +104,7 @@ class SifmMllmJudge(io.ComfyNode):
         seen = iter(Seen(v, prompt, shown(c.source), shown(c.edited)) for c, v in zip(cases, answers, strict=True))
         found = {arm: [next(seen) for _ in pictures] for arm, pictures in edits.items()}
         rows = [_row(arm, i, each.verdict) for arm, listed in found.items() for i, each in enumerate(listed)]
-        text = table(["edit of", "picture", "mismatch", "degraded", "confidence", "why"], rows)
+        text = markdown(table(["edit of", "picture", "mismatch", "degraded", "confidence", "why"], rows))
         titles = {arm: ARMS[arm] if len(edits) > 1 else "" for arm in ARMS if arm in edits}
         cards = [card([each], title) for arm, title in reversed(titles.items()) for each in found[arm]]
         return io.NodeOutput(found, text, ui={"sifm_cards": cards})
@@ -206,8 +207,7 @@ def _row(arm: str, i: int, verdict: Verdict) -> list[str]:
         verdict.state if x is None else "yes" if x else "no"
         for x in (verdict.semantic_mismatch, verdict.perceptual_degradation)
     ]
-    why = " ".join(verdict.reasons.replace("|", "/").split())
-    return [arm, str(i + 1), *found, percent(verdict.confidence), why]
+    return [arm, str(i + 1), *found, percent(verdict.confidence), verdict.reasons]
 
 
 def _size(pictures: Tensor) -> str:

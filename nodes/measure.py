@@ -12,13 +12,13 @@ from torch import Tensor
 from sifm_core import pipeline
 from sifm_core.errors import InputError
 from sifm_core.fig3 import preferences
+from sifm_core.format import NONE, figure, number
 from sifm_core.metrics.clip_score import MODEL
-from sifm_core.types import Metric
 
 from . import sockets
 from ._attacks import singles
 from ._comfy import engine_room, to_engine
-from ._text import number, table
+from ._text import markdown, shown, table
 
 
 class SifmPairwiseMetrics(io.ComfyNode):
@@ -45,10 +45,14 @@ class SifmPairwiseMetrics(io.ComfyNode):
     def execute(cls, reference: Tensor, distorted: Tensor) -> io.NodeOutput:
         with engine_room():
             metrics = pipeline.measure(to_engine(reference), to_engine(distorted))
-        rows = [[name, *map(_value, values), values[0].definition] for name, values in metrics.items()]
+        rows = [
+            [name, *(m.reason if m.value is None else figure(name, m.value) for m in values), values[0].definition]
+            for name, values in metrics.items()
+        ]
         pictures = [f"picture {i + 1}" for i in range(len(reference))] if len(reference) > 1 else ["value"]
         values = {name: [m.value for m in listed] for name, listed in metrics.items()}
-        return io.NodeOutput(metrics, table(["metric", *pictures, "definition"], rows), ui={"sifm_metrics": [values]})
+        said = table(["metric", *pictures, "definition"], rows)
+        return io.NodeOutput(metrics, markdown(said), ui={"sifm_metrics": [values]})
 
 
 class SifmClipScore(io.ComfyNode):
@@ -98,20 +102,15 @@ class SifmClipScore(io.ComfyNode):
             )
         with engine_room():
             found = preferences([(a[0], b[0], c) for a, b, c in zip(before, after, texts, strict=True)], model=model[0])
-        rows = [[p.text, _score(p.unedited), _score(p.edited), _PREFERRED[p.prefers_unedited]] for p in found]
+        rows = [
+            [p.text, number(p.unedited.value, 4), number(p.edited.value, 4), _PREFERRED[p.prefers_unedited]]
+            for p in found
+        ]
         why = dict.fromkeys(m.reason for p in found for m in (p.unedited, p.edited) if m.value is None)
-        shown = "\n\n".join([table(["text", "unedited", "edited", "CLIP prefers"], rows), *why])
+        said = table(["text", "unedited", "edited", "CLIP prefers"], rows, *why)
         scores = [[math.nan if m.value is None else m.value for m in (p.unedited, p.edited)] for p in found]
         means = [statistics.fmean(column) for column in zip(*scores, strict=True)]
-        return io.NodeOutput(shown, *means, ui={"text": [shown]})
+        return io.NodeOutput(markdown(said), *means, ui=shown(said))
 
 
-_PREFERRED = {True: "the unedited picture", False: "the edit", None: "-"}
-
-
-def _score(metric: Metric) -> str:
-    return "-" if metric.value is None else number(metric.value)
-
-
-def _value(metric: Metric) -> str:
-    return metric.reason if metric.value is None else number(metric.value)
+_PREFERRED = {True: "the unedited picture", False: "the edit", None: NONE}

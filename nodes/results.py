@@ -18,8 +18,8 @@ from PIL import Image as Pillow
 from sifm_core import report
 from sifm_core.bench import config
 from sifm_core.errors import InputError
+from sifm_core.report.document import as_markdown, data, document
 from sifm_core.report.drawings import attacks
-from sifm_core.report.text import markdown
 from sifm_core.store import Store
 from sifm_core.types import Record
 from sifm_core.verdicts import CLEAN
@@ -83,8 +83,9 @@ class SifmResultsTable(io.ComfyNode):
         with Store(run.folder, create=False) as store:
             found = report.build(store, plan)
         known = [(name, value) for name, value in report.facts(found.frame, {}, None) if value != "null"]
-        text = markdown(replace(found, title=TITLE, about="", facts=known))  # the layout is the paper's, the run is not
-        return io.NodeOutput(text, run, ui={"text": [text], "sifm_run": [run.id]})
+        said = document(replace(found, title=TITLE, about="", facts=known))  # the layout is the paper's, the run is not
+        text = as_markdown(said)
+        return io.NodeOutput(text, run, ui={"text": [text], "sifm_document": data(said), "sifm_run": [run.id]})
 
 
 class SifmComparisonGrid(io.ComfyNode):

@@ -1,10 +1,14 @@
-"""Figures as text, everywhere alike: tables, pages, nodes, the command line. What is not known is "–"."""
+"""Figures and texts as they are shown, everywhere alike: tables, pages, nodes, the command line."""
 
 from __future__ import annotations
+
+import re
 
 from .metrics import METRICS
 
 NONE = "–"
+"""What is not known."""
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def percent(value: float | None) -> str:
@@ -41,3 +45,14 @@ def title(column: str) -> str:
         return "ISR ↑"
     name = {"vifp": "VIFp", "fsimc": "FSIMc"}.get(column, column.upper())
     return f"{name} {'↓' if METRICS[column].better == 'lower' else '↑'}"
+
+
+def visible(text: str) -> str:
+    """A text of others, with what a terminal would obey instead of showing it written out: control characters, changes
+    of direction and halves of characters; line breaks and tabs stay."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """The same without line breaks."""
+    return " ".join(visible(text).replace("\t", " ").splitlines())

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, TypedDict
+from typing import Any, TextIO
 from urllib.parse import quote
 
 import numpy as np
@@ -49,20 +49,6 @@ CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT 
 PRAGMA user_version = %d;
 COMMIT;
 """
-
-
-class Info(TypedDict, total=False):
-    """What readers rely on of a record's ``info``, where it is there; more may be."""
-
-    protection: str
-    protection_key: str
-    protected_on: str
-    purifier: str
-    instruction: str
-    failed: str
-    fidelity: dict[str, Metric]
-    peak_memory: Metric | None
-    prompt_distance: Metric | None
 
 
 class Store:
@@ -208,13 +194,8 @@ class Store:
     def rows(self) -> Iterator[dict[str, Any]]:
         """All records as plain data, which is quicker to read many of; :func:`record_of` makes one a record."""
         for key, text in self._each("SELECT key, json FROM records ORDER BY id"):
-            place = f"record {key}"
-            row = self._read(place, text, Record)
-            if row is None:
-                continue
-            if wrong := misfit(row.get("info", {}), Info):
-                self.unreadable[place] = wrong
-            else:
+            row = self._read(f"record {key}", text, Record)
+            if row is not None:
                 yield _completed(row)
 
     def missing(self) -> str:

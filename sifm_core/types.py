@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 from .verdicts import State as State
 from .verdicts import Verdict as Verdict
@@ -152,6 +152,49 @@ class Metric:
     reason: str = ""
 
 
+class Measured(TypedDict):
+    """A :class:`Metric` as plain data."""
+
+    value: float | None
+    definition: str
+    reason: str
+
+
+class RecordInfo(TypedDict, total=False):
+    """How a record came about, as plain data: what benchmarks and nodes write and reports read.
+
+    What is not there was not done or is not known, as in runs of other versions, whose further words are ignored.
+    """
+
+    protection: str
+    """The method; "" for none."""
+    options: Mapping[str, Any]
+    """The method's own settings."""
+    loop: Mapping[str, Any]
+    """What else was set for the protection: ``steps``, ``alpha``, ``ball`` and so on."""
+    protected_on: str
+    """The editor that protected; the record's ``editor`` attacked."""
+    protection_key: str
+    """Of the document "immunize" that holds how the perturbation was found."""
+    history: Sequence[Mapping[str, float]]
+    """The same where there is no such document: what was logged at each step."""
+    linf: float | None
+    peak_memory: Measured | None
+    """In bytes, while protecting."""
+    fidelity: Mapping[str, Measured]
+    """The protected picture against its source."""
+    purifier: str
+    """What the attacker did to the picture first; "" for nothing."""
+    instruction: str
+    """What the picture was protected against; the record's ``prompt`` is what the attacker asked."""
+    prompt_distance: Measured
+    """How far these two are apart for the attacked editor."""
+    edit_seed: int
+    edit_options: Mapping[str, Any]
+    failed: str
+    """Why something of the record is missing."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One attacked picture with everything that was measured on it: a row of a run.
@@ -176,4 +219,4 @@ class Record:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: RecordInfo = field(default_factory=RecordInfo)

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image as Pil
 
 from sifm_core import bench, controls, miniature, report
@@ -24,10 +26,11 @@ from sifm_core.rates import isr
 from sifm_core.report.cells import failures, measured, sheets
 from sifm_core.report.compare import runs
 from sifm_core.report.curves import MEANING, WORDS, stage
+from sifm_core.report.document import markdown
 from sifm_core.report.drawings import attacks, told_apart
 from sifm_core.report.figures import Line
 from sifm_core.report.html import MAX_SIDE
-from sifm_core.report.text import as_csv, latex, markdown, tex
+from sifm_core.report.text import as_csv, latex, tex
 from sifm_core.stats import mcnemar
 from sifm_core.store import Store
 from sifm_core.types import Metric, Record, Verdict
@@ -523,12 +526,75 @@ def test_the_page_needs_nothing_else_and_has_everything(run):
     assert miniature.EVIDENCE not in page  # a toy is no miniature
 
 
-def test_prompts_and_reasons_are_text_not_markup(run):
+EVIL = (
+    "<script>alert(1)</script>",
+    "&lt;script&gt;<img src=x onerror=alert(1)>",
+    "a\n\n# head\n\n<iframe src=//x>\n\n- item",
+    "![beacon](http://x/p.png) [click](javascript:alert(1))",
+    "| a | b |\r\n|---|---|\x1b]0;owned\x07\x9b31m\u202etxt",
+    "'\"><svg onload=alert(1)>",
+    "# head",
+    "``` fence",
+    "1. <!-- gone",
+)
+
+
+class _Elements(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def _told_by_others(run, text: str) -> tuple[str, str, str]:
+    """Markdown, HTML and LaTeX of a run where every prompt, name, category, reason, definition and setting is so."""
     records, store, provenance = run
-    evil = "<script>alert(1)</script>"
-    verdict = replace(records[0].verdicts[0], reasons=evil)
-    page = page_of([replace(records[0], prompt=evil, verdicts=(verdict,))], store, provenance)
-    assert evil not in page and "&lt;script&gt;" in page
+    silent = Verdict(f"human:{text}", "refused", reasons=text, model_served=text)
+    told = [
+        replace(
+            r,
+            image=f"{r.image}{text}",
+            category=text,
+            prompt=text,
+            prompt_kind=text,
+            editor=text,
+            method=r.method if r.method == "clean" else f"{r.method}{text}",
+            metrics={name: Metric(None, text, text) for name in r.metrics},
+            verdicts=(*(replace(v, reasons=text, judge=f"{v.judge}{text}") for v in r.verdicts), silent),
+            info={**r.info, "purifier": text, "failed": text, "instruction": text},
+        )
+        for r in records
+    ]
+    made = replace(report.make(told, provenance | {"commit": text}, title=text), trust=[text], about=text)
+    return markdown(made), report.page(made, store), latex(made)
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_no_text_of_others_is_markup_or_reaches_a_terminal_in_any_report(evil, run):
+    text, page, tex_ = _told_by_others(run, evil)
+    plain = _told_by_others(run, "nothing")
+    for shown in (text, tex_):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
+    reader = MarkdownIt("commonmark", {"html": True}).enable("table")
+    rendered, expected = (Counter(tag for tag, _ in _Elements(reader.render(one)).found) for one in (text, plain[0]))
+    assert rendered - Counter(code=9) == expected, "the same headings, paragraphs, tables and nothing else"
+    elements, expected = ([(tag, sorted(given)) for tag, given in _Elements(one).found] for one in (page, plain[1]))
+    assert [one for one in elements if one[0] != "code"] == expected
+    assert tex_.count("\n") == plain[2].count("\n")
+
+
+@pytest.mark.parametrize("start", "=+-@\t\r")
+def test_no_name_in_the_csv_is_a_formula(start):
+    formula = f"{start}cmd|' /C calc'!A1"
+    made = [record(m, "0", True, protection="sifm", category=formula, editor=formula) for m in ("clean", formula)]
+    written = list(csv.reader(io.StringIO(as_csv(report.make([*made, replace(made[0], editor="e")], {})))))
+    assert not [cell for row in written for cell in row if cell.startswith(start)]
+    assert {row[1] for row in written[1:]} == {"clean", f"'{formula}"}
 
 
 def test_failures_and_missing_values_are_said(run):

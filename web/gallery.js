@@ -30,14 +30,9 @@ export function make(tag, given = {}, ...children) {
   return element;
 }
 
-// Text with **best** and <u>second</u> of the report's tables, and `code`.
+// Text with `code`.
 export function inline(text) {
-  return text.split(/(\*\*.+?\*\*|<u>.+?<\/u>|`[^`]+`)/).filter(Boolean).map((part) => {
-    const found = /^(?:\*\*(.+)\*\*|<u>(.+)<\/u>|`(.+)`)$/.exec(part);
-    if (!found) return part;
-    const at = found.slice(1).findIndex((inner) => inner !== undefined);
-    return make(["b", "u", "code"][at], { textContent: found[at + 1] });
-  });
+  return text.split("`").map((part, i) => (i % 2 ? make("code", { textContent: part }) : part)).filter(Boolean);
 }
 
 // What the pack's own routes answer; with a body it is a POST.

@@ -1,5 +1,5 @@
-// Nodes that end in a table or in verdicts show them: the Markdown that they give as text, made into tables, headings
-// and paragraphs, and below it the edits with what the judges say.
+// Nodes that end in a table or in verdicts show them: the headings, sentences and tables that they give as data, and
+// below them the edits with what the judges say.
 import { app } from "../../scripts/app.js";
 import { ask, attacked, gallery, inRun, inTemp, inline, make } from "./gallery.js";
 
@@ -21,36 +21,27 @@ const STYLE = `
 .sifm-text th { font-weight: normal; color: var(--descrip-text, #999); border-bottom: 1px solid var(--border-color, #555); white-space: nowrap; }
 `;
 
-const cells = (line) => line.trim().slice(1, -1).split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
+const MARKS = { best: "b", second: "u" };
+const marked = ({ text, mark }) => (MARKS[mark] ? [make(MARKS[mark], { textContent: text })] : inline(text));
 
-const row = (tag, texts) => make("tr", {}, ...texts.map((text) => make(tag, { className: text.length > 40 ? "long" : "" }, ...inline(text))));
-
-// A head whose title stands over several columns: only the first of them has a text.
-function over(texts) {
-  const made = row("th", texts), [corner, ...rest] = made.children;
-  let last = corner;
-  for (const cell of rest) {
-    if (cell.textContent || last === corner) last = cell;
-    else { last.colSpan += 1; cell.remove(); }
-  }
-  return made;
+function cell(given) {
+  const paper = given.paper && make("small", { textContent: ` (${given.paper})` });
+  return make("td", { className: given.text.length > 40 ? "long" : "" }, ...marked(given), given.star ? "†" : "", paper || "");
 }
 
-function table(lines) {
-  const [head, , ...body] = lines.map(cells); // the second is the rule
-  const titled = body.length && body[0].every((text) => !text || /^\*\*.*\*\*$/.test(text)) && !body[0][0];
-  const heads = titled ? [over(head), row("th", body.shift())] : [row("th", head)];
-  return make("table", {}, ...heads, ...body.map((texts) => row("td", texts)));
+function table({ head, rows, over }) {
+  const above = over.map(([title, colSpan]) => make("th", { textContent: title, colSpan }));
+  const heads = [...(above.length ? [make("tr", {}, make("th"), ...above)] : []), make("tr", {}, ...head.map((textContent) => make("th", { textContent })))];
+  return make("table", {}, ...heads, ...rows.map((row) => make("tr", {}, ...row.map(cell))));
 }
 
-function blocks(markdown) {
-  return markdown.split(/\n\s*\n/).map((part) => part.trim()).filter(Boolean).map((part) => {
-    if (part.startsWith("|")) return table(part.split("\n"));
-    if (part.startsWith("#")) return make("h4", {}, ...inline(part.replace(/^#+\s*/, "")));
-    if (part.startsWith("- ")) return make("ul", {}, ...part.split("\n").map((line) => make("li", {}, ...inline(line.slice(2)))));
-    return make("p", {}, ...inline(part));
-  });
-}
+// The elements of sifm_core/report/document.py.
+const DRAWN = {
+  heading: ({ text }) => make("h4", { textContent: text }),
+  items: ({ texts }) => make("ul", {}, ...texts.map((text) => make("li", {}, ...inline(text)))),
+  text: ({ parts }) => make("p", {}, ...parts.flatMap(marked)),
+  table,
+};
 
 // The edits that a node has judged, or those of the run that it has made.
 async function edits({ sifm_cards: cards, sifm_run: runs }) {
@@ -77,7 +68,7 @@ app.registerExtension({
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
       if (!output) return;
-      const shown = blocks((output.text ?? []).join("\n\n"));
+      const shown = (output.sifm_document ?? []).map((element) => DRAWN[element.kind](element));
       element.replaceChildren(...shown);
       edits(output).then((drawn) => element.replaceChildren(...shown, drawn), (error) => element.append(make("p", { textContent: error.message })));
     };

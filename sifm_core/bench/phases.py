@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ..errors import SifmError, StoreError
 from ..images import from_uint8, to_uint8
 from ..purify.noisy_upscale import UPSCALER
 from ..store import Store, fingerprint
-from ..types import Editor, Metric, OnStep, Record, Step, Verdict
+from ..types import Editor, Measured, Metric, OnStep, Record, RecordInfo, Step, Verdict
 from ..verdicts import CLEAN
 from .config import HERE
 from .costs import weights
@@ -481,7 +481,7 @@ class _Run:
             verdicts.append(Verdict(**(self._have("verdict", keys[-1]) or {"judge": self.known[judge]["name"], **why})))
         reasons = list(dict.fromkeys(self.failed[key] for key in keys if key in self.failed))
         protect, attack = names(a.editor)
-        info: dict[str, Any] = {
+        info: RecordInfo = {
             "options": dict(row.options),
             "loop": dict(row.loop),
             "protection": row.method or "",
@@ -491,11 +491,11 @@ class _Run:
             "instruction": a.sample.instruction,
         }
         if row.method:
-            info |= {"linf": protection.get("linf"), "protection_key": a.protected_key}
-            info |= {"fidelity": compared["fidelity"], "peak_memory": protection.get("peak_memory")}
+            info["linf"], info["protection_key"] = protection.get("linf"), a.protected_key
+            info["fidelity"], info["peak_memory"] = compared["fidelity"], protection.get("peak_memory")
         if key := self.keys.compared(a):
-            unknown = {"value": None, "definition": "", "reason": self.failed.get(key, "")}
-            info["prompt_distance"] = self._have("compare", key) or unknown
+            unknown = Measured(value=None, definition="", reason=self.failed.get(key, ""))
+            info["prompt_distance"] = cast(Measured, self._have("compare", key)) or unknown
         if reasons:
             info["failed"] = "; ".join(reasons)
         return Record(

@@ -28,11 +28,12 @@ from .cells import BESIDE
 from .clip import Clip
 from .columns import Frame, frame
 from .curves import Series, plots
+from .document import markdown
 from .drawings import grid as grid
 from .figures import Agreement, Part, Predictor, agreements, headline, parts, predictors
 from .html import chosen, page
 from .overview import together as together
-from .text import as_csv, latex, markdown
+from .text import as_csv, latex
 from .text import terminal as terminal
 
 __all__ = ["TRUTH", "Report", "build", "grid", "make", "page", "terminal", "together", "write"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..data.prompts import distance
-from ..types import Record
+from ..types import Measured, Record, RecordInfo
 from ..verdicts import AXES, CLEAN, FAILURE_AXES, TRUTH, Cell, Verdict, cell, consensus, failure_axis
 
 SHOWN, KEPT = 24, 1000
@@ -90,7 +90,7 @@ class Frame:
         return ", ".join(parts)
 
 
-def kind(info: Mapping[str, Any]) -> str:
+def kind(info: RecordInfo) -> str:
     """ "floor" (nothing done to the picture), "control" (noise) or "method", from a record's info."""
     protection = info.get("protection", "")
     return "floor" if not protection else "control" if protection == "random_noise" else "method"
@@ -151,47 +151,44 @@ def frame(records: Iterable[Record]) -> Frame:
 
 def _verdicts(f: Frame, verdicts: Sequence[Verdict], n: int) -> None:
     """The judges' answers as columns, and what they agree on."""
-    for verdict in verdicts:
-        if verdict.judge not in f.answers:
-            f.answers[verdict.judge] = {axis: array("b", [-1]) * n for axis in AXES}
-        for axis, column in f.answers[verdict.judge].items():
-            column.append(_CODE[verdict.answer(axis)])
+    said = {verdict.judge: verdict for verdict in verdicts}
+    for judge, verdict in said.items():
+        f.answers.setdefault(judge, {axis: array("b", [-1]) * n for axis in AXES})
         if verdict.model_served:
-            f.served[verdict.judge] = verdict.model_served
+            f.served[judge] = verdict.model_served
         if verdict.state != "ok":
-            f.missing[f"{verdict.judge} gave no answer ({verdict.state}): {verdict.reasons}"] += 1
+            f.missing[f"{judge} gave no answer ({verdict.state}): {verdict.reasons}"] += 1
+    for judge, columns in f.answers.items():
+        for axis, column in columns.items():
+            column.append(_CODE[said[judge].answer(axis)] if judge in said else -1)
     f.consensus.append(_CODE[consensus(verdicts)])
     f.axis.append(FAILURE_AXES.index(failure_axis(verdicts)))
-    for columns in f.answers.values():
-        if len(columns["success"]) <= n:
-            for column in columns.values():
-                column.append(-1)
 
 
-def _memory(f: Frame, info: Mapping[str, Any]) -> float:
+def _memory(f: Frame, info: RecordInfo) -> float:
     """What protecting took at its peak, in bytes; NaN where nothing was protected or it is not known."""
     if not info.get("protection"):
         return math.nan
-    peak = info.get("peak_memory") or {"value": None, "reason": ""}
-    if peak["value"] is None:
-        f.missing[f"Peak memory: {peak['reason']}." if peak["reason"] else UNKNOWN_MEMORY] += 1
+    peak = info.get("peak_memory")
+    if peak is None or peak["value"] is None:
+        f.missing[f"Peak memory: {peak['reason']}." if peak and peak["reason"] else UNKNOWN_MEMORY] += 1
         return math.nan
     f.definitions.add(f"peak memory: {peak['definition']}")
     return float(peak["value"])
 
 
-def _meaning(f: Frame, prompts: tuple[str, str], found: Mapping[str, Any] | None) -> float:
+def _meaning(f: Frame, prompts: tuple[str, str], apart: Measured | None) -> float:
     """:func:`sifm_core.pipeline.prompt_distance` as the record has it; NaN where it is not known."""
     if prompts[0] == prompts[1]:
         return 0.0
-    if found is None:
+    if apart is None:
         f.uncompared += 1
         return math.nan
-    if found["value"] is None:
-        f.missing[f"Semantic distance of prompts: {found['reason']}."] += 1
+    if apart["value"] is None:
+        f.missing[f"Semantic distance of prompts: {apart['reason']}."] += 1
         return math.nan
-    f.definitions.add(found["definition"])
-    return float(found["value"])
+    f.definitions.add(apart["definition"])
+    return float(apart["value"])
 
 
 def _values(columns: dict[str, array[float]], values: dict[str, float | None], n: int) -> None:

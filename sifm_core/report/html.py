@@ -166,10 +166,10 @@ def _said(verdict: Verdict) -> str:
 
 def _curves(records: Sequence[Record], store: Store) -> dict[str, list[str]]:
     """Method -> one drawing per logged value, one line per batch (the pictures of a batch share their history)."""
-    histories: dict[str, list[list[Mapping[str, float]]]] = {}
+    histories: dict[str, list[Sequence[Mapping[str, float]]]] = {}
     for record in records:
-        protection = store.get("immunize", str(record.info.get("protection_key", "")))
-        history = protection and protection.get("history")
+        kept = store.get("immunize", record.info.get("protection_key", "")) or {}
+        history = record.info.get("history") or kept.get("history")
         if history and history not in histories.setdefault(record.method, []):
             histories[record.method].append(history)
     return {

@@ -1,40 +1,25 @@
-"""The tables as text: for a terminal, Markdown, LaTeX and CSV, all from the same cells."""
+"""The tables as text: for a terminal, LaTeX and CSV, all from the same cells."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..bench.config import Layout
-from ..format import percent
+from ..files import cell
+from ..format import one_line
 from ..rates import Isr
-from ..verdicts import AXES
-from .cells import (
-    Cell,
-    Sheet,
-    agreement_table,
-    categories,
-    distances,
-    failures,
-    measured,
-    plotted,
-    predictor_table,
-    rates,
-    sheets,
-    starred,
-)
-from .curves import Series
+from .cells import Cell, distances, rates, sheets
+from .document import STAR, drawn_only
 from .figures import Line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from . import Report
-
-STAR = "†"
 
 # ---- a terminal
 
@@ -56,84 +41,12 @@ def terminal(table: Sequence[Line]) -> list[Table]:
     return shown
 
 
-# ---- Markdown
-
-
-def markdown(report: Report) -> str:
-    """The headline, the tables, how to read them, and where they come from."""
-    parts = [f"# {report.title}", *([report.about] if report.about else []), report.headline]
-    shown = sheets(report.parts, report.layout, report.beside)
-    parts += [_markdown_sheet(sheet) for sheet in shown]
-    source = f" In parentheses: {report.paper.source}." if report.paper.source else ""
-    parts += [LEGEND + (DIFFERS if starred(shown) else "") + source]
-    if report.trust:
-        parts += ["## Can the judges be trusted?", "\n".join(f"- {said}" for said in report.trust)]
-    for part in report.parts[: report.beside]:
-        if len(report.parts) > 1:
-            parts.append(f"## {part.title}")
-        tables = (rates, failures, categories, measured)
-        parts += [_markdown_table(cells) for cells in (make(part.lines) for make in tables) if cells]
-    if len(report.parts) > report.beside:
-        parts += [f"The other {len(report.parts) - report.beside} blocks stand in report.csv in the same detail."]
-    for name, series in _drawn_only(report).items():
-        parts += [f"## {name}", _markdown_table(plotted(series))]
-    if report.agreements:
-        parts += ["## Do the judges agree?", _markdown_table(agreement_table(report.agreements))]
-        for block in report.paper.blocks if report.layout.kind == "agreement" else ():
-            said = "; ".join(f"{who}: {' / '.join(map(percent, v))}" for who, v in block.rows.items())
-            parts.append(f"{report.paper.source} ({', '.join(axis.replace('_', ' ') for axis in AXES)}): {said}.")
-    if report.predictors:
-        parts += ["## What the metrics say about the verdict", _markdown_table(predictor_table(report.predictors))]
-        parts += ["AUC: how often a failed edit scores as further off than a working one. 0.5 is chance."]
-    if report.clip:
-        parts += ["## What does CLIP prefer?", report.clip.said]
-        parts += [_markdown_table(report.clip.table)] if report.clip.table else []
-    parts += report.reading
-    parts += ["\n".join(f"- {name}: {value}" for name, value in report.facts)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _drawn_only(report: Report) -> dict[str, Series]:
-    """The plots whose rates stand in no other table."""
-    return report.plots if report.layout.plot == "prompts" else {}
-
-
-LEGEND = (
-    "**Best** and <u>second</u> of the methods; the clean row, another seed and noise are controls. ISR: edits that "
-    "all judges, each for itself, call failed; 95% by picture; net: works on the clean picture and fails here."
-)
-DIFFERS = f" {STAR}: differs from SIFM (exact, by picture, Holm, p < 0.05)."
-
-
-def _markdown_sheet(sheet: Sheet) -> str:
-    head = [""] + [f"{name}" for name in sheet.columns]
-    over = [""] + [block if not i else "" for block, width in sheet.blocks for i in range(width)]
-    rows = [over, ["---"] + ["---:"] * len(sheet.columns), [f"**{text}**" if text else "" for text in head]]
-    for line, cells in sheet.rows:
-        rows.append([line.name, *map(_markdown_cell, cells)])
-    return _markdown_rows(rows)
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = {"best": f"**{cell.text}**", "second": f"<u>{cell.text}</u>"}.get(cell.mark, cell.text)
-    return text + (STAR if cell.star else "") + (f" ({cell.paper})" if cell.paper else "")
-
-
-def _markdown_table(cells: Mapping[str, Sequence[str]]) -> str:
-    rows = [list(cells), ["---" if i == 0 else "---:" for i in range(len(cells))], *zip(*cells.values(), strict=True)]
-    return _markdown_rows(rows)
-
-
-def _markdown_rows(rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
-
-
 # ---- LaTeX
 
 
 def latex(report: Report) -> str:
     """The tables as LaTeX (booktabs), the paper's figures small beside ours."""
-    parts = [f"% {report.title}: {report.headline}", "% needs \\usepackage{booktabs,graphicx}"]
+    parts = [f"% {one_line(report.title)}: {one_line(report.headline)}", "% needs \\usepackage{booktabs,graphicx}"]
     for sheet in sheets(report.parts, report.layout, report.beside):
         over = " & ".join(f"\\multicolumn{{{width}}}{{c}}{{{tex(block)}}}" for block, width in sheet.blocks)
         rules, at = [], 2
@@ -161,7 +74,7 @@ _TEX = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", STAR: r"$^\dagger$", "–"
 
 def tex(text: str) -> str:
     """Text as LaTeX prints it."""
-    text = re.sub(r"([\\{}])", lambda m: {"\\": r"\textbackslash ", "{": r"\{", "}": r"\}"}[m[1]], text)
+    text = re.sub(r"([\\{}])", lambda m: {"\\": r"\textbackslash ", "{": r"\{", "}": r"\}"}[m[1]], one_line(text))
     text = re.sub(r"([%&#_$])", r"\\\1", text).replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")
     for mark, command in _TEX.items():
         text = text.replace(mark, command)
@@ -200,27 +113,26 @@ def as_csv(report: Report) -> str:
 
     After the layout's columns stand the metrics that it leaves out, "judge:" rates, "ground truth", "category:" rates,
     "visible:" metrics (protected against clean picture), "axis:" rates, "improved", "worst_of_seeds", "seconds" a
-    picture and "peak_bytes"; plots by distance and judges' calibrations have blocks of their own.
+    picture and "peak_bytes"; plots by distance and judges' calibrations have blocks of their own. Names that a
+    spreadsheet would take for formulas have an apostrophe before them.
     """
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(CSV)
+    rows: list[Sequence[Any]] = [CSV]
     for part in report.parts:
         for line in part.lines:
             for column, value in _figures(line, report.layout).items():
                 paper = part.paper.get(line.name, {}).get(column)
                 p = line.p if column == "isr" else None
-                writer.writerow([part.title, line.name, line.kind, column, *value, p, paper])
-    for heading, series in _drawn_only(report).items():
+                rows.append([part.title, line.name, line.kind, column, *value, p, paper])
+    for heading, series in drawn_only(report).items():
         for method, points in series.items():
-            writer.writerows([heading, method, "plot", at, *_share(found), None, None] for at, found in points)
-    for judge, found in report.calibrations.items():
-        for name, right in (
-            ("sensitivity", found.sensitivity["success"]),
-            ("specificity", found.specificity["success"]),
-        ):
+            rows += [[heading, method, "plot", at, *_share(isr), None, None] for at, isr in points]
+    for judge, known in report.calibrations.items():
+        for name, rate in (("sensitivity", known.sensitivity), ("specificity", known.specificity)):
+            right = rate["success"]
             counts = (right.value, right.low, right.high, right.n)
-            writer.writerow(["calibration", judge, "judge", name, *counts, *[None] * (len(CSV) - 8)])
+            rows.append(["calibration", judge, "judge", name, *counts, *[None] * (len(CSV) - 8)])
+    out = io.StringIO()
+    csv.writer(out).writerows([cell(value) for value in row] for row in rows)
     return out.getvalue()
 
 

@@ -1,10 +1,12 @@
 """What nodes/_comfy.py does without ComfyUI."""
 
+import json
+
 import torch
 from torch import nn
 
 from nodes._comfy import engine_room, heal, to_comfy, to_engine
-from nodes._text import percent, table
+from nodes._text import markdown, shown, table
 
 
 def test_a_picture_made_in_inference_mode_comes_out_fit_for_gradients_and_on_the_grid():
@@ -82,11 +84,18 @@ def test_heal_keeps_weights_shared_and_leaves_sound_ones_alone():
 
 
 def test_tables_line_up():
-    text = table(["a", "long head"], [["wide cell", "1"], ["b", "2"]])
+    text = markdown(table(["a", "long head"], [["wide cell", "1"], ["b", "2"]]))
     assert len({len(line) for line in text.splitlines()}) == 1
     assert text.splitlines()[1].replace(" ", "") == "|---------|---------|"
 
 
-def test_no_rate_is_a_dash():
-    assert percent(None) == "-"
-    assert percent(0.0) == "0%"
+def test_a_page_gets_tables_as_cells_with_every_text_as_it_is():
+    """The browser draws cells: what would be markup in Markdown is text there, and is escaped in the Markdown."""
+    said = table(["judge", "why"], [["a|b", "<b>`x`</b>\n| c"]], "**not bold**")
+    ui = shown(said, sifm_cards=[])
+    grid, below = ui["sifm_document"]
+    assert (grid["kind"], list(grid["head"]), below["kind"]) == ("table", ["judge", "why"], "text")
+    assert [[cell["text"] for cell in row] for row in grid["rows"]] == [["a|b", "<b>`x`</b>\n| c"]]
+    assert below["parts"][0] == {"text": "**not bold**", "mark": "", "paper": "", "star": False}
+    assert ui["text"] == [markdown(said)] and r"a\|b" in ui["text"][0] and "<b>" not in ui["text"][0]
+    assert json.loads(json.dumps(ui))["sifm_cards"] == []
