@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,10 @@ def records(
                     loop={name: settings[name] for name in LOOP if name in settings},
                     protected_on=attack.protected_on,
                     history=[dict(step) for step in attack.history],
-                    fidelity={name: Measured(**asdict(metric)) for name, metric in visible.items()},
+                    fidelity={
+                        name: Measured(value=m.value, definition=m.definition, reason=m.reason)
+                        for name, m in visible.items()
+                    },
                     purifier=attack.purifier,
                     instruction=attack.instruction,
                     edit_seed=edit.seed,
