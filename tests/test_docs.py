@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
+import sys
+from collections import OrderedDict
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
-from sifm_core import methods
+from methods import test_contract as contract
+from sifm_core import cli, methods
 from sifm_core.cli.app import app
+from sifm_core.editors import load_editor
 from sifm_core.images import save_png
 from sifm_core.miniature import benchmark
+from toy import ToyEditor, ToyJudge
 
 ROOT = Path(__file__).parents[1]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted(ROOT.glob("docs/**/*.md")),
-    *ROOT.glob("web/docs/**/*.md"),
-]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("web/**/*.md")]
 TEXT = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 
 
@@ -51,10 +51,17 @@ def parse(words: list[str]) -> None:
     command, context = typer.main.get_command(app), None
     name = "sifm"
     while hasattr(command, "commands"):
-        context = click.Context(command, parent=context, info_name=name)
+        context = command.context_class(command, parent=context, info_name=name)
         name, *words = words
         command = command.commands[name]
     command.make_context(name, words, parent=context)
+
+
+def inline() -> list[tuple[str, str]]:
+    """(page, command) of what stands between backticks and starts with `sifm` and a command's name."""
+    return [
+        (page, " ".join(code.split())) for page, text in TEXT.items() for code in re.findall(r"`(sifm [^`]+)`", text)
+    ]
 
 
 @pytest.fixture
@@ -62,16 +69,118 @@ def here(tmp_path, monkeypatch) -> Path:
     """A folder with the picture that the pages speak of, and two iterations where they leave the number to SIFM."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(methods.EQUAL_BUDGET, "steps", 2)
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     save_png(benchmark.load(1)[0].image[None], "photo.png")
-    shutil.move("photo.png", "photo.jpg")  # read by its content
+    shutil.move("photo.png", "photo.jpg")  # known by its content
     return tmp_path
 
 
+@pytest.fixture
+def toys(monkeypatch) -> None:
+    """Runs on an editor and judges that answer at once."""
+    monkeypatch.setattr("sifm_core.bench.work.load_editor", lambda name, **options: ToyEditor())
+    monkeypatch.setattr("sifm_core.bench.work.load_judge", lambda spec: ToyJudge(spec))
+    monkeypatch.setattr("sifm_core.bench.work._loaded", OrderedDict())
+
+
+def run(command: str, more: str = "", code: int = 0) -> None:
+    assert cli.main([*words_of(command), *more.split()]) == code, command
+
+
 def test_there_is_something_to_run():
-    assert len(lines()) > 30 and len(blocks("python")) >= 2 and blocks("toml")
+    assert len(lines()) > 30 and len(inline()) > 10 and len(blocks("python")) >= 2 and blocks("toml")
 
 
 @pytest.mark.parametrize("page, command", lines())
-def test_a_line_that_is_shown_is_one_that_the_command_takes(page, command, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_a_line_that_is_shown_is_one_that_the_command_takes(page, command, here):
     parse(words_of(command))
+
+
+WRONG = {
+    "edit a.png -o b.png --prompt a --twice": "No such option: --twice",
+    "bench walk": "walk",
+    "bench run": "Missing",
+    "plan --size big": "valid int",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_line_that_the_command_does_not_take_is_found(words):
+    with pytest.raises(Exception, match=WRONG[words]):
+        parse(words.split())
+
+
+@pytest.mark.parametrize("page, command", inline())
+def test_a_command_that_is_mentioned_has_the_options_that_are_mentioned(page, command):
+    known, found = typer.main.get_command(app), set()
+    for word in command.split()[1:]:
+        known = getattr(known, "commands", {}).get(word, known)
+    found = {option for parameter in known.params for option in parameter.opts}
+    assert known.name in command.split() and set(re.findall(r"--[a-z-]+", command)) <= found
+
+
+def test_readmes_commands_on_a_picture_run(here, capsys):
+    for page, command in lines():
+        if page == "README.md" and not command.startswith("sifm bench") and "RUN" not in command:
+            asks_for_a_key = command.startswith("sifm judge")
+            run(command, "--images 1" if command == "sifm calibrate" else "", code=int(asks_for_a_key))
+            out, err = capsys.readouterr()
+            assert "GEMINI_API_KEY" in err if asks_for_a_key else out, command
+
+
+def test_the_grid_of_ones_own_runs_and_so_do_the_commands_on_runs(here, toys, capsys):
+    ((_, grid),) = blocks("toml")
+    Path("own.toml").write_text(grid)
+    runs = ["table2-miniature", "table3-miniature", "table4-miniature", "other"]
+    run(f"sifm bench run own.toml --out runs/{runs[0]} --images 1 --unseen 0 --steps 2")
+    for name in runs[1:]:
+        shutil.copytree(f"runs/{runs[0]}", f"runs/{name}")
+    for page, command in lines():
+        if page in ("README.md", "docs/benchmarks.md") and command.startswith("sifm bench"):
+            run(" ".join(command.replace("[234]", digit) for digit in "3"), "--dry-run" if " run " in command else "")
+    run("sifm consistency RUN".replace("RUN", f"runs/{runs[1]}"))
+    assert capsys.readouterr().out
+
+
+def test_the_commands_on_pictures_of_ones_own_run(here):
+    Path("mine.csv").write_text("image,instruction\nphoto.jpg,make it night\n")
+    Path("mine").mkdir()
+    run("sifm data csv mine.csv mine/manifest.jsonl")
+    shutil.copytree("mine", "benchmark")
+    for page, command in lines():
+        if page == "docs/benchmarks.md" and command.startswith(("sifm data csv", "sifm data check")):
+            run(command)
+
+
+def test_readmes_python_runs(here, capsys):
+    first, *_ = (code for page, code in blocks("python") if page == "README.md")
+    exec(compile(first, "README.md", "exec"), {})
+    assert "Isr(rate=" in capsys.readouterr().out
+
+
+def test_readmes_method_keeps_the_contract_as_it_stands(tmp_path, monkeypatch, ip2p_folder, sd3_folder, capsys):
+    _, code = (code for page, code in blocks("python") if page == "README.md")
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.setitem(methods.METHODS, "mine", re.search(r'`"mine": "(.+?)"`', TEXT["README.md"])[1])
+    try:
+        for folder in (ip2p_folder, sd3_folder):
+            editor = load_editor(folder, device="cpu", dtype="float64", steps=2)
+            contract.test_budget_range_shape_and_same_seed_same_bytes("mine", editor)
+            contract.test_a_batch_equals_its_images_one_by_one("mine", editor)
+            contract.test_the_loss_falls("mine", editor)
+            contract.test_an_interrupt_leaves_nothing_behind("mine", editor)
+        run("sifm list methods")
+    finally:
+        sys.modules.pop("sifm_core.methods.mine", None)
+    assert "our own, of no paper" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "docs/examples").glob("*.py")), ids=lambda script: script.stem)
+def test_an_example_runs(script, here, monkeypatch, capsys):
+    monkeypatch.setattr("sifm_core.editors.load_editor", lambda name: ToyEditor())
+    given = {"protect_a_photo": ["photo.jpg", "protected.png", "turn her into a zombie"]}.get(script.stem, [])
+    monkeypatch.setattr(sys, "argv", [str(script), *given])
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.strip()

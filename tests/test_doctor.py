@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
-from sifm_core import cli, doctor
+from sifm_core import cli, doctor, judges, methods, purify
 
 
 def findings() -> dict[str, doctor.Finding]:
@@ -80,3 +81,46 @@ def test_exit_code_and_json(monkeypatch, capsys, state, code):
     said = json.loads(capsys.readouterr().out)
     assert said["ok"] is (code == 0)
     assert said["checks"] == [{"name": "thing", "state": state, "found": "found", "cure": "cure"}]
+
+
+BROKEN = {
+    "imports what is not there": "import nothing_of_this_name",
+    "is no Python": "def build(:",
+    "raises something of its own": "raise SystemError('no')",
+    "has no function": '"""Hollow."""',
+    "has an unreadable annotation": 'def build(editor, x, cond, *, way: "Nowhere" = 1): ...',
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("kind", ["methods", "purifiers", "judges"])
+def test_a_broken_module_costs_its_own_line_of_the_list_alone(what, kind, tmp_path, monkeypatch, capsys):
+    room = {"methods": methods, "purifiers": purify, "judges": judges}[kind]
+    (tmp_path / "broken_one.py").write_text(BROKEN[what])
+    monkeypatch.setattr(room, "__path__", [*room.__path__, str(tmp_path)])
+    table = {"methods": methods.METHODS, "purifiers": purify.PURIFIERS, "judges": judges.BACKENDS}[kind]
+    entry = purify.PURIFIERS["blur"] if kind == "purifiers" else f"{room.__name__}.broken_one"
+    whole = doctor.catalogue()
+    monkeypatch.setitem(table, "broken_one", entry)
+    try:
+        found = doctor.catalogue()
+        assert cli.main(["list"]) == 0 and "broken_one" in capsys.readouterr().out
+    finally:
+        sys.modules.pop(f"{room.__name__}.broken_one", None)
+    said = found[kind].pop("broken_one")["about"]
+    assert found == whole
+    if kind == "methods":
+        assert said.startswith("cannot be used: ") and "\n" not in said
+    elif not what.startswith("has"):
+        assert said.startswith("cannot be used: ")
+
+
+def test_a_method_that_does_not_say_where_it_comes_from_is_listed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "quick_try.py").write_text(
+        '"""A quick try."""\ndef build(editor, x, cond, *, strength: float = 1.0): ...\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(methods.METHODS, "quick", "quick_try")
+    assert methods.problem("quick") == "" and cli.main(["list", "methods"]) == 0
+    out = capsys.readouterr().out
+    assert "A quick try." in out and "strength=1.0" in out
