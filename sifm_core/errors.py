@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 LONGEST = 1000
 """Characters of an error's sentence, whatever was given: its beginning and its end are kept."""
 
 
-def bounded(sentence: str) -> str:
-    """The sentence with at most :data:`LONGEST` characters; what is left out of its middle is counted."""
-    if len(sentence) <= LONGEST:
+def bounded(sentence: str, longest: int = LONGEST) -> str:
+    """The sentence with at most ``longest`` characters; what is left out of its middle is counted."""
+    if len(sentence) <= longest:
         return sentence
-    left = f" … ({len(sentence) - LONGEST} characters more) … "
-    half = (LONGEST - len(left)) // 2
+    left = f" … ({len(sentence) - longest} characters more) … "
+    half = (longest - len(left)) // 2
     return sentence[:half] + left + sentence[-half:]
 
 
 class SifmError(Exception):
-    """Base of every error the engine raises on purpose; the command line prints it in one line and exits 1."""
+    """Base of every error the engine raises on purpose; the command line prints it in one line and exits 1.
+
+    A message that advises to set an argument writes ``{name}`` for it and takes its value as ``name=value``: each door
+    (Python here, the command line, ComfyUI) then says it in its own words, see :meth:`said`.
+    """
 
     exit_code = 1
 
+    def __init__(self, message: str = "", **settings: Any) -> None:
+        super().__init__(message)
+        self.settings = settings
+
+    def said(self, words: Callable[[str, Any], str]) -> str:
+        """The message, at most :data:`LONGEST` characters, with ``words(name, value)`` for each setting it advises."""
+        text = str(self.args[0]) if self.args else ""
+        for name, value in self.settings.items():
+            text = text.replace(f"{{{name}}}", words(name, value))
+        return bounded(text)
+
     def __str__(self) -> str:
-        return bounded(super().__str__())
+        return self.said(lambda name, value: f"{name}={value!r}")
 
 
 class InputError(SifmError):

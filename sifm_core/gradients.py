@@ -151,7 +151,8 @@ def finite(gradient: Gradient, step: int) -> Gradient:
         if bool(bad.any()):
             raise EditorError(
                 f"the {name} of image {', '.join(str(int(i)) for i in bad.nonzero())} of the batch is not finite "
-                f"at step {step}: numbers overflowed in the editor; load it with dtype='float32'"
+                f"at step {step}: numbers overflowed in the editor; load it with {{dtype}}",
+                dtype="float32",
             )
     return gradient
 

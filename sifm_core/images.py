@@ -1,34 +1,41 @@
 """Pictures in and out: load, resize, 8-bit rounding inside the budget, lossless saving, checking the saved file.
 
-What protects a picture is the *file*, and what an attacker's tool reads from the file is its 8-bit RGB values as they
-stand: editors ignore alpha and colour profiles. So those values are what is loaded, perturbed and written.
+What protects a picture is the *file*, and what an attacker's tool reads from the file is its 8-bit RGB values: editors
+ignore colour profiles. So those values are what is loaded, perturbed and written.
 
-- Alpha is set aside and written back. Transparent pixels keep the colours that lie under them.
-- A colour profile of an RGB picture is kept and written back unchanged: values and appearance both stay. A profile that
-  an RGB file cannot carry (CMYK, greyscale) is applied: the values become sRGB and the profile is dropped.
-- EXIF orientation is applied. All other EXIF data (place, camera) is left out of saved files.
+- A transparent picture is seen on some background: with ``background`` the pixels are those that are seen there, what
+  changes in them is brought back to the values under the alpha, and fully transparent pixels stay as they are. Without
+  it the pixels are the values as they stand. Alpha is set aside and written back.
+- What says how an RGB picture's values look (colour profile; a PNG's gAMA, cHRM, sRGB and cICP) or how large it is
+  printed (DPI) is kept and written back: values and appearance both stay. A profile that an RGB file cannot carry
+  (CMYK, greyscale) is applied: the values become sRGB and the profile is dropped.
+- EXIF orientation is applied. All other EXIF data (place, camera), and all text, is left out of saved files.
 - 16-bit values become the nearest 8-bit ones (colour: the upper byte, as Pillow reads it). Greyscale and palette
   pictures become RGB, and a protected one stays RGB: the perturbation has colour.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
 import math
 import os
+import stat
 import struct
+import warnings
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image as Pil
-from PIL import ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ImageCms, ImageColor, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import BudgetError, ImageError, InputError
@@ -42,6 +49,12 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _LOSSY = (".jpg", ".jpeg", ".webp", ".avif", ".heic")
 _TINY = 1e-6  # 8/255 is 8 levels, not 7.9999
 _STILL = "MPO"  # phone photographs: the further frames are previews and gain maps, not an animation
+_COLOUR_CHUNKS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4}
+"""A PNG's other words for how its values look, and how many bytes each has."""
+_PNG, _TEXT = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_LONGEST_ICC = 2**24
+_BAND = 2**20
+"""Values of a picture that are worked on at a time, where what is in between needs more room than the picture."""
 _UNREADABLE = (  # what Pillow's decoders were seen to raise on broken files
     *(OSError, EOFError, SyntaxError, TypeError, ValueError, LookupError, OverflowError, MemoryError),
     *(struct.error, zlib.error, Pil.DecompressionBombError),
@@ -54,6 +67,8 @@ class Picture:
 
     ``pixels`` (1, 3, H, W) float32, exactly k/255; ``alpha`` (1, 1, H, W) likewise, or None; ``icc`` the profile that
     belongs to these pixels (None: sRGB); ``mode`` Pillow's name for how the file stores them ("RGB", "LA", "I;16" ...).
+    ``under``, uint8 (H, W, 3), the values below the alpha, where ``pixels`` are composed of them on a background;
+    ``chunks`` of a PNG, by name, that say how its values look; ``dpi`` across and down.
     """
 
     pixels: Image
@@ -61,45 +76,85 @@ class Picture:
     icc: bytes | None
     path: Path
     mode: str
+    under: np.ndarray | None = None
+    chunks: Mapping[bytes, bytes] = field(default_factory=dict)
+    dpi: tuple[float, float] | None = None
+
+    @property
+    def stored(self) -> Image:
+        """The file's own values, (1, 3, H, W) as ``pixels``, which they are unless those are composed."""
+        return self.pixels if self.under is None else from_uint8(self.under)
+
+    def opaque(self) -> Picture:
+        """The same without alpha: what is seen, as a tool that knows no transparency saves it."""
+        return replace(self, alpha=None, under=None)
 
 
-def load_picture(path: str | os.PathLike[str]) -> Picture:
+def colour(text: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour's name or hexadecimal code. Raises InputError for what is none."""
+    try:
+        red, green, blue = map(int, ImageColor.getrgb(text))
+    except ValueError:  # no colour, or one with an alpha of its own
+        raise InputError(f"background: expected a colour such as white or #808080, got {text[:40]!r}") from None
+    return red, green, blue
+
+
+def load_picture(path: str | os.PathLike[str], background: str | None = None) -> Picture:
     """Read a still PNG, JPEG, WebP, TIFF, BMP or GIF; see the module for what happens to alpha, EXIF and ICC.
 
-    Raises ImageError: no such file, not a picture, animated, truncated, or smaller than 16 pixels on a side.
+    ``background``: the colour on which a transparent picture is seen; None: its values as they stand.
+    Raises ImageError: no such file, not a picture, animated, truncated, smaller than 16 pixels on a side or too large.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ImageError(f"{path}: expected a picture, but there is no such file; check the path")
-    if path.is_dir():
-        raise ImageError(f"{path}: expected a picture, but this is a folder; name a file inside it")
+    path, behind = Path(path), None if background is None else colour(background)
+    _check_file(path)
     try:
-        with Pil.open(path, formats=_FORMATS) as file:
-            frames = getattr(file, "n_frames", 1)
-            if frames > 1 and file.format != _STILL:
-                raise ImageError(f"{path}: expected a still picture, but this has {frames} frames; save one as PNG")
-            mode, icc = file.mode, file.info.get("icc_profile")
-            upright = ImageOps.exif_transpose(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's: of metadata that is not kept, of sizes that are checked here
+            try:
+                upright, mode, icc, dpi = _decode(path, path)
+            except ValueError as error:
+                if "text" not in str(error).lower():
+                    raise
+                whole, long_icc = _without_text(path)  # Pillow refuses what it holds too much of, and it is not kept
+                upright, mode, icc, dpi = _decode(whole, path)
+                icc = icc or long_icc
+    except ImageError:
+        raise
+    except Pil.DecompressionBombError:
+        most = 2 * (Pil.MAX_IMAGE_PIXELS or 0)
+        raise ImageError(f"{path}: expected at most {most:,} pixels, but it has more; make it smaller") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: expected PNG, JPEG, WebP, TIFF or BMP, but this is none; convert it") from None
+    except PermissionError:
+        raise ImageError(f"{path}: expected a picture, but it may not be read; change its permissions") from None
+    except MemoryError:
+        raise ImageError(f"{path}: not enough memory to read it; make it smaller, or free some memory") from None
     except _UNREADABLE as error:
         raise ImageError(f"{path}: expected a whole picture, but reading failed ({error}); get a new copy") from error
     if min(upright.size) < MIN_SIDE:
         size = "x".join(map(str, upright.size))
         raise ImageError(f"{path}: expected at least {MIN_SIDE}x{MIN_SIDE} pixels, but got {size}; use a larger one")
     try:
-        alpha = (
-            from_uint8(np.asarray(upright.convert("RGBA").getchannel("A"))) if upright.has_transparency_data else None
-        )
-        rgb, icc = _to_rgb(upright, icc)
+        alpha = _alpha(upright)
+        rgb, kept = _to_rgb(upright, icc)
     except ValueError as error:
         raise ImageError(f"{path}: expected 8- or 16-bit pixels, but got {mode} ({error}); save it as PNG") from error
-    return Picture(from_uint8(np.asarray(rgb)), alpha, icc, path, mode)
+    under = np.asarray(rgb)
+    del upright, rgb
+    chunks = _colour_chunks(path) if kept is icc else {}
+    if alpha is None:
+        return Picture(from_uint8(under), None, kept, path, mode, chunks=chunks, dpi=dpi)
+    if behind is None:
+        return Picture(from_uint8(under), from_uint8(alpha), kept, path, mode, chunks=chunks, dpi=dpi)
+    if not alpha.any():
+        raise ImageError(f"{path}: expected something to see, but every pixel is transparent; make some opaque")
+    seen = from_uint8(_composed(under, alpha, behind))
+    return Picture(seen, from_uint8(alpha), kept, path, mode, under, chunks, dpi)
 
 
-def load_image(path: str | os.PathLike[str]) -> Image:
+def load_image(path: str | os.PathLike[str], background: str | None = None) -> Image:
     """The pixels of :func:`load_picture`: (1, 3, H, W) float32, exactly k/255."""
-    return load_picture(path).pixels
+    return load_picture(path, background).pixels
 
 
 def check_image(image: Any, name: str = "image") -> Image:
@@ -130,17 +185,19 @@ def round_to_budget(
     check_image(x0, "x0")
     if x_adv.shape != x0.shape:
         raise ImageError(f"x_adv: expected the shape of x0 {tuple(x0.shape)}, but got {tuple(x_adv.shape)}; resize it")
-    if not torch.isfinite(x_adv).all():
-        raise ImageError("x_adv: expected numbers, but got NaN or infinity; use float32 and look at the loss curve")
-    exact = x0.detach() * 255
-    clean = exact.round()
-    if float((exact - clean).abs().max()) > 1e-3:
-        raise ImageError("x0: expected 8-bit values (k/255), but got values in between; round the clean picture first")
-    if ball == "l2":
-        return _round_in_l2(x_adv.detach() * 255, clean, eps * 255, mask) / 255
-    levels = whole if mask is None else (eps * 255 * mask.double() + _TINY).floor().to(clean)
-    near = (x_adv.detach() * 255).round().clamp(min=clean - levels, max=clean + levels).clamp(0, 255)
-    return near.float() / 255
+    x_adv, x0, weight = x_adv.detach(), x0.detach(), None if mask is None else mask.expand_as(x0)
+    rounded = torch.empty_like(x0, dtype=torch.float32)
+    for rows in bands(x0):
+        exact, adv = x0[..., rows, :] * 255, x_adv[..., rows, :] * 255
+        clean = exact.round()
+        if not torch.isfinite(adv).all():
+            raise ImageError("x_adv: expected numbers, but got NaN or infinity; use float32 and look at the loss curve")
+        if float((exact - clean).abs().max()) > 1e-3:
+            raise ImageError("x0: expected 8-bit values (k/255), but got values in between; round the clean picture")
+        levels = whole if weight is None else (eps * 255 * weight[..., rows, :].double() + _TINY).floor().to(clean)
+        near = adv.round().clamp(min=clean - levels, max=clean + levels).clamp(0, 255)
+        rounded[..., rows, :] = near.float() / 255
+    return rounded if ball == "linf" else _round_in_l2(x_adv * 255, (x0 * 255).round(), eps * 255, mask) / 255
 
 
 def verify_budget(
@@ -162,10 +219,8 @@ def verify_budget(
     if saved.shape != x0.shape:
         came = tuple(saved.shape)
         raise BudgetError(f"{path}: expected the shape {tuple(x0.shape)}, but the file holds {came}; name its source")
-    delta = ((saved.double() * 255).round() - (x0.detach().cpu().double() * 255).round()) / 255
-    weight = torch.ones_like(delta) if mask is None else mask.detach().cpu().to(delta).expand_as(delta)
-    delta = torch.where(delta == 0, 0, delta / weight)  # infinite where nothing may change
-    largest = float(delta.abs().max() if ball == "linf" else (delta.square().sum() / (weight > 0).sum()).sqrt())
+    linf, rms = change(saved, x0, mask)
+    largest = linf if ball == "linf" else rms
     if largest > eps + 1e-6:
         what = "a perturbation" if ball == "linf" else "a root mean square (RMS) of changes"
         raise BudgetError(
@@ -173,6 +228,27 @@ def verify_budget(
             f"{largest:.4f} ({255 * largest:.1f}); it was changed after saving, or this is not its source"
         )
     return largest
+
+
+def change(one: Image, other: Image, mask: Tensor | None = None) -> tuple[float, float]:
+    """How far two pictures (B, 3, H, W) are apart as 8-bit values: the largest difference, and the root mean square.
+
+    In [0, 1] units; the RMS of the image where it is largest. With a ``mask`` (broadcastable to them) each difference
+    is divided by it, which is infinite where it is 0, and a mean is over where it is above 0.
+    """
+    weights = None if mask is None else mask.detach().cpu().expand_as(other)
+    largest, squares = 0.0, torch.zeros(len(other), dtype=torch.float64)
+    count = torch.full((len(other),), float(other[0].numel()) if weights is None else 0.0, dtype=torch.float64)
+    for rows in bands(other):
+        first, second = (x.detach()[..., rows, :].cpu().double().mul(255).round() for x in (one, other))
+        delta = (first - second) / 255
+        if weights is not None:
+            weight = weights[..., rows, :].double()
+            delta = torch.where(delta == 0, 0, delta / weight)
+            count += (weight > 0).flatten(1).sum(dim=1)
+        largest = max(largest, float(delta.abs().max()))
+        squares += delta.square().flatten(1).sum(dim=1)
+    return largest, float((squares / count).sqrt().max())
 
 
 def save_png(
@@ -184,8 +260,8 @@ def save_png(
 ) -> None:
     """Write ``image`` ((1, 3, H, W) or (3, H, W) in [0, 1]) as an 8-bit PNG, whole or not at all; folders are made.
 
-    ``like`` gives back alpha and profile of the source; ``metadata`` becomes PNG text chunks (what is not a string,
-    as JSON). Raises InputError for any other format: lossy ones (JPEG, WebP) destroy the perturbation.
+    ``like`` gives back alpha, profile and DPI of the source; ``metadata`` becomes PNG text chunks (what is
+    not a string, as JSON). Raises InputError for any other format: lossy ones (JPEG, WebP) destroy the perturbation.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -198,18 +274,34 @@ def png_bytes(image: Image, *, like: Picture | None = None, metadata: Mapping[st
     """``image`` as an encoded PNG; arguments as in :func:`save_png`. Same pixels and arguments, same bytes."""
     pixels = to_uint8(image)
     if like is not None and like.alpha is not None:
-        alpha = np.round(like.alpha[0, 0].numpy() * 255).astype(np.uint8)
+        alpha = to_uint8(like.alpha.expand(1, 3, -1, -1))[..., 0]
         if alpha.shape != pixels.shape[:2]:
             raise ImageError(f"expected the size of the source {alpha.shape}, but got {pixels.shape[:2]}; resize it")
+        if like.under is not None:
+            pixels = _uncomposed(pixels, to_uint8(like.pixels), like.under, alpha)
         pixels = np.dstack([pixels, alpha])
     text = PngImagePlugin.PngInfo()
+    for kind, body in like.chunks.items() if like else ():
+        text.add(kind, body)
     for key, value in (metadata or {}).items():
         if not 0 < len(key) < 80 or not key.isascii():
             raise InputError(f"metadata: expected keys of 1 to 79 ASCII characters, but got {key!r}; rename it")
         text.add_itxt(key, value if isinstance(value, str) else json.dumps(value, sort_keys=True))
-    out = io.BytesIO()
-    Pil.fromarray(pixels).save(out, "PNG", pnginfo=text, icc_profile=like.icc if like else None)
+    out, picture = io.BytesIO(), Pil.fromarray(pixels)
+    del pixels
+    picture.save(out, "PNG", pnginfo=text, icc_profile=like.icc if like else None, dpi=like.dpi if like else None)
     return out.getvalue()
+
+
+def png_text(path: str | os.PathLike[str], key: str) -> str | None:
+    """What :func:`save_png` wrote under ``key`` of its metadata; None where there is nothing."""
+    with open(path, "rb") as stream:
+        for kind, length in _png_chunks(stream):
+            if kind == b"iTXt":
+                name, _, rest = stream.read(length).partition(b"\0")
+                if name == key.encode() and rest[:2] == b"\0\0":
+                    return rest[2:].split(b"\0", 2)[-1].decode("utf-8", "replace")
+    return None
 
 
 def to_uint8(image: Image) -> np.ndarray:
@@ -219,20 +311,47 @@ def to_uint8(image: Image) -> np.ndarray:
     if image.shape[0] != 1:
         raise ImageError(f"expected one picture, but got a batch of {image.shape[0]}; pass them one by one")
     pixels = check_image(image.detach())[0]
-    return (pixels.double() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy()
+    levels = np.empty((*pixels.shape[1:], 3), np.uint8)
+    for rows in _bands(pixels.shape[1], 3 * pixels.shape[2]):
+        band = (pixels[:, rows].double() * 255).round_().clamp_(0, 255).to(torch.uint8)
+        levels[rows] = band.permute(1, 2, 0).cpu().numpy()
+    return levels
 
 
 def from_uint8(array: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) or (H, W) -> (1, 3 or 1, H, W) float32, exactly k/255: the way back from :func:`to_uint8`."""
-    planes = torch.tensor(array.reshape(*array.shape[:2], -1), dtype=torch.float32)
-    return planes.permute(2, 0, 1)[None].contiguous() / 255
+    planes = np.moveaxis(array.reshape(*array.shape[:2], -1), -1, 0)
+    return torch.from_numpy(planes.astype(np.float32, order="C"))[None].div_(255)
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:
-    """``image`` at ``size`` (height, width): Pillow's antialiased bicubic, clamped to [0, 1], differentiable."""
+    """``image`` at ``size`` (height, width): Pillow's antialiased bicubic, clamped to [0, 1], differentiable.
+
+    Black and white have a gradient as well: torch's clamp has none at its ends.
+    """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return F.interpolate(image, tuple(size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    small = F.interpolate(image, tuple(size), mode="bicubic", antialias=True, align_corners=False)
+    if not small.requires_grad:
+        return small.clamp_(0, 1)
+    clamped = small.detach().clamp(0, 1)
+    inside = (small.detach() - clamped).abs() < _TINY
+    return torch.where(inside, small + (clamped - small.detach()), clamped)
+
+
+def on_grid(image: Image) -> Image:
+    """``image`` (B, 3, H, W) rounded to 8-bit values, float32; itself where it is so already."""
+    image = image.detach()
+    for rows in bands(image):
+        band = image[..., rows, :]
+        if image.dtype != torch.float32 or not torch.equal(band, band.mul(255).round_().div_(255)):
+            return image.float().mul(255).round_().div_(255)
+    return image
+
+
+def bands(image: Image) -> Iterator[slice]:
+    """The rows of a (B, C, H, W) picture in slices, for work whose steps in between need more room than it."""
+    return _bands(image.shape[-2], image[..., 0, :].numel())
 
 
 def perturbation_view(x_adv: Image, x0: Image, gain: float | None = None) -> Image:
@@ -242,6 +361,117 @@ def perturbation_view(x_adv: Image, x0: Image, gain: float | None = None) -> Ima
         largest = delta.abs().amax(dim=(1, 2, 3), keepdim=True)
         return 0.5 + 0.5 * delta / largest.clamp_min(1e-12)
     return (0.5 + gain * delta).clamp(0, 1)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        found = path.stat()
+    except OSError as error:
+        why = "no such file" if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.strerror or str(error)
+        raise ImageError(f"{path}: expected a picture, but there is {why}; check the path") from None
+    except ValueError as error:
+        raise ImageError(f"{str(path)!r}: expected a file name, but got none ({error}); check the path") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise ImageError(f"{path}: expected a picture, but this is a folder; name a file inside it")
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError(f"{path}: expected a picture, but this is a pipe or a device; save it to a file first")
+
+
+def _decode(source: Path | io.BytesIO, path: Path) -> tuple[Pil.Image, str, bytes | None, tuple[float, float] | None]:
+    """The pixels, upright, with the file's own mode, profile and DPI."""
+    with Pil.open(source, formats=_FORMATS) as file:
+        frames = getattr(file, "n_frames", 1)
+        if frames > 1 and file.format != _STILL:
+            raise ImageError(f"{path}: expected a still picture, but this has {frames} frames; save one as PNG")
+        mode, icc, dpi, size = file.mode, file.info.get("icc_profile"), _dpi(file), file.size
+        file.load()
+        ImageOps.exif_transpose(file, in_place=True)
+    turned = file.size == size[::-1] != size
+    return file, mode, icc, dpi[::-1] if dpi and turned else dpi
+
+
+def _dpi(file: Pil.Image) -> tuple[float, float] | None:
+    try:
+        across, down = (float(value) for value in file.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 1 < across < 1e6 and 1 < down < 1e6 else None
+
+
+def _png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Name and length of each chunk of a PNG; the stream stands at its bytes, and may be left anywhere."""
+    place = len(_PNG) if stream.read(len(_PNG)) == _PNG else -1
+    while place >= 0:
+        stream.seek(place)
+        head = stream.read(8)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack(">I4s", head)
+        yield kind, length
+        place += length + 12
+
+
+def _colour_chunks(path: Path) -> dict[bytes, bytes]:
+    """What a PNG says, before its pixels, about how they look."""
+    found = {}
+    with path.open("rb") as stream:
+        for kind, length in _png_chunks(stream):
+            if kind == b"IDAT":
+                break
+            if _COLOUR_CHUNKS.get(kind) == length:
+                body, check = stream.read(length), stream.read(4)
+                if check == struct.pack(">I", zlib.crc32(kind + body)):
+                    found[kind] = body
+    return found
+
+
+def _without_text(path: Path) -> tuple[io.BytesIO, bytes | None]:
+    """A PNG without the chunks that Pillow unpacks to text, and its colour profile, which it unpacks likewise."""
+    whole, icc = io.BytesIO(), None
+    whole.write(_PNG)
+    with path.open("rb") as stream:
+        for kind, length in _png_chunks(stream):
+            body = stream.read(length + 4)
+            if kind == b"iCCP":
+                packed = body[:-4].partition(b"\0")[2][1:]
+                with contextlib.suppress(zlib.error):
+                    icc = zlib.decompressobj().decompress(packed, _LONGEST_ICC)
+            elif kind not in _TEXT:
+                whole.write(struct.pack(">I4s", length, kind) + body)
+    whole.seek(0)
+    return whole, icc
+
+
+def _alpha(picture: Pil.Image) -> np.ndarray | None:
+    if not picture.has_transparency_data:
+        return None
+    return np.asarray((picture if "A" in picture.getbands() else picture.convert("RGBA")).getchannel("A"))
+
+
+def _composed(under: np.ndarray, alpha: np.ndarray, behind: tuple[int, int, int]) -> np.ndarray:
+    """uint8 (H, W, 3): what is seen of ``under`` through ``alpha`` (H, W) on a background."""
+    seen = np.empty_like(under)
+    for rows in _bands(len(under), under[0].size):
+        a = alpha[rows, :, None].astype(np.uint16)
+        seen[rows] = (under[rows] * a + np.array(behind, np.uint16) * (255 - a) + 127) // 255
+    return seen
+
+
+def _uncomposed(pixels: np.ndarray, seen: np.ndarray, under: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """``under`` (H, W, 3) so changed that ``pixels`` are seen where ``seen`` were, rounded towards no change."""
+    stored = np.empty_like(pixels)
+    for rows in _bands(len(pixels), pixels[0].size):
+        a, change = alpha[rows, :, None].astype(np.int32), pixels[rows].astype(np.int32) - seen[rows]
+        stored[rows] = (under[rows] + np.sign(change) * (np.abs(change) * 255 // np.maximum(a, 1)) * (a > 0)).clip(
+            0, 255
+        )
+    return stored
+
+
+def _bands(height: int, values: int) -> Iterator[slice]:
+    """The rows of a picture with so many ``values`` a row, in slices of about :data:`_BAND` values."""
+    rows = max(1, _BAND // values)
+    return (slice(start, min(start + rows, height)) for start in range(0, height, rows))
 
 
 def _round_in_l2(adv: Tensor, clean: Tensor, eps: float, mask: Tensor | None) -> Tensor:

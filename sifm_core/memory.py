@@ -52,16 +52,30 @@ def peak(device: torch.device) -> Iterator[list[Metric]]:
 
 
 @contextmanager
-def enough(what: str, device: torch.device) -> Iterator[None]:
-    """Turn running out of memory inside the block into an :class:`OutOfMemory` that says what to lower."""
+def enough(what: str, device: torch.device, *, pictures: bool = False) -> Iterator[None]:
+    """Turn running out of memory inside the block into an :class:`OutOfMemory` that says what to lower.
+
+    ``pictures``: what is inside works on pictures at their own size, so that no setting of the editor helps. Of blocks
+    inside each other the innermost speaks: it knows best what was being done.
+    """
     try:
         yield
+    except OutOfMemory:
+        raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError | torch.OutOfMemoryError) and not _is_memory(error):
             raise
+        if pictures:
+            raise OutOfMemory(
+                f"not enough memory on {device} for {what}: make them smaller or fewer, or free some memory"
+            ) from error
         raise OutOfMemory(
             f"not enough memory on {device} for {what}: lower the batch or the size, load the editor with "
-            "dtype='bfloat16', offload='text' or checkpointing=True, or use device='cpu'; `sifm plan` says what fits"
+            "{dtype}, {offload} or {checkpointing}, or use {device}; `sifm plan` says what fits",
+            dtype="bfloat16",
+            offload="text",
+            checkpointing=True,
+            device="cpu",
         ) from error
 
 

@@ -185,5 +185,6 @@ def _refuse_zero(direction: Tensor) -> None:
         raise InputError(
             f"the gradient of image {', '.join(str(int(i)) for i in still.nonzero())} of the batch is zero everywhere "
             "at the first step, so it would never move: a loss that is only a distance to the clean image needs "
-            "random_start=True; otherwise choose other layers or a larger mask"
+            "{random_start}; otherwise choose other layers or a larger mask",
+            random_start=True,
         )

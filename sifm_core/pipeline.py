@@ -17,7 +17,7 @@ from . import purify as purification
 from .editors import load_editor
 from .errors import ImageError, InputError, unknown
 from .gradients import ensemble, through, through_resize
-from .images import MIN_SIDE, check_image, resize, round_to_budget
+from .images import MIN_SIDE, bands, check_image, on_grid, resize, round_to_budget
 from .judges import load_judge
 from .memory import enough, peak
 from .metrics import measure as measure
@@ -25,7 +25,7 @@ from .noise import Seed, fork, generators
 from .pgd import SCHEDULES, Ball, Schedule, Update, pgd
 from .transforms import parse
 from .transforms import through as transformed
-from .types import Case, Editor, GradFn, Image, Judge, Metric, OnStep, Step, Verdict
+from .types import Case, Editor, GradFn, Gradient, Image, Judge, Metric, OnStep, Step, Verdict
 
 EPS, STEPS, ALPHA = (methods.EQUAL_BUDGET[name] for name in ("eps", "steps", "alpha"))
 MOST = 1_000_000
@@ -118,12 +118,19 @@ def immunize(
     def gradient(editor: Editor, x0: Image) -> GradFn:
         size = editor.work_size(*x0.shape[-2:])
         given = {"seed": seed} if "seed" in inspect.signature(module.build).parameters else {}
-        grad_fn = module.build(editor, resize(x0, size), editor.prepare(prompts), **given, **options)
+        x, inside = resize(x0, size), f"{len(x0)} picture(s) at {size[1]}x{size[0]} in {editor.name}"
+        with enough(inside, editor.device):
+            inner = module.build(editor, x, editor.prepare(prompts), **given, **options)
+
+        def grad_fn(x: Image, step: int) -> Gradient:
+            with enough(inside, editor.device):
+                return inner(x, step)
+
         return grad_fn if size == tuple(x0.shape[-2:]) else through_resize(grad_fn, size)
 
-    work = f"{len(image)} picture(s) at {editor.work_size(*image.shape[-2:])}"
-    with torch.inference_mode(False), peak(editor.device) as measured, enough(work, editor.device):
-        x0 = image.detach().float().mul(255).round().div(255).to(editor.device)
+    shown = f"{len(image)} picture(s) of {image.shape[-1]}x{image.shape[-2]} pixels"
+    with torch.inference_mode(False), peak(editor.device) as measured, enough(shown, editor.device, pictures=True):
+        x0 = on_grid(image).to(editor.device)
         mask = mask if mask is None else mask.to(editor.device)
         if build is None:
             x = module.perturb(x0, eps=eps, seed=seed, **options)
@@ -149,27 +156,32 @@ def immunize(
             )
         x, mask = x.cpu(), None if mask is None else mask.cpu()  # rounding is in float64, which not every device has
         protected = round_to_budget(x, x0.cpu(), eps, mask, ball if build else "linf")
-        rounding = _rms(protected - x)
+        rounding = _apart(protected, x)[1]
     settings = {
         "method": method,
         "options": options,
         "eps": eps,
-        "steps": steps if build else 0,
-        "alpha": alpha if build else 0.0,
-        "ball": ball,
-        "schedule": schedule,
-        "update": update,
-        "eot": [str(spec) for spec in eot] if not isinstance(eot, str) else [eot],
-        "random_start": start_random,
         "seed": seed,
         "editor": editor.name,
-        "editor_fingerprint": editor.fingerprint,
-        "also": [{"editor": other.name, "editor_fingerprint": other.fingerprint} for other in others],
         "prompt": prompts,
     }
-    delta = protected - x0.cpu()
-    sizes = (float(delta.abs().max()), _rms(delta), rounding)
-    return Immunized(protected, tuple(history), *sizes, time.perf_counter() - start, measured[0], settings)
+    if build is None:  # neither the loop nor an editor had a part in it
+        settings |= {"steps": 0, "alpha": 0.0, "ball": "linf", "also": []}
+    else:
+        settings |= {
+            "steps": steps,
+            "alpha": alpha,
+            "ball": ball,
+            "schedule": schedule,
+            "update": update,
+            "eot": [str(spec) for spec in eot] if not isinstance(eot, str) else [eot],
+            "random_start": start_random,
+            "editor_fingerprint": editor.fingerprint,
+            "also": [{"editor": other.name, "editor_fingerprint": other.fingerprint} for other in others],
+        }
+    linf, rms = _apart(protected, x0.cpu())
+    seconds = time.perf_counter() - start
+    return Immunized(protected, tuple(history), linf, rms, rounding, seconds, measured[0], settings)
 
 
 def edit(
@@ -204,7 +216,7 @@ def edit(
     x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))
     with enough(f"an edit of {len(x)} picture(s) at {x.shape[-2]}x{x.shape[-1]}", editor.device):
         edited = editor.edit(x, editor.prepare(prompts), seed=seed, on_step=on_step, **options)
-    return resize(edited.float().cpu(), (height, width)).clamp(0, 1).mul(255).round().div(255)
+    return resize(edited.float().cpu(), (height, width)).clamp(0, 1).mul_(255).round_().div_(255)
 
 
 def judge(
@@ -227,6 +239,11 @@ def judge(
         raise InputError('expected a list of judges such as ["miniature:conv", "miniature:patch"]')
     loaded = [load_judge(j) if isinstance(j, str) else j for j in judges]
     return [j.judge([case], on_step=on_step)[0] for j in loaded]
+
+
+def ball_of(method: str, ball: str) -> Ball:
+    """What bounds a method's changes: the loop's ball, or linf where it has no loop."""
+    return "linf" if ball == "linf" or not hasattr(methods.get_method(method), "build") else "l2"
 
 
 PRIVATE = ("prompt", "prompts", "editor")
@@ -289,6 +306,12 @@ def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
     for text in prompts:
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"prompt: expected an instruction such as 'make it night', got {text!r}")
+        if len(text) > LONGEST_PROMPT:
+            raise InputError(f"prompt: expected at most {LONGEST_PROMPT:,} characters, got {len(text):,}; shorten it")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError("prompt: expected text, but got bytes that are no UTF-8; type it anew") from None
     return [text.strip() for text in prompts]
 
 
@@ -319,6 +342,10 @@ def check_loop(ball: str, schedule: str, update: str, eot: Sequence[str], random
     return parse(eot)
 
 
+LONGEST_PROMPT = 10_000
+"""Characters. Text encoders read a few hundred."""
+
+
 def check_count(value: Any, name: str) -> int:
     """A whole number from 1 to :data:`MOST`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
@@ -340,10 +367,9 @@ def check_mask(mask: Tensor | None, image: Image) -> Tensor | None:
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.shape[-2:] != image.shape[-2:] or mask.ndim not in (2, 4):
-        got = (
-            f"{mask.shape[-1]}x{mask.shape[-2]}" if isinstance(mask, Tensor) and mask.ndim >= 2 else type(mask).__name__
-        )
-        raise ImageError(f"mask: expected the picture's size {image.shape[-1]}x{image.shape[-2]} as (H, W), got {got}")
+        size = lambda x: f"{x.shape[-1]} wide and {x.shape[-2]} high"  # noqa: E731
+        got = size(mask) if isinstance(mask, Tensor) and mask.ndim >= 2 else type(mask).__name__
+        raise ImageError(f"mask: expected the picture's size, {size(image)}, got {got}; resize the mask")
     mask = mask.detach().float().reshape(-1, 1, *image.shape[-2:])
     if len(mask) not in (1, len(image)):
         raise ImageError(f"mask: expected one mask or {len(image)} (one per picture) with one channel, got {len(mask)}")
@@ -399,8 +425,14 @@ def check_edit_options(editor: Editor, chosen: Mapping[str, Any]) -> dict[str, A
     return dict(chosen)
 
 
-def _rms(delta: Tensor) -> float:
-    return float(delta.square().flatten(1).mean(dim=1).sqrt().max())
+def _apart(one: Image, other: Image) -> tuple[float, float]:
+    """The largest difference of two batches, and the largest root mean square of an image's differences."""
+    largest, squares = 0.0, torch.zeros(len(one), dtype=torch.float64)
+    for rows in bands(one):
+        delta = one[..., rows, :] - other[..., rows, :]
+        largest = max(largest, float(delta.abs().max()))
+        squares += delta.square().flatten(1).sum(dim=1)
+    return largest, float((squares / one[0].numel()).sqrt().max())
 
 
 def _listed(values: Any, name: str) -> list[Any]:

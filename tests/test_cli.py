@@ -123,8 +123,8 @@ def test_one_picture_of_a_folder_is_in_memory_at_a_time(here, editor, sifm, monk
     alive, most = weakref.WeakSet(), []
     plain = sifm_core.images.load_picture
 
-    def load(path):
-        picture = plain(path)
+    def load(path, *background):
+        picture = plain(path, *background)
         alive.add(picture.pixels)
         most.append(len(alive))
         return picture

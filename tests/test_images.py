@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pil
-from PIL import ImageCms
+from PIL import ImageCms, PngImagePlugin
 from skimage import data
 
 from sifm_core import images
@@ -376,3 +376,112 @@ def test_perturbation_view():
     assert view[0, 0, 0, :3].tolist() == pytest.approx([1, 0.25, 0.5], abs=1e-5)
     assert torch.equal(view[1], x0[1])
     assert images.perturbation_view(x_adv, x0, gain=100)[0, 0, 0, :3].tolist() == pytest.approx([1, 0, 0.5])
+
+
+def test_colour_chunks_and_dpi_are_kept(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    chunks = {
+        b"gAMA": struct.pack(">I", 100000),
+        b"cICP": bytes([9, 16, 0, 1]),
+        b"sRGB": b"\1",
+        b"cHRM": bytes(range(32)),
+    }
+    for kind, body in chunks.items():
+        info.add(kind, body)
+    picture = images.load_picture(write(tmp_path / "a.png", COLOUR, pnginfo=info, dpi=(300, 150)))
+    images.save_png(picture.pixels, tmp_path / "b.png", like=picture)
+    assert images.load_picture(tmp_path / "b.png").chunks == chunks
+    saved = Pil.open(tmp_path / "b.png")
+    assert saved.info["gamma"] == 1.0 and saved.info["dpi"] == pytest.approx((300, 150), abs=0.02)
+    exif = Pil.Exif()
+    exif[0x0112] = 6
+    turned = images.load_picture(write(tmp_path / "c.jpg", COLOUR, dpi=(200, 72), exif=exif))
+    assert turned.dpi == pytest.approx((72, 200), abs=0.5)
+
+
+def test_a_profile_that_is_applied_takes_the_other_words_for_colour_with_it(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", struct.pack(">I", 100000))
+    path = write(tmp_path / "a.png", GREY, pnginfo=info, icc_profile=_grey_profile(gamma=1.0))
+    assert images.load_picture(path).chunks == {} and Pil.open(path).info["gamma"] == 1.0
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_png_is_read_whatever_text_it_carries(tmp_path, compressed):
+    info = PngImagePlugin.PngInfo()
+    for i in range(40):
+        info.add_itxt(f"workflow{i}", "x" * 2_000_000, zip=compressed)
+    path = write(tmp_path / "a.png", COLOUR, pnginfo=info, icc_profile=SRGB + b"\0" * 2_000_000)
+    picture = images.load_picture(path)
+    assert np.array_equal(levels(picture.pixels), COLOUR) and len(picture.icc) == len(SRGB) + 2_000_000
+
+
+def test_too_many_pixels_are_named_with_the_limit(tmp_path, monkeypatch, recwarn):
+    path = write(tmp_path / "a.png", COLOUR)
+    monkeypatch.setattr(Pil, "MAX_IMAGE_PIXELS", 40 * 56 - 1)
+    images.load_picture(path)  # Pillow warns from here on, and refuses twice as many
+    assert not [warning for warning in recwarn if "bomb" in str(warning.message)]
+    monkeypatch.setattr(Pil, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"a\.png: expected at most 2,000 pixels, but it has more; make it smaller"):
+        images.load_picture(path)
+
+
+def test_pipes_devices_and_impossible_names_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, match in (
+        (tmp_path / "pipe.png", "a pipe or a device"),
+        ("/dev/zero", "a pipe or a device"),
+        (tmp_path / ("x" * 300), "too long"),
+        (tmp_path / "a.png" / "b.png", "no such file"),
+        ("a\0b.png", "expected a file name"),
+    ):
+        with pytest.raises(ImageError, match=match):
+            images.load_picture(name)
+
+
+def test_a_transparent_picture_is_what_is_seen_on_its_background(tmp_path):
+    alpha = np.where(GREY > 200, 0, np.where(GREY > 100, 255, GREY)).astype(np.uint8)
+    Pil.fromarray(np.dstack([COLOUR, alpha])).save(tmp_path / "a.png")
+    picture = images.load_picture(tmp_path / "a.png", "#20c0ff")
+    want = Pil.new("RGBA", (56, 40), "#20c0ff")
+    want.alpha_composite(Pil.open(tmp_path / "a.png"))
+    assert np.abs(levels(picture.pixels) - np.asarray(want)[..., :3].astype(int)).max() <= 1
+    assert np.array_equal(levels(picture.stored), COLOUR)
+    images.save_png(picture.pixels, tmp_path / "same.png", like=picture)
+    assert np.array_equal(np.asarray(Pil.open(tmp_path / "same.png")), np.dstack([COLOUR, alpha]))
+    images.save_png(picture.pixels, tmp_path / "opaque.png", like=picture.opaque())
+    assert np.array_equal(np.asarray(Pil.open(tmp_path / "opaque.png")), levels(picture.pixels))
+    mask, noise = picture.alpha, 0.03 * torch.randn_like(picture.pixels).sign()
+    adv = images.round_to_budget(picture.pixels + noise, picture.pixels, 0.03, mask)
+    images.save_png(adv, tmp_path / "b.png", like=picture)
+    assert images.verify_budget(tmp_path / "b.png", picture.stored, 0.03, mask=(mask > 0).float()) > 6 / 255
+    assert np.array_equal(np.asarray(Pil.open(tmp_path / "b.png"))[..., 3], alpha)
+    seen = images.load_image(tmp_path / "b.png", "#20c0ff")
+    assert (seen - adv).abs().max() < 2.01 / 255, "what is saved is seen as it was computed, but for rounding"
+    assert torch.equal(torch.where(mask == 1, seen, 0), torch.where(mask == 1, adv, 0))
+
+
+def test_nothing_to_see_is_named(tmp_path):
+    Pil.new("RGBA", (20, 20), (9, 9, 9, 0)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: .*every pixel is transparent"):
+        images.load_picture(tmp_path / "a.png", "white")
+    for wrong in ("whit", "#12345", "#00000080", ""):
+        with pytest.raises(InputError, match="background: expected a colour"):
+            images.load_picture(tmp_path / "a.png", wrong)
+
+
+@pytest.mark.parametrize("shade", [0.0, 1.0])
+def test_black_and_white_have_a_gradient_through_resizing(shade):
+    x = torch.full((1, 3, 40, 60), shade, requires_grad=True)
+    for size in ((20, 30), (17, 23), (80, 90)):
+        (grad,) = torch.autograd.grad(images.resize(x, size).sum(), x)
+        assert bool((grad > 0).all()) and float(grad.sum()) == pytest.approx(3 * size[0] * size[1], rel=1e-4)
+    ringing = torch.zeros(1, 3, 40, 60)
+    ringing[..., 30:] = 1
+    ringing.requires_grad_()
+    small = images.resize(ringing, (37, 53))
+    plain = torch.nn.functional.interpolate(ringing, (37, 53), mode="bicubic", antialias=True)
+    (grad,) = torch.autograd.grad(small.sum(), ringing)
+    inside = ((plain > -1e-6) & (plain < 1 + 1e-6)).float().detach()
+    assert 0 < inside.mean() < 1 and small.min() == 0 and small.max() == 1
+    assert torch.allclose(grad, torch.autograd.grad((plain * inside).sum(), ringing)[0], atol=1e-5)

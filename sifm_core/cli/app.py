@@ -5,15 +5,18 @@ Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted. An error is one li
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
-from ..errors import SifmError, bounded
+from ..errors import SifmError
+from .output import say
 
 INTERRUPTED = 130
 
@@ -31,6 +34,9 @@ app = typer.Typer(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises unless --debug is given."""
     given = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's code page lacks is no failure
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in given
     try:
         code = int(app([a for a in given if a != "--debug"], standalone_mode=False) or 0)
@@ -44,14 +50,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, SifmError):
-            return _say(str(error), error.exit_code)
+            return _say(said(error, _command(given)), error.exit_code)
         if hasattr(error, "format_message"):  # a usage error of click, wherever typer keeps it
             return _say(error.format_message(), 2)
         return _say(f"failed: {type(error).__name__}: {error}; --debug shows where", 1)
 
 
+def said(error: SifmError, command: Any) -> str:
+    """An error of the engine in the words of a command: its flags for arguments.
+
+    Both for what the message advises and for the argument that it begins with ("eps: expected ...").
+    """
+    flags = {param.name: param for param in command.params if param.param_type_name == "option"}
+
+    def words(name: str, value: Any) -> str:
+        name, value = (OPPOSITE[name], not value) if name in OPPOSITE else (name, value)
+        flag = flags.get(name)
+        if flag is None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            return f"--option {name}={text}" if {"method", "option"} <= flags.keys() else f"{name} = {text}"
+        if isinstance(value, bool):
+            return (flag.opts if value or not flag.secondary_opts else flag.secondary_opts)[-1]
+        return f"{flag.opts[-1]} {value}"
+
+    text = error.said(words)
+    name, colon, rest = text.partition(": ")
+    return f"{flags[name].opts[-1]}{colon}{rest}" if colon and name in flags else text
+
+
+def _command(given: Sequence[str]) -> Any:
+    command: Any = typer.main.get_command(app)
+    for word in given:
+        command = getattr(command, "commands", {}).get(word, command)
+    return command
+
+
+OPPOSITE = {"local_files_only": "download", "t5": "no_t5"}
+"""The engine's arguments that flags turn round."""
+
+
 def _say(message: str, code: int) -> int:
-    print("sifm: " + bounded(" ".join(message.split())), file=sys.stderr)
+    say(message)
     return code
 
 

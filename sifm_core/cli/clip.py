@@ -12,11 +12,13 @@ from ..errors import InputError, SifmError
 from .app import app
 from .judging import run_store
 from .output import dump
-from .shared import Json, matched
+from .pictures import Account, matched
+from .shared import Background, Json, check_writable
 
 
 @app.command()
 def clip(
+    context: typer.Context,
     source: Annotated[
         Path | None, typer.Argument(metavar="UNEDITED", help="A picture or a folder.", show_default=False)
     ] = None,
@@ -34,6 +36,7 @@ def clip(
         str, typer.Option("--model", metavar="FOLDER|HUB_ID", help="A CLIP on this machine; nothing is downloaded.")
     ] = "openai/clip-vit-large-patch14",
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="OUT.png", help="The pairs as a figure.")] = None,
+    background: Background = "white",
     as_json: Json = False,
 ) -> None:
     """Show which picture CLIP prefers.
@@ -42,8 +45,12 @@ def clip(
     CLIP is no judge of immunization.
     """
     from .. import fig3
-    from ..images import load_image, write_atomically
+    from ..images import colour, load_image, write_atomically
 
+    colour(background)
+    account = None
+    if out is not None:
+        check_writable(out)
     if run is not None:
         with run_store(run) as store:
             pairs = fig3.edits_that_work(store.records(), store)
@@ -52,8 +59,11 @@ def clip(
     elif source is None or edited is None or not text.strip():
         raise InputError("expected UNEDITED EDITED --text TEXT, or --run DIR")
     else:
-        files = matched(source, edited)
-        pairs = [(load_image(one)[0], load_image(two)[0], text.strip()) for one, two in files]
+        account, pairs = Account(context, source), []
+        for files in matched(source, edited, account):
+            with account.of(files[1]):
+                pictures = [load_image(file, background)[0] for file in files]
+                pairs.append((pictures[0], pictures[1], text.strip()))
     found = fig3.preferences(pairs, model=model)
     known = [one.prefers_unedited for one in found if one.prefers_unedited is not None]
     if out and known:
@@ -69,3 +79,5 @@ def clip(
         print(fig3.sentence(found, model))
     if not known:
         raise SifmError(fig3.sentence(found, model))
+    if account:
+        account.close()

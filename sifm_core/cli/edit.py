@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .output import progress, show
+from .output import progress
+from .pictures import KEY, Pictures
 from .shared import (
     EDITOR,
+    Background,
     Device,
     Download,
     Dtype,
@@ -24,7 +26,6 @@ from .shared import (
     Seed,
     Size,
     Source,
-    jobs_of,
     key_values,
     load_editor,
     parse_value,
@@ -33,6 +34,7 @@ from .shared import (
 
 @app.command()
 def edit(
+    context: typer.Context,
     source: Source,
     out: Out,
     prompt: Prompt,
@@ -41,6 +43,7 @@ def edit(
     purify: Annotated[
         str, typer.Option("--purify", metavar="CHAIN", help="What the attacker does first; see `sifm purify`.")
     ] = "",
+    background: Background = "white",
     option: Options = None,
     offload: Offload = "none",
     no_t5: NoT5 = False,
@@ -52,45 +55,49 @@ def edit(
 ) -> None:
     """Edit a picture as an attacker would.
 
-    Run it on the clean and on the protected picture with the same seed, and compare.
+    Run it on the clean and on the protected picture with the same seed, and compare. What is transparent is edited as
+    it is seen, and the edit is opaque, as an attacker's tool gives it.
     """
-    from .. import pipeline
-    from ..images import load_picture, save_png
+    from .. import images, pipeline
     from ..purify import parse
 
-    jobs, stages = jobs_of(source, out), parse(purify)
+    images.colour(background)
+    pictures, stages = Pictures(context, source, out), parse(purify)
     pipeline.check_prompts(prompt, 1)
     pipeline.check_seed(seed, 1)
-    for path, _ in jobs:  # a file that is no picture is found before the work; one at a time is in memory
-        load_picture(path)
+    pictures.look(background)
     options = {key: parse_value(text) for key, text in key_values(option or []).items()}
     loaded = load_editor(editor, device, dtype, download, offload=offload, size=size, t5=False if no_t5 else None)
     options = pipeline.check_edit_options(loaded, options)
-    results = []
-    with progress() as on_step:
-        for path, target in jobs:
-            picture, start = load_picture(path), time.perf_counter()
-            edited = pipeline.edit(
-                picture.pixels,
-                loaded,
-                prompt=prompt,
-                seed=seed,
-                purify=stages,
-                on_step=on_step(path.name),
-                **options,
-            )
-            save_png(edited, target, like=picture)
-            results.append(
-                {
-                    "source": str(path),
-                    "output": str(target),
-                    "prompt": prompt.strip(),
-                    "seed": seed,
-                    "purify": ",".join(map(str, stages)),
-                    "editor": loaded.name,
-                    "editor_fingerprint": loaded.fingerprint,
-                    "options": options,
-                    "seconds": round(time.perf_counter() - start, 3),
-                }
-            )
-    show(results, source, as_json, "{output}: {prompt!r} with seed {seed} in {seconds:.1f} s")
+    text = "{output}: {prompt!r} with seed {seed} in {seconds:.1f} s"
+    with pictures.report(as_json, text) as results, progress() as on_step:
+        for path, target in pictures.jobs:
+            with pictures.of(path):
+                key, start = pictures.key(path, [loaded]), time.perf_counter()
+                if earlier := pictures.earlier(path, target, key):
+                    results.append(earlier)
+                    continue
+                picture = images.load_picture(path, background)
+                edited = pipeline.edit(
+                    picture.pixels,
+                    loaded,
+                    prompt=prompt,
+                    seed=seed,
+                    purify=stages,
+                    on_step=on_step(path.name),
+                    **options,
+                )
+                images.save_png(edited, target, like=picture.opaque(), metadata={KEY: key} if key else None)
+                results.append(
+                    {
+                        "source": str(path),
+                        "output": str(target),
+                        "prompt": prompt.strip(),
+                        "seed": seed,
+                        "purify": ",".join(map(str, stages)),
+                        "editor": loaded.name,
+                        "editor_fingerprint": loaded.fingerprint,
+                        "options": options,
+                        "seconds": round(time.perf_counter() - start, 3),
+                    }
+                )

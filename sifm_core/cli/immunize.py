@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from .app import app
-from .output import progress, show
+from .output import progress
+from .pictures import KEY, Pictures
 from .shared import (
     EDITOR,
+    Background,
     Checkpointing,
     Device,
     Download,
@@ -28,7 +32,6 @@ from .shared import (
     Size,
     Source,
     check_writable,
-    jobs_of,
     load_editor,
     method_options,
     number,
@@ -39,6 +42,7 @@ LOOP = "Loop (of every method with a gradient)"
 
 @app.command()
 def immunize(
+    context: typer.Context,
     source: Source,
     out: Out,
     prompt: Prompt,
@@ -60,6 +64,7 @@ def immunize(
     mask: Annotated[
         Path | None, typer.Option("--mask", metavar="FILE", help="A picture of the same size: black stays as it is.")
     ] = None,
+    background: Background = "white",
     option: Options = None,
     log: Annotated[
         Path | None,
@@ -131,10 +136,10 @@ def immunize(
 
     It is changed by at most eps, so that the editor no longer edits it as asked, and saved as PNG.
     """
-    from .. import pipeline
-    from ..images import load_picture, save_png, verify_budget, write_atomically
+    from .. import images, pipeline
 
-    jobs = jobs_of(source, out)
+    images.colour(background)
+    pictures = Pictures(context, source, out)
     if log is not None:
         check_writable(log)
     options = method_options(method, option or [])
@@ -154,50 +159,88 @@ def immunize(
     pipeline.check_loop(chosen["ball"], chosen["schedule"], chosen["update"], transforms, random_start)
     pipeline.check_prompts(prompt, 1)
     pipeline.check_seed(seed, 1)
-    cover = None if mask is None else load_picture(mask).pixels.mean(dim=1, keepdim=True)
-    for path, _ in jobs:  # what does not fit is found before the work; one picture at a time is in memory
-        pipeline.check_mask(cover, load_picture(path).pixels)
+    cover = None if mask is None else images.load_picture(mask, background).pixels.mean(dim=1, keepdim=True)
+    pictures.look(background, lambda picture: pipeline.check_mask(cover, picture.pixels))
     load = partial(load_editor, device=device, dtype=dtype, download=download)
     load = partial(load, offload=offload, checkpointing=checkpointing)
     loaded = load(editor, size=size, t5=False if no_t5 else None)
     others = [load(name) for name in also or ()]
-    results, lines = [], []
-    with progress() as on_step:
-        for path, target in jobs:
-            picture = load_picture(path)
-            done = pipeline.immunize(
-                picture.pixels,
-                loaded,
-                prompt=prompt,
-                method=method,
-                preset=preset,
-                seed=seed,
-                mask=cover,
-                eot=transforms,
-                random_start=random_start,
-                also=others,
-                on_step=on_step(path.name),
-                **loop,
-                **options,
-            )
-            save_png(done.image, target, like=picture, metadata={"sifm": pipeline.public(done.settings)})
-            verify_budget(target, picture.pixels, chosen["eps"], chosen["ball"], cover)
-            losses = [step.loss for step in done.history]
-            lines += [{"source": str(path), "step": s.i, "loss": s.loss, **s.log} for s in done.history]
-            results.append(
-                {
-                    "source": str(path),
-                    "output": str(target),
-                    "linf": done.linf,
-                    "rms": done.rms,
-                    "rounding": done.rounding,
-                    "seconds": round(done.seconds, 3),
-                    "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
-                    **done.settings,
-                }
-            )
-    if log is not None:
-        write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    change = "at most {linf:.4f}" if chosen["ball"] == "linf" else "{rms:.4f} RMS, {rounding:.4f} by rounding"
-    text = "{output}: changed by " + change + " ({ball} eps {eps:g}) with {method} in {seconds:.1f} s"
-    show(results, source, as_json, text)
+    ball = pipeline.ball_of(method, chosen["ball"])
+    change = "at most {linf:.4f}" if ball == "linf" else "{rms:.4f} RMS, {rounding:.4f} by rounding"
+    text = "{output}: changed by " + change + " (" + ball + " eps {eps:g}) with {method} in {seconds:.1f} s"
+    with _logged(log, pictures.folder) as keep, pictures.report(as_json, text) as results, progress() as on_step:
+        for path, target in pictures.jobs:
+            with pictures.of(path):
+                key = pictures.key(path, [loaded, *others])
+                if earlier := pictures.earlier(path, target, key):
+                    results.append(earlier)
+                    continue
+                picture = images.load_picture(path, background)
+                seen = picture.alpha if picture.under is not None else None
+                done = pipeline.immunize(
+                    picture.pixels,
+                    loaded,
+                    prompt=prompt,
+                    method=method,
+                    preset=preset,
+                    seed=seed,
+                    mask=cover if seen is None else seen if cover is None else cover * seen,
+                    eot=transforms,
+                    random_start=random_start,
+                    also=others,
+                    on_step=on_step(path.name),
+                    **loop,
+                    **options,
+                )
+                keep({"source": str(path), "step": s.i, "loss": s.loss, **s.log} for s in done.history)
+                about = {"sifm": pipeline.public(done.settings), **({KEY: key} if key else {})}
+                images.save_png(done.image, target, like=picture, metadata=about)
+                weight = cover if seen is None else (seen > 0).float() if cover is None else cover * (seen > 0)
+                images.verify_budget(target, picture.stored, chosen["eps"], ball, weight)
+                linf, rms = done.linf, done.rms
+                if picture.under is not None:  # the file's own values, which are only seen through its alpha
+                    linf, rms = images.change(images.load_image(target), picture.stored)
+                losses = [step.loss for step in done.history]
+                results.append(
+                    {
+                        "source": str(path),
+                        "output": str(target),
+                        "linf": linf,
+                        "rms": rms,
+                        "rounding": done.rounding,
+                        "seconds": round(done.seconds, 3),
+                        "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+                        **done.settings,
+                    }
+                )
+
+
+@contextmanager
+def _logged(path: Path | None, grows: bool) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """Yield what writes a picture's iterations down at once; a log that ``grows`` keeps those of other pictures."""
+    if path is None:
+        yield lambda lines: None
+        return
+    from ..files import write_atomically
+
+    def keep(lines: Iterable[dict[str, Any]]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    write_atomically(path, path.read_bytes() if grows and path.is_file() else b"")
+    try:
+        yield keep
+    finally:
+        write_atomically(path, "".join(_latest(path)).encode())
+
+
+def _latest(path: Path) -> Iterator[str]:
+    """The lines of each picture's last time in a log."""
+    times: dict[str, list[str]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            line = json.loads(text)
+            times[line["source"]] = [*([] if line["step"] == 1 else times[line["source"]]), text]
+        except (ValueError, TypeError, KeyError):
+            continue  # half a line of a killed command
+    return (line for lines in times.values() for line in lines)

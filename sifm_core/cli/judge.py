@@ -14,7 +14,8 @@ from ..types import Case, Judge, OnStep, Step, Verdict
 from .app import app
 from .judging import AskingAlone, load_judges, options
 from .output import dump, progress
-from .shared import JUDGES, Json, Judges, Prompt, matched
+from .pictures import Account, matched
+from .shared import JUDGES, Background, Json, Judges, Prompt
 
 AT_ONCE = 16
 """Pairs in memory at a time; jobs (--batch) take all at once."""
@@ -23,12 +24,14 @@ AT_ONCE = 16
 @app.command()
 @options
 def judge(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The picture before the edit.", show_default=False)],
     edited: Annotated[Path, typer.Argument(metavar="EDITED", help="The edit to be judged.", show_default=False)],
     prompt: Prompt,
     judges: Judges = None,
     *,
     asking: AskingAlone,
+    background: Background = "white",
     as_json: Json = False,
 ) -> None:
     """Ask judges whether an edit failed.
@@ -36,16 +39,23 @@ def judge(
     Does it miss the instruction, or is it degraded beyond it? Folders are paired by file name.
     """
     from .. import pipeline
-    from ..images import load_image
+    from ..images import colour, load_image
     from ..verdicts import consensus
 
-    pairs = matched(source, edited)
+    colour(background)
+    pipeline.check_prompts(prompt, 1)
+    account = Account(context, source)
+    pairs = matched(source, edited, account)
 
     def case(pair: tuple[Path, Path]) -> Case:
-        return pipeline.check_case(load_image(pair[0]), load_image(pair[1]), prompt)
+        return pipeline.check_case(load_image(pair[0], background), load_image(pair[1], background), prompt)
 
+    fit = []
     for pair in pairs:  # what is no case is found before anything is paid
-        case(pair)
+        with account.of(pair[1]):
+            case(pair)
+            fit.append(pair)
+    pairs = fit
     loaded = load_judges(judges or JUDGES, asking)
     at_once = len(pairs) if asking.batch else max(AT_ONCE, 4 * (asking.concurrency or 0))
     with progress() as on_step:
@@ -60,12 +70,13 @@ def judge(
             for v in verdicts:
                 print(f"  {v.judge}: {_WORDS[v.success]} ({v.state}) {v.reasons}".rstrip())
     if as_json:
-        dump(results[0] if source.is_file() else results)
+        dump(results[0] if source.is_file() else [*results, *account.rows()])
     missing = [verdict for verdict in given if verdict.state != "ok"]
     if missing:
         some = "all" if len(missing) == len(given) else f"{len(missing)} of {len(given)}"
         kinds = ", ".join(sorted({verdict.state for verdict in missing}))
         raise SifmError(f"{some} verdicts are missing ({kinds}) and say why; with --cache, a rerun asks for the rest")
+    account.close()
 
 
 def _ask(

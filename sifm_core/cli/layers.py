@@ -49,7 +49,7 @@ def layers(
     from ..images import load_image, resize
     from ..methods.sifm import times_of
 
-    picture = load_image(image)
+    picture = load_image(image, "white")
     loaded = load_editor(editor, device, dtype, download)
     times = times_of(timesteps, loaded.num_train_timesteps)
     x = resize(picture, loaded.work_size(*picture.shape[-2:])).to(loaded.device)

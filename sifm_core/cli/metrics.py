@@ -10,16 +10,19 @@ import typer
 
 from .app import app
 from .output import dump
-from .shared import Json, matched
+from .pictures import Account, matched
+from .shared import Background, Json
 
 
 @app.command()
 def metrics(
+    context: typer.Context,
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", show_default=False)],
     distorted: Annotated[Path, typer.Argument(metavar="DISTORTED", show_default=False)],
     name: Annotated[
         list[str] | None, typer.Option("--metric", metavar="NAME", help="Only this one; may be repeated.")
     ] = None,
+    background: Background = "white",
     as_json: Json = False,
 ) -> None:
     """Measure how far two pictures are apart.
@@ -27,17 +30,20 @@ def metrics(
     PSNR, SSIM, VIFp, FSIM and LPIPS of two files, or of two folders by file name.
     """
     from ..format import number
-    from ..images import load_image
+    from ..images import colour, load_image
     from ..pipeline import measure
 
-    results = []
-    for one, two in matched(reference, distorted):
-        measured = measure(load_image(one), load_image(two), name or None)
-        values = {key: asdict(column[0]) for key, column in measured.items()}
-        results.append(values if reference.is_file() else {"reference": str(one), "distorted": str(two), **values})
-        if not as_json:
-            print(f"{one} -> {two}")
-            for key, column in measured.items():
-                print(f"  {key:6} {number(column[0].value, 4):>9}  {column[0].definition} {column[0].reason}".rstrip())
+    colour(background)
+    account, results = Account(context, reference), []
+    for one, two in matched(reference, distorted, account):
+        with account.of(two):
+            measured = measure(load_image(one, background), load_image(two, background), name or None)
+            values = {key: asdict(column[0]) for key, column in measured.items()}
+            results.append(values if reference.is_file() else {"reference": str(one), "distorted": str(two), **values})
+            if not as_json:
+                print(f"{one} -> {two}")
+                for key, (found, *_) in measured.items():
+                    print(f"  {key:6} {number(found.value, 4):>9}  {found.definition} {found.reason}".rstrip())
     if as_json:
-        dump(results[0] if reference.is_file() else results)
+        dump([*results, *account.rows()] if account.folder else results[0])
+    account.close()

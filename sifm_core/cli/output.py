@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..errors import bounded
 
 if TYPE_CHECKING:
     from ..store import Store
@@ -119,16 +121,22 @@ def _lines(label: str) -> OnStep:
     return on_step
 
 
-def show(results: list[dict[str, Any]], source: Path, as_json: bool, text: str) -> None:
-    """A file gives one object or line, a folder a list of them."""
-    if as_json:
-        return dump(results if source.is_dir() else results[0])
-    for result in results:
-        print(text.format(**result))
+def say(message: str) -> None:
+    """One line on stderr."""
+    print("sifm: " + one_line(message), file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """``text`` of bounded length on one line, what no terminal should get (escapes, half characters) written out."""
+    return bounded("".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split())))
 
 
 def dump(document: Any) -> None:
-    print(as_text(document))
+    """One JSON document on stdout; where that is not UTF-8, other letters are escaped as JSON does."""
+    text = as_text(document)
+    if "utf" not in (sys.stdout.encoding or "").lower():
+        text = re.sub(r"[^\x00-\x7f]", lambda letter: json.dumps(letter[0])[1:-1], text)
+    print(text)
 
 
 def as_text(document: Any) -> str:

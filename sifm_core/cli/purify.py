@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from .app import app
-from .output import progress, show
-from .shared import EDITOR, Chain, Device, Download, Dtype, EditorName, Json, Out, Seed, Source, jobs_of, load_editor
+from .output import progress
+from .pictures import KEY, Pictures
+from .shared import EDITOR, Background, Chain, Device, Download, Dtype, EditorName, Json, Out, Seed, Source, load_editor
 
 
 @app.command()
 def purify(
+    context: typer.Context,
     source: Source,
     chain: Chain,
     out: Out,
@@ -22,6 +24,7 @@ def purify(
         str | None, typer.Option("--upscaler", metavar="FOLDER|HUB_ID", help="For noisy_upscale; must be here already.")
     ] = None,
     seed: Seed = 0,
+    background: Background = "white",
     device: Device = "auto",
     dtype: Dtype = "auto",
     download: Download = False,
@@ -29,33 +32,35 @@ def purify(
 ) -> None:
     """Do to a picture what attackers do first, to be rid of a protection.
 
-    The picture keeps its size and is saved as PNG. The editor is loaded only where a purifier uses its networks.
+    The picture keeps its size and is saved as an opaque PNG. The editor is loaded only where a purifier uses it.
     """
-    from .. import pipeline
+    from .. import images, pipeline
     from ..editors import check_device
-    from ..images import load_picture, save_png
     from ..purify import apply, needs_editor, parse
 
-    jobs, stages = jobs_of(source, out), parse(chain)
+    images.colour(background)
+    pictures, stages = Pictures(context, source, out), parse(chain)
     pipeline.check_seed(seed, 1)
-    for path, _ in jobs:  # a file that is no picture is found before the work; one at a time is in memory
-        load_picture(path)
+    pictures.look(background)
     loaded = load_editor(editor, device, dtype, download) if needs_editor(stages) else None
     tools: dict[str, Any] = {"editor": loaded, "upscaler": upscaler, "device": check_device(device)}
-    results = []
-    with progress() as on_step:
-        for path, target in jobs:
-            picture, start = load_picture(path), time.perf_counter()
-            clean = apply(picture.pixels, stages, seed=seed, on_step=on_step(path.name), **tools)
-            save_png(clean, target, like=picture)
-            results.append(
-                {
-                    "source": str(path),
-                    "output": str(target),
-                    "purify": ",".join(map(str, stages)),
-                    "seed": seed,
-                    "editor": loaded.name if loaded else None,
-                    "seconds": round(time.perf_counter() - start, 3),
-                }
-            )
-    show(results, source, as_json, "{output}: {purify} in {seconds:.1f} s")
+    with pictures.report(as_json, "{output}: {purify} in {seconds:.1f} s") as results, progress() as on_step:
+        for path, target in pictures.jobs:
+            with pictures.of(path):
+                key, start = pictures.key(path, [loaded] if loaded else []), time.perf_counter()
+                if earlier := pictures.earlier(path, target, key):
+                    results.append(earlier)
+                    continue
+                picture = images.load_picture(path, background)
+                clean = apply(picture.pixels, stages, seed=seed, on_step=on_step(path.name), **tools)
+                images.save_png(clean, target, like=picture.opaque(), metadata={KEY: key} if key else None)
+                results.append(
+                    {
+                        "source": str(path),
+                        "output": str(target),
+                        "purify": ",".join(map(str, stages)),
+                        "seed": seed,
+                        "editor": loaded.name if loaded else None,
+                        "seconds": round(time.perf_counter() - start, 3),
+                    }
+                )

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, bounded
 
 if TYPE_CHECKING:
     from ..types import Editor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """What counts as a picture in a folder."""
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
 EDITOR = "miniature-ip2p"
 JUDGES = ("miniature:conv", "miniature:patch")
 
@@ -83,61 +85,26 @@ Size = Annotated[
         help="Longer side at which the editor works; default: its own.",
     ),
 ]
+Background = Annotated[
+    str,
+    typer.Option("--background", metavar="COLOUR", help="On which transparent pictures are seen: a name or #rrggbb."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
-
-
-def jobs_of(source: Path, out: Path) -> list[tuple[Path, Path]]:
-    """(picture, .png to write) for a file or for each picture of a folder; refuses what could not be saved."""
-    if source.is_dir():
-        found = _pictures(source)
-        if not found:
-            raise InputError(f"{source}: expected pictures ({', '.join(SUFFIXES)}) in this folder, but found none")
-        if out.is_file() or (out.suffix.lower() in SUFFIXES and not out.is_dir()):
-            raise InputError(f"{out}: expected a folder, because {source} is one")
-        jobs = [(path, out / f"{name}.png") for name, path in found.items()]
-    elif out.is_dir():
-        jobs = [(source, out / f"{source.stem}.png")]
-    elif out.suffix.lower() != ".png":
-        came = f"{out.suffix}, which may not keep every pixel" if out.suffix else "no suffix"
-        raise InputError(f"{out}: expected a .png file, but got {came}; use {out.with_suffix('.png')}")
-    else:
-        jobs = [(source, out)]
-    for path, target in jobs:
-        if target.exists() and path.exists() and target.samefile(path):
-            raise InputError(f"{target}: would overwrite its own source; choose another output")
-        check_writable(target)
-    return jobs
 
 
 def check_writable(target: Path) -> None:
     """Raise InputError when a file could not be written there; folders on the way may be missing."""
-    if target.is_dir():
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in target.parts):
+        raise InputError(f"{bounded(str(target), 100)}: expected names of at most {LONGEST_NAME} bytes; shorten it")
+    try:
+        parent = next(p for p in target.absolute().parents if p.exists())
+        taken = target.is_dir()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{bounded(str(target), 100)}: cannot be written ({error}); choose another name") from None
+    if taken:
         raise InputError(f"{target}: expected a file to write, but this is a folder")
-    parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{target}: cannot be written, {parent} is no folder that you may write to")
-
-
-def matched(one: Path, two: Path) -> list[tuple[Path, Path]]:
-    """Two files, or the pictures of two folders paired by name (without suffix)."""
-    if one.is_dir() != two.is_dir() and one.exists() and two.exists():
-        raise InputError(f"expected two pictures or two folders, but {one} and {two} are one of each")
-    if not one.is_dir():
-        return [(one, two)]
-    left, right = _pictures(one), _pictures(two)
-    if not left or left.keys() != right.keys():
-        odd = ", ".join(sorted(left.keys() ^ right.keys())[:5]) or "nothing in either"
-        raise InputError(f"{one} and {two}: expected pictures of the same names in both folders, but found {odd}")
-    return [(left[name], right[name]) for name in left]
-
-
-def _pictures(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder by their names without suffix, by which they are saved and paired."""
-    found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()):
-        if (other := found.setdefault(path.stem, path)) != path:
-            raise InputError(f"{folder}: {other.name} and {path.name} differ in their suffix alone; rename one")
-    return found
 
 
 def distinct(specs: Iterable[str]) -> list[str]:

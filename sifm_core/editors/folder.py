@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import EditorError, InputError, SifmError
-from ..files import read_text
+from ..files import read_text, sha256_of
 from ..memory import enough
 
 _LIBRARIES = ("diffusers", "transformers")
@@ -80,8 +80,10 @@ def download(
             f"{hub_id} has no model_index.json: it is not a diffusers pipeline; choose another id"
         ) from None
     except hub.LocalEntryNotFoundError:
-        how = "allow the download (local_files_only=False)" if local_files_only else "check the connection"
-        raise EditorError(f"{hub_id} is not in the local cache: {how}, or give the folder of a local copy") from None
+        how = "allow the download ({local_files_only})" if local_files_only else "check the connection"
+        raise EditorError(
+            f"{hub_id} is not in the local cache: {how}, or give the folder of a local copy", local_files_only=False
+        ) from None
     except (hub.HFValidationError, hub.HfHubHTTPError, hub.OfflineModeIsEnabled, OSError) as error:
         raise EditorError(f"{hub_id} could not be fetched: {error}") from error
     return Path(index).parent
@@ -267,16 +269,8 @@ _hashes: dict[tuple[Path, int, int], str] = {}
 def _sha256(file: Path, modified: int, size: int) -> str:
     key = (file.resolve(), modified, size)
     if key not in _hashes:
-        _hashes[key] = _digest(file)
+        _hashes[key] = sha256_of(file)
     return _hashes[key]
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class TransformersClient(Client):
                 self.model, local_files_only=local, dtype=torch.float32 if device == "cpu" else "auto"
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            hint = "; it must be on this machine, or pass local_files_only=False" if local else ""
+            hint = "; it must be on this machine (`hf download` fetches it)" if local else ""
             raise JudgeError(
                 f"{self.model}: expected a vision-language model that transformers loads{hint}: {error}"
             ) from error

@@ -134,7 +134,8 @@ def _aggregate(features: Mapping[str, Tensor], aggregation: str) -> list[Tensor]
         if len(set(shapes.values())) > 1:
             listed = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
             raise LayerError(
-                f"Eq. 3 averages layers of one shape, got {listed}: choose others or aggregation='per_layer'"
+                f"Eq. 3 averages layers of one shape, got {listed}: choose others or {{aggregation}}",
+                aggregation="per_layer",
             )
         return [_mean(list(features.values())).flatten(1)]
     return [feature.flatten(1) for feature in features.values()]
