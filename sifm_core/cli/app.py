@@ -1,6 +1,7 @@
 """Results on stdout (one JSON document with --json), progress and errors on stderr.
 
-Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted. An error is one line; --debug, anywhere, shows where.
+Exit codes: 0 done, 1 failed or not all done, 2 wrong input, 130 interrupted. An error is one line, and one for each
+file of a folder that is left out; --debug, anywhere, shows where.
 """
 
 from __future__ import annotations
