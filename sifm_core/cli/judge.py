@@ -57,7 +57,7 @@ def judge(
             fit.append(pair)
     pairs = fit
     loaded = load_judges(judges or JUDGES, asking)
-    at_once = len(pairs) if asking.batch else max(AT_ONCE, 4 * (asking.concurrency or 0))
+    at_once = max(1, len(pairs)) if asking.batch else max(AT_ONCE, 4 * (asking.concurrency or 0))
     with progress() as on_step:
         columns = [_ask(one, pairs, case, at_once, on_step(one.name)) for one in loaded]
     results, given = [], [verdict for column in columns for verdict in column]
