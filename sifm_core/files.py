@@ -60,6 +60,21 @@ def within(folder: Path, name: str) -> Path | None:
     return Path(os.path.normpath(folder / name)) if inside else None
 
 
+def in_cache(model: str, file: str = "config.json") -> str:
+    """The folder in the hub's local cache of a model with that hub id, found without asking the hub; else the name."""
+    if Path(model).is_dir():
+        return model
+    import huggingface_hub
+
+    # Else its client asks the hub which programs to tell it of, even where nothing may be fetched.
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        found = huggingface_hub.try_to_load_from_cache(model, file)
+    except ValueError:  # this is no hub id
+        return model
+    return str(Path(found).parent) if isinstance(found, str) else model
+
+
 def cell(value: Any) -> Any:
     """A CSV cell that no spreadsheet takes for a formula: text that begins like one has an apostrophe before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -26,6 +26,9 @@ def _check(hint: Any) -> Check:
     if hint is Any:
         return lambda value: ""
     origin, inner = get_origin(hint), get_args(hint)
+    if kinds := _kinds(hint):
+        wanted = inner[0] if inner else hint
+        return lambda value: "" if _is_one(value, kinds) else _wanted(wanted, value)
     if origin in (Union, UnionType):
         return _any_of([_check(one) for one in inner])
     if origin is Literal:
@@ -36,17 +39,28 @@ def _check(hint: Any) -> Check:
         return _mapping(_check(inner[1]))
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return _sequence(_check(inner[0]))
-    if hint is float:
-        return lambda value: "" if type(value) in (int, float) and math.isfinite(value) else _wanted(hint, value)
+    raise TypeError(f"no hint for plain data: {hint}")
+
+
+def _kinds(hint: Any) -> frozenset[type]:
+    """The types of a plain value's hint or of a union of such; none for other hints."""
+    if get_origin(hint) in (Union, UnionType):
+        parts = [_kinds(one) for one in get_args(hint)]
+        return frozenset().union(*parts) if all(parts) else frozenset()
     kind = NoneType if hint is None else hint
-    return lambda value: "" if type(value) is kind else _wanted(kind, value)
+    return frozenset((int, float) if kind is float else (kind,)) if kind in _WORDS else frozenset()
+
+
+def _is_one(value: Any, kinds: frozenset[type]) -> bool:
+    kind = type(value)
+    return kind in kinds and (kind is not float or math.isfinite(value))
 
 
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 
 
-def _wanted(kind: type, value: Any) -> str:
-    return f"expected {_WORDS.get(kind, kind.__name__)}, {_came(value)}"
+def _wanted(kind: Any, value: Any) -> str:
+    return f"expected {_WORDS[NoneType if kind is None else kind]}, {_came(value)}"
 
 
 def _came(value: Any) -> str:
@@ -80,12 +94,15 @@ def _sequence(item: Check) -> Check:
 
 
 def _fields(hint: Any) -> Check:
-    checks = {name: _check(one) for name, one in get_type_hints(hint).items()}
-    if is_typeddict(hint):
-        closed, needed = False, set(hint.__required_keys__)
-    else:
-        closed = True
-        needed = {f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING}
+    hints = get_type_hints(hint)
+    plain = {name: kinds for name, one in hints.items() if (kinds := _kinds(one))}
+    checks = {name: _check(one) for name, one in hints.items()}
+    closed = is_dataclass(hint)
+    needed = (
+        {f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING}
+        if closed
+        else set(hint.__required_keys__)
+    )
 
     def check(value: Any) -> str:
         if type(value) is not dict:
@@ -93,6 +110,8 @@ def _fields(hint: Any) -> Check:
         if missing := needed - value.keys():
             return f"expected {', '.join(sorted(missing))}, but it is missing"
         for name, one in value.items():
+            if name in plain and _is_one(one, plain[name]):
+                continue
             if name not in checks:
                 if closed:
                     return f"{name[:60]}: expected no such field; another version of sifm may have written it"

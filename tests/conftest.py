@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,11 @@ def ultraedit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import fakes
 
     return fakes.ultraedit(tmp_path_factory.mktemp("ultraedit"))
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A folder that everybody may enter; pytest's own belong to who runs it."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place, "open")

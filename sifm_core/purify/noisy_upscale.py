@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import SifmError
+from ..files import in_cache
 from ..images import resize
 from ..noise import Seed, fork, generators
 from ..types import Image, OnStep, Step
@@ -54,8 +55,10 @@ def _load(source: str, device: torch.device) -> Any:
     from diffusers import StableDiffusionUpscalePipeline
 
     try:
-        pipe = StableDiffusionUpscalePipeline.from_pretrained(source, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        pipe = StableDiffusionUpscalePipeline.from_pretrained(
+            in_cache(source, "model_index.json"), local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # what a folder that is none makes diffusers raise is nearly anything
         raise SifmError(
             f"noisy_upscale: expected a StableDiffusionUpscalePipeline at {source}, but it cannot be loaded; "
             f"download it first, or name a folder as upscaler ({error})"
