@@ -23,14 +23,14 @@ from urllib.parse import quote
 from PIL import Image as Pil
 
 from ..errors import InputError, JudgeError, SifmError
-from ..files import read_text, within
+from ..files import read_text, sha256_of, within
 from ..images import load_picture, save_png, write_atomically
 from ..judges.client import Reply
 from ..judges.rubric import Form, Part, picture
 from ..judges.vlm import VlmJudge
 from ..types import OnStep, Step
 from . import prompts
-from .manifest import UNSEEN, Item, check, file_hash, read, write
+from .manifest import UNSEEN, Item, check, read, write
 
 COUNTS = {"portrait": 35, "landscape": 35, "artwork": 30}
 """The paper's benchmark (section VII-A)."""
@@ -92,7 +92,7 @@ def from_csv(table: str | os.PathLike[str], out: str | os.PathLike[str], unseen:
             instruction=row["instruction"].strip(),
             unseen=given or unseen(row["instruction"].strip(), category, caption),
             licence=row.get("licence") or "",
-            sha256=file_hash(path),
+            sha256=sha256_of(path),
             source=row.get("source") or "",
             caption=caption,
             prompts_from="the table" if given else _who(unseen),
@@ -232,7 +232,7 @@ def _beside(picture: Path, folder: Path) -> str:
     name = os.path.relpath(picture, folder)
     if within(folder, name):
         return name
-    copy = f"images/{file_hash(picture)[:32]}{picture.suffix.lower()}"
+    copy = f"images/{sha256_of(picture)[:32]}{picture.suffix.lower()}"
     write_atomically(folder / copy, picture.read_bytes())
     return copy
 
@@ -260,7 +260,7 @@ def miniature(out: str | os.PathLike[str], n: int | None = None) -> list[Item]:
                 x.instruction,
                 x.unseen,
                 licence="Apache-2.0",
-                sha256=file_hash(path),
+                sha256=sha256_of(path),
                 source="drawn by sifm_core.miniature",
                 prompts_from="the miniature's grammar",
                 folder=target,
@@ -307,7 +307,7 @@ def _chosen(row: _Row, name: str, category: str, folder: Path, target: Path, uns
         instruction=row.instruction,
         unseen=others,
         licence="see the data set's card",
-        sha256=file_hash(path),
+        sha256=sha256_of(path),
         source=f"{DATASET}: {file.relative_to(folder)}, row {number}",
         caption=row.caption,
         prompts_from=_who(unseen),

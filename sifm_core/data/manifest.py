@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown
-from ..files import read_text, within, write_atomically
+from ..files import read_text, sha256_of, within, write_atomically
 from .prompts import clash
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def check(items: Sequence[Item]) -> list[Item]:
         seen.add(item.id)
         if not item.path.is_file():
             raise InputError(f"{item.id}: expected its picture at {item.path}, but there is none")
-        if item.sha256 and item.sha256 != file_hash(item.path):
+        if item.sha256 and item.sha256 != sha256_of(item.path):
             raise InputError(f"{item.id}: {item.path} is not the picture that was frozen (its sha256 is another)")
         instructions = [item.instruction, *item.unseen]
         if not all(text.strip() for text in instructions):
@@ -122,15 +121,6 @@ def check(items: Sequence[Item]) -> list[Item]:
     if not items:
         raise InputError("expected at least one picture, but the manifest is empty")
     return list(items)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _item(line: str, where: str, folder: Path) -> Item:

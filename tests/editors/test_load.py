@@ -103,7 +103,7 @@ def test_the_fingerprint_follows_weights_and_configuration_not_the_place(ip2p_fo
 
 def test_unchanged_files_are_hashed_once(ip2p_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_editor(ip2p_folder).fingerprint
-    monkeypatch.setattr("sifm_core.editors.folder._digest", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("sifm_core.editors.folder.sha256_of", lambda *_: pytest.fail("hashed again"))
     assert load_editor(ip2p_folder).fingerprint == first
 
 
