@@ -12,7 +12,8 @@ do, and the embedded miniature, whose autoencoder has a third of its U-Net's wor
 Beside them stand the counted ratio of the same model, which the seconds can reach at best, and the share of the rate of
 one large convolution on this machine that ours runs at: far below it, the seconds are those of starting operations, not
 of the algorithm. Peak bytes: the most resident memory of a fresh process during its first gradient, less what it held
-just before (Linux only).
+just before (Linux only). Rows: the same gradient of the embedded editors with one timestep after the other, and with as
+many as the editor's rule says as rows of one batch of the network, in turns.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,6 +131,9 @@ SMALL: Mapping[str, Callable[[str], Subject]] = {
     "miniature-ip2p, 64x64": miniature,
 }
 SMALL_HOOKS = ("mid+up0", "mid+up0+up1")
+EMBEDDED = ("miniature-ip2p", "miniature-sd3")
+FORMS = {"one_by_one": 1, "together": 0}
+"""How timesteps run -> the option `rows` that makes them."""
 
 
 def flops(subject: Subject, paths: Sequence[str], timesteps: Sequence[int]) -> list[dict[str, int]]:
@@ -152,13 +157,25 @@ def count(grad_fn: GradFn, x: Image) -> int:
 
 
 def seconds(subject: Subject, paths: Sequence[str], timesteps: int) -> dict[str, float]:
-    """The fewest seconds of one gradient of each side, in turns, after one of each that does not count."""
-    grad_fns = {side: make(subject, spread(timesteps), paths) for side, make in SIDES.items()}
-    taken: dict[str, list[float]] = {side: [] for side in SIDES}
+    """The fewest seconds of one gradient of each side."""
+    return fewest({side: make(subject, spread(timesteps), paths) for side, make in SIDES.items()}, subject.x)
+
+
+def rows(name: str, batch: int, timesteps: int) -> dict[str, float]:
+    """The fewest seconds of one gradient of an embedded editor, in each of :data:`FORMS`."""
+    editor = skeleton(name, device="cpu", text=False)
+    x = torch.full((batch, 3, 64, 64), 0.5)
+    build = partial(sifm.build, editor, x, editor.blank(batch), timesteps=spread(timesteps))
+    return fewest({form: build(rows=n) for form, n in FORMS.items()}, x)
+
+
+def fewest(grad_fns: Mapping[str, GradFn], x: Image) -> dict[str, float]:
+    """The fewest seconds of one call of each, in turns, after one of each that does not count."""
+    taken: dict[str, list[float]] = {side: [] for side in grad_fns}
     for _ in range(1 + REPEATS):
         for side, grad_fn in grad_fns.items():
             start = time.perf_counter()
-            grad_fn(subject.x, 0)
+            grad_fn(x, 0)
             taken[side].append(time.perf_counter() - start)
     return {side: min(values[1:]) for side, values in taken.items()}
 
@@ -203,6 +220,11 @@ def measure(clock: bool) -> Iterator[dict[str, Any]]:
             timed = seconds(subject, UNET_HOOKS[name], 4)
             beside = {"counted": counts["ours"] / counts["literal"], "reached": counts["ours"] / timed["ours"] / top}
             yield row("seconds", model, name, 4, timed) | beside
+    for model in EMBEDDED:
+        for batch in (1, 8):
+            timed = rows(model, batch, 10)
+            what = {"measured": "rows", "architecture": model, "hooks": "deep", "timesteps": 10, "batch": batch}
+            yield {**what, **timed, "ratio": timed["together"] / timed["one_by_one"]}
     if platform.system() == "Linux":
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
             for model in SMALL:
@@ -223,15 +245,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    rows = measure(clock=not chosen.no_clock)
+    table = measure(clock=not chosen.no_clock)
     if chosen.json:
-        print(json.dumps({"machine": machine, "flop_per_multiply_accumulate": 2, "rows": list(rows)}, indent=1))
+        print(json.dumps({"machine": machine, "flop_per_multiply_accumulate": 2, "rows": list(table)}, indent=1))
         return
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(
         f"{'measured':<11}{'architecture':<36}{'hooks':<13}{'|T|':>3}{'literal':>10}{'ours':>10}{'ratio':>7}{'less':>7}"
     )
-    for row in rows:
+    for row in table:
+        if row["measured"] == "rows":
+            print(
+                f"{'rows, s':<11}{row['architecture'] + ', batch ' + str(row['batch']):<36}{row['hooks']:<13}"
+                f"{row['timesteps']:>3}{row['one_by_one']:>10.3f}{row['together']:>10.3f}{row['ratio']:>7.3f}"
+                f"{1 / row['ratio']:>6.2f}x  one timestep after the other, and together",
+                flush=True,
+            )
+            continue
         scale, unit = {"FLOP": (1e12, "TFLOP"), "seconds": (1, "seconds"), "peak bytes": (2**20, "peak MiB")}[
             row["measured"]
         ]

@@ -129,14 +129,20 @@ def loop_inputs() -> list[io.Input]:
             "is drawn in each iteration. Empty: nothing.",
         ),
         combo("random_start", [*STARTS], "Start from noise inside the budget; auto: the method's own rule."),
+        io.Int.Input(
+            "rows", default=0, min=0, max=100_000, optional=True, advanced=True, tooltip=_sentence(methods.ROWS)
+        ),
     ]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def loop_options(widgets: dict[str, Any]) -> dict[str, Any]:
     """The engine's arguments for what stands in :func:`loop_inputs`, taken out of ``widgets``; not the socket."""
-    taken: dict[str, Any] = {
-        name: widgets.pop(name) for name in ("ball", "schedule", "update", "eot", "random_start") if name in widgets
-    }
+    names = ("ball", "schedule", "update", "eot", "random_start", "rows")
+    taken: dict[str, Any] = {name: widgets.pop(name) for name in names if name in widgets}
     if "eot" in taken:
         taken["eot"] = [part.strip() for part in taken["eot"].split(",") if part.strip()]
     if "random_start" in taken:

@@ -37,6 +37,8 @@ from ._store import editor_id, recall
 BASELINES = [name for name in methods.METHODS if name != "sifm" and not methods.problem(name)]
 TAKEN = tuple(inspect.signature(pipeline.immunize).parameters)
 """Names that belong to the loop: an option of the same name keeps its default."""
+ROWS = "rows"
+"""An option of several methods with one widget for all, the last one, so that saved graphs keep their places."""
 HOOKED = ("layers", "timesteps", "aggregation")
 """SIFM's options that the Feature Hook node sets."""
 
@@ -55,7 +57,7 @@ class SifmImmunize(io.ComfyNode):
                 sockets.Hook.Input(
                     "hook", optional=True, tooltip="Layers and timesteps; without it the editor's deep layers."
                 ),
-                *method_inputs("sifm", skip=HOOKED),
+                *method_inputs("sifm", skip=(*HOOKED, ROWS)),
                 *loop_inputs(),
             ],
             outputs=_outputs(),
@@ -101,7 +103,9 @@ class SifmBaselineImmunize(io.ComfyNode):
                 *_common_inputs(),
                 io.DynamicCombo.Input(
                     "method",
-                    options=[io.DynamicCombo.Option(name, method_inputs(name, skip=TAKEN)) for name in BASELINES],
+                    options=[
+                        io.DynamicCombo.Option(name, method_inputs(name, skip=(*TAKEN, ROWS))) for name in BASELINES
+                    ],
                     tooltip="Each method shows its own settings. random_noise needs neither gradient nor prompt.",
                 ),
                 *loop_inputs(),
@@ -232,6 +236,9 @@ def _immunize(
     **rest: Any,
 ) -> io.NodeOutput:
     original = to_engine(image)
+    rows = rest.pop(ROWS, 0)
+    if rows and ROWS in methods.options(method):
+        options = options | {ROWS: rows}
     others = [] if also is None else [also]
     mask = None if mask is None else to_engine(mask[..., None])[:, :1]
 

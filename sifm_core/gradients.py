@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .errors import EditorError, InputError
+from .errors import InputError
 from .images import resize
-from .types import GradFn, Gradient, Image, Latent, Term
+from .types import GradFn, Gradient, Image, Latent, Sampled, Term
 
 
 def through_latent(
@@ -20,7 +20,7 @@ def through_latent(
     *,
     part_norms: bool = False,
     lengths: Mapping[str, float] | None = None,
-) -> GradFn:
+) -> Sampled:
     """The gradient, with respect to the image, of a sum of losses of its latent.
 
     Equal to differentiating ``sum(term(encode(x)) for term in terms)``, but the image crosses the encoder once forwards
@@ -32,14 +32,14 @@ def through_latent(
     but its first. With ``lengths`` each part's gradient at the latent is scaled, for each image, to the L2 norm given
     for it before they are added (one of zero stays zero), and their norms before that are logged: balance, not the
     gradient of a sum.
-    Sums are in float32 (float64 where the latent is). Raises EditorError when a loss or gradient is not finite.
+    Sums are in float32 (float64 where the latent is).
     """
 
     if not terms:
         raise InputError("expected at least one term of the loss, got none")
     apart = part_norms or lengths is not None
 
-    def grad_fn(x: Image, step: int) -> Gradient:
+    def gradient(x: Image) -> Gradient:
         with torch.enable_grad():
             image = x.detach().clone().requires_grad_()
             encoded = encode(image)
@@ -68,25 +68,30 @@ def through_latent(
             (grad,) = torch.autograd.grad(encoded, image, _total(latent_grads))
         log = {name: value for name, value in losses.items() if name}
         log |= {f"grad_{name}": value for name, value in norms.items() if name}
-        return finite(Gradient(_total(losses), grad, log), step)
+        return Gradient(_total(losses), grad, log)
 
-    return grad_fn
+    return Sampled(nothing, gradient)
 
 
-def direct(loss: Callable[[Image, int], Tensor]) -> GradFn:
-    """The gradient of a loss of the image itself, ``loss(x, step)`` (B,), by plain automatic differentiation.
+def direct(loss: Callable[..., Tensor], draw: Callable[[int], Sequence[Tensor]] | None = None) -> Sampled:
+    """The gradient of a loss of the image itself, ``loss(x, *draw(step))`` (B,), by plain automatic differentiation.
 
-    For losses that no network stands behind, or that cross the whole editor. Raises EditorError as `through_latent`.
+    For losses that no network stands behind, or that cross the whole editor; ``draw`` as in :class:`Sampled`.
     """
 
-    def grad_fn(x: Image, step: int) -> Gradient:
+    def gradient(x: Image, *drawn: Tensor) -> Gradient:
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            value = loss(leaf, step)
+            value = loss(leaf, *drawn)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
-        return finite(Gradient(value.detach(), grad), step)
+        return Gradient(value.detach(), grad)
 
-    return grad_fn
+    return Sampled(draw or nothing, gradient)
+
+
+def nothing(step: int) -> Sequence[Tensor]:
+    """What a :class:`Sampled` gradient draws that draws nothing."""
+    return ()
 
 
 def through(grad_fn: GradFn, view: Callable[[Image, int], Image]) -> GradFn:
@@ -112,7 +117,14 @@ def through_resize(grad_fn: GradFn, size: tuple[int, int]) -> GradFn:
     The image goes down by the antialiased :func:`sifm_core.images.resize` that the editor's user sees as well, and the
     gradient comes back up.
     """
-    return through(grad_fn, lambda x, step: resize(x, size) if tuple(x.shape[-2:]) != size else x * 1)
+
+    def view(x: Image, step: int = 0) -> Image:
+        return resize(x, size) if tuple(x.shape[-2:]) != size else x * 1
+
+    if not isinstance(grad_fn, Sampled):
+        return through(grad_fn, view)
+    inner = grad_fn.gradient
+    return Sampled(grad_fn.draw, lambda x, *drawn: through(lambda seen, step: inner(seen, *drawn), view)(x, 0))
 
 
 def ensemble(grad_fns: Sequence[GradFn], weights: Sequence[float] | None = None) -> GradFn:
@@ -140,21 +152,6 @@ def ensemble(grad_fns: Sequence[GradFn], weights: Sequence[float] | None = None)
         return Gradient(torch.stack(losses).sum(dim=0), torch.stack(grads).sum(dim=0), log)
 
     return together
-
-
-def finite(gradient: Gradient, step: int) -> Gradient:
-    """Give back ``gradient``; raise EditorError when a number in it is not finite (meta tensors have no numbers)."""
-    if gradient.grad.is_meta:
-        return gradient
-    for name, value in (("loss", gradient.loss), ("gradient", gradient.grad)):
-        bad = (~torch.isfinite(value)).reshape(len(value), -1).any(dim=1)
-        if bool(bad.any()):
-            raise EditorError(
-                f"the {name} of image {', '.join(str(int(i)) for i in bad.nonzero())} of the batch is not finite "
-                f"at step {step}: numbers overflowed in the editor; load it with {{dtype}}",
-                dtype="float32",
-            )
-    return gradient
 
 
 def _total(parts: Mapping[str, Tensor]) -> Tensor:

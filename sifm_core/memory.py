@@ -70,7 +70,7 @@ def enough(what: str, device: torch.device, *, pictures: bool = False) -> Iterat
                 f"not enough memory on {device} for {what}: make them smaller or fewer, or free some memory"
             ) from error
         raise OutOfMemory(
-            f"not enough memory on {device} for {what}: lower the batch or the size, load the editor with "
+            f"not enough memory on {device} for {what}: lower the batch, the size or the method's rows, load the editor with "
             "{dtype}, {offload} or {checkpointing}, or use {device}; `sifm plan` says what fits",
             dtype="bfloat16",
             offload="text",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .errors import ImageError, InputError, unknown
-from .gradients import finite
+from .errors import EditorError, ImageError, InputError, unknown
 from .images import check_image
 from .noise import Seed, uniform
-from .types import GradFn, Image, OnStep, Step
+from .types import GradFn, Gradient, Image, OnStep, Step
 
 Ball = Literal["linf", "l2"]
 """What eps bounds: the largest change of a value, or the root mean square (RMS) of the changes of an image."""
@@ -56,7 +56,8 @@ def pgd(
     ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales what each pixel
     may change (where it is 0 nothing does, and an RMS is over the rest). ``on_step`` gets the loss before the step, its
     log with "grad" (the L2 norm of the gradient at the image) and "saturated" (linf: the share of values at the edge of
-    their budget; l2: the share of eps that is used), and the image after it; what it raises comes through. Works inside
+    their budget; l2: the share of eps that is used), and the image after it; what it raises comes through. On CUDA it
+    is called :data:`LATE` steps late, so that the device need not wait for the host. Works inside
     ``torch.inference_mode``.
 
     Raises InputError for arguments out of range, and when an image's gradient is zero everywhere at the first step, so
@@ -76,18 +77,67 @@ def pgd(
         delta = room.project(uniform(x0.shape, seed).to(x0) * eps * weight if random_start else torch.zeros_like(x0))
         x = (x0 + delta).clamp(0, 1)
         towards = room.direction if update == "steepest" else _Adam()
+        reports = _Reports(on_step, steps, LATE if x0.is_cuda else 0)
         for i in range(steps):
-            gradient = finite(grad_fn(x, i), i)
+            gradient = grad_fn(x, i)
             direction = towards(gradient.grad)
             if i == 0:
                 _refuse_zero(direction)
             delta = room.project(delta - alpha * SCHEDULES[schedule](i / steps) * direction)
             x = (x0 + delta).clamp(0, 1)
-            if on_step is not None:
-                log = {name: float(value.mean()) for name, value in gradient.log.items()}
-                log |= {"grad": float(gradient.grad.flatten(1).norm(dim=1).mean()), "saturated": room.used(delta)}
-                on_step(Step("immunize", i + 1, steps, float(gradient.loss.mean()), log, x))
+            reports.add(gradient, room.used(delta), x)
+        reports.finish()
         return x
+
+
+LATE = 2
+"""Steps that a CUDA device may be ahead of the reports of progress, and so of an interrupt or of a refusal."""
+
+
+class _Reports:
+    """What the loop says of its steps, in order: each is measured on the device at once and read ``late`` steps later.
+
+    Reading waits until the device is done with the step; meanwhile it has the next steps to work on.
+    """
+
+    def __init__(self, on_step: OnStep | None, steps: int, late: int) -> None:
+        self._on_step, self._steps, self._late = on_step, steps, late
+        self._added = 0
+        self._unread: deque[tuple[int, list[str], Tensor, Tensor, Image, torch.cuda.Event | None]] = deque()
+
+    def add(self, gradient: Gradient, used: Tensor, x: Image) -> None:
+        values = {"": gradient.loss, **gradient.log, "grad": gradient.grad.flatten(1).norm(dim=1), "saturated": used}
+        numbers = (gradient.loss[:, None], gradient.grad)
+        broken = torch.stack([~torch.isfinite(value).flatten(1).all(dim=1) for value in numbers])
+        means = torch.stack([value.mean().to(gradient.loss) for value in values.values()])
+        done = None
+        if x.is_cuda:
+            broken, means = (v.to("cpu", non_blocking=True) for v in (broken, means))
+            done = torch.cuda.Event()
+            done.record()
+        self._unread.append((self._added, list(values), broken, means, x, done))
+        self._added += 1
+        while len(self._unread) > self._late:
+            self._read()
+
+    def finish(self) -> None:
+        while self._unread:
+            self._read()
+
+    def _read(self) -> None:
+        i, names, broken, means, x, done = self._unread.popleft()
+        if done is not None:
+            done.synchronize()
+        for name, bad in zip(("loss", "gradient"), broken, strict=True):
+            if bool(bad.any()):
+                raise EditorError(
+                    f"the {name} of image {', '.join(str(int(k)) for k in bad.nonzero())} of the batch is not finite "
+                    f"at step {i}: numbers overflowed in the editor; load it with {{dtype}}",
+                    dtype="float32",
+                )
+        if self._on_step is not None:
+            log = dict(zip(names, means.tolist(), strict=True))
+            self._on_step(Step("immunize", i + 1, self._steps, log.pop(""), log, x))
 
 
 class _Linf:
@@ -102,8 +152,8 @@ class _Linf:
     def project(self, delta: Tensor) -> Tensor:
         return delta.clamp(-self._budget, self._budget)
 
-    def used(self, delta: Tensor) -> float:
-        return float(((delta.abs() >= self._budget) & self._free).sum() / (3 * self._free.sum()))
+    def used(self, delta: Tensor) -> Tensor:
+        return ((delta.abs() >= self._budget) & self._free).sum() / (3 * self._free.sum())
 
 
 class _L2:
@@ -123,14 +173,14 @@ class _L2:
         u = delta * self._inverse
         inside = self._rms(self._clip(u)) <= self._eps
         low, high = inside.to(u), torch.ones_like(self._count)
-        for _ in range(0 if bool(inside.all()) else 25):
+        for _ in range(0 if not u.is_cuda and bool(inside.all()) else 25):  # where asking would wait for the device
             factor = (low + high) / 2
             outside = self._rms(self._clip(_scaled(u, factor))) > self._eps
             low, high = torch.where(outside, low, factor), torch.where(outside, factor, high)
         return self._clip(_scaled(u, low)) * self._weight
 
-    def used(self, delta: Tensor) -> float:
-        return float(self._rms(delta * self._inverse).mean() / self._eps)
+    def used(self, delta: Tensor) -> Tensor:
+        return self._rms(delta * self._inverse).mean() / self._eps
 
     def _clip(self, u: Tensor) -> Tensor:
         return u.clamp(self._low, self._high)

@@ -17,6 +17,7 @@ from . import purify as purification
 from .editors import load_editor
 from .errors import ImageError, InputError, unknown
 from .gradients import ensemble, through, through_resize
+from .graphs import replayed
 from .images import MIN_SIDE, bands, check_image, on_grid, resize, round_to_budget
 from .judges import load_judge
 from .memory import enough, peak
@@ -121,12 +122,19 @@ def immunize(
         x, inside = resize(x0, size), f"{len(x0)} picture(s) at {size[1]}x{size[0]} in {editor.name}"
         with enough(inside, editor.device):
             inner = module.build(editor, x, editor.prepare(prompts), **given, **options)
+        inner = replayed(inner if size == tuple(x0.shape[-2:]) else through_resize(inner, size))
 
         def grad_fn(x: Image, step: int) -> Gradient:
             with enough(inside, editor.device):
                 return inner(x, step)
 
-        return grad_fn if size == tuple(x0.shape[-2:]) else through_resize(grad_fn, size)
+        return grad_fn
+
+    def rows(editor: Editor) -> dict[str, int]:
+        """How many rows its network ran at once, of a method for which that matters."""
+        if "rows" not in methods.options(method):
+            return {}
+        return {"rows": options.get("rows") or editor.rows(*editor.work_size(*image.shape[-2:]))}
 
     shown = f"{len(image)} picture(s) of {image.shape[-1]}x{image.shape[-2]} pixels"
     with torch.inference_mode(False), peak(editor.device) as measured, enough(shown, editor.device, pictures=True):
@@ -177,7 +185,8 @@ def immunize(
             "eot": [str(spec) for spec in eot] if not isinstance(eot, str) else [eot],
             "random_start": start_random,
             "editor_fingerprint": editor.fingerprint,
-            "also": [{"editor": other.name, "editor_fingerprint": other.fingerprint} for other in others],
+            **rows(editor),
+            "also": [{"editor": e.name, "editor_fingerprint": e.fingerprint, **rows(e)} for e in others],
         }
     linf, rms = _apart(protected, x0.cpu())
     seconds = time.perf_counter() - start

@@ -31,7 +31,8 @@ SMALLER = (1024, 768, 512, 256)
 class Settings:
     """What decides the cost of SIFM on an editor.
 
-    ``size`` is the longer side at which it works, in pixels; ``t5`` False leaves that text encoder out.
+    ``size`` is the longer side at which it works, in pixels; ``t5`` False leaves that text encoder out; ``rows`` of one
+    batch the network runs at once, 0: the editor's rule.
     """
 
     editor: str
@@ -45,6 +46,7 @@ class Settings:
     offload: str = "none"
     checkpointing: bool = False
     t5: bool = True
+    rows: int = 0
 
 
 class Cost(NamedTuple):
@@ -88,6 +90,8 @@ def plan(settings: Settings, *, memory: float | None = None, calibrate: bool = T
     for name in ("size", "timesteps", "steps", "batch"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {getattr(settings, name)}")
+    if settings.rows < 0:
+        raise InputError(f"rows: expected a whole number of at least 0 (0: the editor's rule), got {settings.rows}")
     if not settings.t5 and not _parameters(settings.editor)[2]:
         raise InputError(f"t5: {settings.editor} has no T5 text encoder to leave out")
     if memory is not None and not memory > 0:
@@ -165,12 +169,24 @@ def _counted(settings: Settings) -> _Count:
     layers = settings.layers if isinstance(settings.layers, str) else tuple(settings.layers)
     once, term = _iteration(settings.editor, settings.size, layers, settings.checkpointing)
     more, width = settings.timesteps - 1, torch.finfo(getattr(torch, settings.dtype)).bits / 32
+    beside = min(settings.timesteps, max(1, rows_of(settings) // settings.batch)) - 1
     return _Count(
         once.convolution + more * term.convolution,
         once.product + more * term.product,
-        round(once.peak * width),
+        round((once.peak + beside * term.peak) * width),
         round((once.kept + more * term.kept) * max(1, width)),
     )
+
+
+def rows_of(settings: Settings) -> int:
+    """How many rows the network runs at once under these settings."""
+    return settings.rows or _rule(settings.editor, settings.size, settings.dtype)
+
+
+@cache
+def _rule(editor: str, size: int, dtype: str) -> int:
+    model = skeleton(editor, size=size, text=False, dtype=getattr(torch, dtype))
+    return model.rows(*model.work_size(size, size))
 
 
 @cache
@@ -185,7 +201,7 @@ def _iteration(editor: str, size: int, layers: str | tuple[str, ...], checkpoint
     first = _one(model, x, cond, layers)
     with torch.no_grad():
         z = model.encode(x)
-    model.encode = lambda x: x * 1  # type: ignore[method-assign]
+    model.encode = lambda x, noise=None: x * 1  # type: ignore[method-assign]
     return first, _one(model, z, cond, layers)
 
 
@@ -242,9 +258,13 @@ def _fitting(settings: Settings, memory: float) -> tuple[Settings, Cost] | None:
     t5s = dict.fromkeys((settings.t5, settings.t5 and not _parameters(settings.editor)[2]))
     sizes = [settings.size, *(size for size in SMALLER if size < settings.size)]
     for size, t5, dtype, batch in itertools.product(sizes, t5s, dtypes, batches):
-        for checkpointing, offload in itertools.product(dict.fromkeys((settings.checkpointing, True)), offloads):
-            change = {"size": size, "t5": t5, "dtype": dtype, "batch": batch}
-            other = replace(settings, **change, checkpointing=checkpointing, offload=offload)
+        change = {"size": size, "t5": t5, "dtype": dtype, "batch": batch}
+        most = rows_of(replace(settings, **change))
+        fewer = [settings.rows, *(most >> k for k in range(1, most.bit_length()))]
+        for checkpointing, offload, rows in itertools.product(
+            dict.fromkeys((settings.checkpointing, True)), offloads, fewer
+        ):
+            other = replace(settings, **change, checkpointing=checkpointing, offload=offload, rows=rows)
             cost = _cost(other)
             if cost.memory <= memory:
                 return other, cost

@@ -45,6 +45,22 @@ GradFn: TypeAlias = Callable[[Image, int], Gradient]
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """A :data:`GradFn` in two halves: what it draws for a step, and the work that is the same at every step.
+
+    ``draw`` (step index) gives the step's random numbers, on the CPU. ``gradient`` (x, those numbers on x's device)
+    makes no random numbers, reads none on the host and copies none to the device, so that its operations can be
+    recorded once and replayed (:func:`sifm_core.graphs.replayed`).
+    """
+
+    draw: Callable[[int], Sequence[Tensor]]
+    gradient: Callable[..., Gradient]
+
+    def __call__(self, x: Image, step: int) -> Gradient:
+        return self.gradient(x, *(numbers.to(x.device) for numbers in self.draw(step)))
+
+
+@dataclass(frozen=True)
 class Step:
     """One report of progress: step ``i`` (1-based) of ``n`` of ``phase`` is done.
 
@@ -93,14 +109,29 @@ class Editor(Protocol):
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) at which this editor edits a picture of that size: native scale, allowed multiples."""
 
-    def encode(self, x: Image) -> Latent:
-        """Posterior mode, scaled: deterministic and differentiable. x must have a size that `work_size` allows."""
+    def encode(self, x: Image, noise: Latent | None = None) -> Latent:
+        """Posterior mode, scaled: deterministic and differentiable. x must have a size that `work_size` allows.
+
+        With standard normal ``noise`` of the latent's shape, the posterior's draw mean + std * noise instead.
+        """
 
     def decode(self, z: Latent) -> Image:
         """The picture of such a latent, in [0, 1] units, not clipped: differentiable."""
 
     def prepare(self, prompts: Sequence[str]) -> Cond:
         """Encode one prompt per image (cached)."""
+
+    def join(self, conds: Sequence[Cond]) -> Cond:
+        """The conditions of several batches as those of one, in their order."""
+
+    def rows(self, height: int, width: int) -> int:
+        """How many rows of a batch the noise predictor runs at once for pictures of that working size, with gradients.
+
+        A rule of network, size and number type alone, never of what memory happens to be free: results follow from it.
+        """
+
+    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
+        """The noise schedule at timesteps t (B,): z_t = signal * z + spread * noise, each (B, 1, 1, 1)."""
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The noise predictor's output for the clean latent z noised to t (B,) int64; hides where the source enters."""
@@ -111,8 +142,14 @@ class Editor(Protocol):
     def words(self, cond: Cond) -> Tensor:
         """Which positions of the encoded text are words of the prompt rather than padding, (B, tokens) bool."""
 
-    def generate(self, x: Image, cond: Cond, *, seed: int | Sequence[int], **options: Any) -> Image:
-        """The attacker's edit with a gradient to x: the decoder's output in [0, 1] units, not clipped."""
+    def draws(self, x: Image, seed: int | Sequence[int], **options: Any) -> Sequence[Tensor]:
+        """What an edit of x draws from the seeds, on the CPU."""
+
+    def generate(self, x: Image, cond: Cond, drawn: Sequence[Tensor], **options: Any) -> Image:
+        """The attacker's edit with a gradient to x: the decoder's output in [0, 1] units, not clipped.
+
+        ``drawn``: what :meth:`draws` gave for these options.
+        """
 
     def edit(
         self, x: Image, cond: Cond, *, seed: int | Sequence[int], on_step: OnStep | None = None, **options: Any

@@ -17,6 +17,7 @@ FLOORS = [
         "noise",
         "features",
         "gradients",
+        "graphs",
         "pgd",
         "stats",
         "format",

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sifm_core.errors import EditorError, InputError
-from sifm_core.gradients import ensemble, finite, through, through_latent, through_resize
+from sifm_core.gradients import ensemble, through, through_latent, through_resize
 from sifm_core.images import resize
+from sifm_core.pgd import pgd
 from sifm_core.types import Gradient
 
 torch.manual_seed(0)
@@ -85,14 +86,16 @@ def test_half_precision_terms_are_summed_in_float32() -> None:
     "bad", [lambda z: z.flatten(1).sum(1) / 0, lambda z: (z - z.detach()).abs().sqrt().flatten(1).sum(1)]
 )
 def test_a_loss_or_gradient_that_is_not_finite_is_refused(bad) -> None:
+    sound = lambda x, step: Gradient(torch.ones(3), torch.ones_like(x))  # noqa: E731
+    grad_fn = lambda x, step: (through_latent(ENCODER, [bad]) if step == 7 else sound)(x, step)  # noqa: E731
     with pytest.raises(EditorError, match=r"not finite at step 7.*float32"):
-        through_latent(ENCODER, [bad])(X, 7)
+        pgd(X, grad_fn, eps=0.1, alpha=0.01, steps=9)
 
 
 def test_the_images_that_overflowed_are_named() -> None:
-    loss = torch.tensor([0.0, float("nan"), 0.0, float("inf")])
-    with pytest.raises(EditorError, match=r"loss of image 1, 3"):
-        finite(Gradient(loss, torch.zeros(4, 3, 2, 2)), 0)
+    loss = torch.tensor([0.0, float("nan"), float("inf")])
+    with pytest.raises(EditorError, match=r"loss of image 1, 2"):
+        pgd(X, lambda x, step: Gradient(loss, torch.ones_like(x)), eps=0.1, alpha=0.01, steps=1)
 
 
 def test_no_terms_is_refused() -> None:

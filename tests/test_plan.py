@@ -85,7 +85,8 @@ def test_every_timestep_keeps_its_noise_and_the_clean_features(wanted: Settings)
     z = editor.encode(x)
     found = features.capture(editor.net, paths, lambda: editor.denoise(z, z, torch.full((1,), 500), cond))
     kept = 4 * seen[0].numel() + 4 * next(iter(found.values())).numel()  # Eq. 3's mean over layers of one shape
-    two, five, nine = (plan(replace(wanted, timesteps=n), calibrate=False).cost.working for n in (2, 5, 9))
+    kept += 8  # the timestep itself
+    two, five, nine = (plan(replace(wanted, timesteps=n, rows=1), calibrate=False).cost.working for n in (2, 5, 9))
     assert (five - two, nine - five) == (3 * wanted.batch * kept, 4 * wanted.batch * kept)
 
 
@@ -180,7 +181,7 @@ def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Settings:
         return count, count
 
     monkeypatch.setattr(plans, "_iteration", counted)
-    return Settings(SD3, size=512, timesteps=4, steps=100, dtype="bfloat16", device="cuda")
+    return Settings(SD3, size=512, timesteps=4, steps=100, dtype="bfloat16", device="cuda", rows=1)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,7 @@ def test_first_what_costs_time_then_t5_then_the_size(on_a_card: Settings, gigaby
 
 def test_the_command_proposes_flags_that_immunize_takes(on_a_card: Settings, capsys) -> None:
     given = ["plan", "--editor", SD3, "--timesteps", "4", "--device", "cpu", "--dtype", "bfloat16", "--memory", "9"]
+    given += ["--rows", "1"]
     assert main(given) == 0
     flags = capsys.readouterr().out.splitlines()[-1].split()
     assert flags == ["--no-t5"]
@@ -217,6 +219,21 @@ def test_the_command_proposes_flags_that_immunize_takes(on_a_card: Settings, cap
     assert "fits into 9 GB" in capsys.readouterr().out
     assert main(["immunize", "none.png", "-o", "x.png", "--prompt", "a", *flags, "--checkpointing"]) == 2
     assert "no such file" in capsys.readouterr().err, "the flags are known"
+
+
+def test_rows_at_once_take_memory_and_fewer_are_proposed_before_anything_else(on_a_card: Settings, capsys) -> None:
+    by_rows = {n: plan(replace(on_a_card, rows=n), calibrate=False).cost for n in (1, 2, 4, 9)}
+    assert by_rows[2].working - by_rows[1].working == pytest.approx(5.3e9 / 2, rel=0.01)
+    assert by_rows[9] == by_rows[4], "there are four timesteps"
+    assert plan(replace(on_a_card, rows=4, batch=2), calibrate=False).cost.working == 2 * by_rows[2].working
+    assert len({cost.flops for cost in by_rows.values()}) == 1
+    rule = plan(replace(on_a_card, rows=0), memory=by_rows[2].memory, calibrate=False)
+    assert plans.rows_of(rule.settings) == 5 and rule.fits is False
+    assert rule.fitting == (replace(on_a_card, rows=2), by_rows[2])
+    words = ["plan", "--editor", SD3, "--timesteps", "4", "--device", "cpu", "--dtype", "bfloat16"]
+    assert main([*words, "--memory", str(by_rows[2].memory / 1e9)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].split() == ["--option", "rows=2"] and any("5 rows" in line for line in said)
 
 
 @pytest.mark.parametrize("editor", sorted(KNOWN))

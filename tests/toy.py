@@ -30,8 +30,18 @@ class ToyEditor:
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         return height // 4 * 4, width // 4 * 4
 
-    def encode(self, x: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(x, 4)
+    def rows(self, height: int, width: int) -> int:
+        return 16
+
+    def join(self, conds: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(conds))
+
+    def mix(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t).to(like).reshape(-1, 1, 1, 1), torch.full_like(t, 0.1).to(like).reshape(-1, 1, 1, 1)
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        z = nn.functional.avg_pool2d(x, 4)
+        return z if noise is None else z + 0.01 * noise.to(z)
 
     def decode(self, z: Tensor) -> Tensor:
         return nn.functional.interpolate(z, scale_factor=4)

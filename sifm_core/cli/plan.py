@@ -19,6 +19,14 @@ def plan(
     steps: Annotated[int, typer.Option("--steps", metavar="N", help="Iterations.")] = 100,
     layers: Annotated[str, typer.Option("--layers", help="Presets of the editor or module paths.")] = "deep",
     batch: Annotated[int, typer.Option("--batch", metavar="B", help="Pictures at a time.")] = 1,
+    rows: Annotated[
+        int,
+        typer.Option(
+            "--rows",
+            metavar="N",
+            help="Rows of the network at once; 0: the editor's rule.",
+        ),
+    ] = 0,
     memory: Annotated[
         float | None, typer.Option("--memory", metavar="GB", help="What there is; proposes what fits.")
     ] = None,
@@ -53,6 +61,7 @@ def plan(
         check_offload(offload),
         checkpointing,
         not no_t5,
+        rows,
     )
     found = plans.plan(wanted, memory=None if memory is None else memory * 1e9)
     if as_json:
@@ -61,6 +70,7 @@ def plan(
     cost = found.cost
     print(f"{editor} at {native} px, {batch} x {steps} iterations of {timesteps} timesteps, {kind} on {where}:")
     print(f"  {cost.flops / 1e12:.4g} TFLOP, about {found.seconds:.3g} s on this machine")
+    print(f"  {plans.rows_of(wanted)} rows of the network at once (pictures x timesteps): --option rows=N of immunize")
     print(
         f"  {cost.memory / 1e9:.2f} GB at the peak: networks {cost.networks / 1e9:.2f}, text encoders "
         f"{cost.text / 1e9:.2f}, the loop's own {cost.working / 1e9:.2f}"
@@ -78,6 +88,8 @@ def plan(
 
 def _flag(name: str, value: Any) -> str:
     """As this command takes it, and but for the batch `sifm immunize` too."""
+    if name == "rows":
+        return f"--option rows={value}"
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
     return f"--{name} {value}"

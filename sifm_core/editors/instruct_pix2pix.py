@@ -17,7 +17,8 @@ from ..errors import EditorError
 from ..noise import Seed, generators
 from ..types import Image, Latent, OnStep
 from .folder import check, load_pipeline, named, settings
-from .latent import LatentEditor, report, run, wide
+from .latent import LatentEditor, guided, report, run, wide
+from .sampling import Sampler
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 DEFAULTS = {"steps": 100, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "size": 512}
@@ -61,6 +62,7 @@ class InstructPix2Pix(LatentEditor):
     """The source enters twice: as the clean latent that is noised to t, and unscaled as extra channels of the U-Net."""
 
     family = "instruct-pix2pix"
+    positions_at_once = 40_960  # 10 rows at 512x512
 
     def __init__(self, name: str, folder: Path, pipe: Any, settings: Mapping[str, Any]) -> None:
         levels = len(pipe.unet.config.block_out_channels)
@@ -107,13 +109,13 @@ class InstructPix2Pix(LatentEditor):
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The U-Net at timestep ``t`` (B,), conditioned on the prompt and on the source's own latent, unscaled."""
-        signal, spread = self._mix(t, z)
+        signal, spread = self.mix(t, z)
         channels = torch.cat([signal * z + spread * noise, z / self.latent_scale], dim=1)
         return wide(self.net(channels.to(self.dtype), t, encoder_hidden_states=cond.prompt, return_dict=False)[0])
 
     def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
         """epsilon, v or the clean latent, as the scheduler's prediction type says."""
-        signal, spread = self._mix(t, z)
+        signal, spread = self.mix(t, z)
         if self.prediction == "v_prediction":
             return signal * noise - spread * z
         return z if self.prediction == "sample" else noise
@@ -138,19 +140,45 @@ class InstructPix2Pix(LatentEditor):
         """
         given = {"steps": steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
         arguments = self._arguments(x, cond, seed, given | options)
-        return run(self.pipe, differentiable=False, output_type="pt", **arguments, **report(on_step)).float()
+        return run(self.pipe, output_type="pt", **arguments, **report(on_step)).float()
 
-    def generate(self, x: Image, cond: Cond, *, seed: Seed = 0, **options: Any) -> Image:
+    def draws(self, x: Image, seed: Seed, **options: Any) -> tuple[Tensor, ...]:
+        """The first latents, and what an ancestral scheduler draws at its steps; see :meth:`edit`."""
+        sampler = Sampler(self.pipe.scheduler, self.chosen(options, x, len(x))["steps"])
+        first, rows = self._first(x, seed)
+        later = [
+            [torch.randn(first.shape[1:], generator=g, dtype=self.dtype) for g in rows] for _ in range(sampler.noises)
+        ]
+        return first, *map(torch.stack, later)
+
+    def generate(self, x: Image, cond: Cond, drawn: Sequence[Tensor], **options: Any) -> Image:
         """:meth:`edit` with a gradient to ``x``, not clipped, (B, 3, H, W) in [0, 1] units."""
-        latents = run(self.pipe, differentiable=True, output_type="latent", **self._arguments(x, cond, seed, options))
-        return self.decode(latents)
-
-    def _arguments(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any]) -> dict[str, Any]:
         chosen = self.chosen(options, x, len(cond.prompt))
+        scales = chosen["guidance_scale"], chosen["image_guidance_scale"]
+        prompt, source = cond.prompt, (self.encode(x) / self.latent_scale).to(self.dtype)
+        if is_guided := scales[0] > 1 and scales[1] >= 1:
+            prompt = torch.cat([prompt, cond.empty, cond.empty])
+            source = torch.cat([source, source, torch.zeros_like(source)])
+        sampler = Sampler(self.pipe.scheduler, chosen["steps"])
+        sampler.begin(drawn[1:])
+        z = drawn[0].to(source) * sampler.scheduler.init_noise_sigma
+        for t in sampler.timesteps:
+            channels = torch.cat([sampler.scale(torch.cat([z] * 3) if is_guided else z, t), source], dim=1)
+            step = torch.full((len(channels),), t.item(), dtype=t.dtype, device=z.device)
+            predicted = self.net(channels, step, encoder_hidden_states=prompt, return_dict=False)[0]
+            z = sampler.step(guided(predicted, *scales) if is_guided else predicted, t, z)
+        return self.decode(z)
+
+    def _first(self, x: Image, seed: Seed) -> tuple[Tensor, list[torch.Generator]]:
+        """The latents that an edit starts from, and the generators that drew them, to go on with."""
         factor = self.pipe.vae_scale_factor
         shape = (self.pipe.vae.config.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
         rows = generators(seed, len(x))
-        latents = torch.stack([torch.randn(shape, generator=row) for row in rows])
+        return torch.stack([torch.randn(shape, generator=row) for row in rows]), rows
+
+    def _arguments(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = self.chosen(options, x, len(cond.prompt))
+        latents, rows = self._first(x, seed)
         return {
             "image": x.to(self.device),
             "prompt_embeds": cond.prompt,
@@ -162,8 +190,8 @@ class InstructPix2Pix(LatentEditor):
             "image_guidance_scale": chosen["image_guidance_scale"],
         }
 
-    def _mix(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at ``t``, shaped to multiply ``like``."""
+    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at ``t`` (B,), each (B, 1, 1, 1) of ``like``'s type."""
         if self._alphas.device != t.device and t.device.type != "mps":  # which has no float64
             self._alphas = self._alphas.to(t.device)
         alpha = self._alphas[t.to(self._alphas.device)].reshape(-1, 1, 1, 1)

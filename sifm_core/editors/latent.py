@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ImageError, InputError, unknown
 from ..memory import enough
@@ -31,8 +32,12 @@ class LatentEditor:
     prepare: Any
     blank: Any
     words: Any
+    positions_at_once: int
+    """Latent positions (height x width) that the network runs at once with gradients, in 16 bits a number."""
+    mix: Any
     denoise: Any
     target: Any
+    draws: Any
     generate: Any
     edit: Any
 
@@ -116,14 +121,29 @@ class LatentEditor:
         scale = self.settings["size"] / max(height, width)
         return _round(height * scale, self._multiple), _round(width * scale, self._multiple)
 
-    def encode(self, x: Image) -> Latent:
+    def rows(self, height: int, width: int) -> int:
+        """How many rows of a batch the network runs at once: :attr:`positions_at_once`, half in float32; at least 1."""
+        positions = math.prod(side // self.pipe.vae_scale_factor for side in (height, width))
+        return max(1, self.positions_at_once * 2 // self.dtype.itemsize // positions)
+
+    def join(self, conds: Sequence[Any]) -> Any:
+        """The conditions of several batches as those of one."""
+        if len(conds) == 1:
+            return conds[0]
+        columns = zip(*(vars(cond).values() for cond in conds), strict=True)
+        return type(conds[0])(*map(torch.cat, columns))
+
+    def encode(self, x: Image, noise: Latent | None = None) -> Latent:
         """Posterior mode, (mode - shift) * scale, (B, c, h, w): deterministic and differentiable; at least float32.
 
-        ``x`` (B, 3, H, W) in [0, 1]. Raises ImageError for a size that :meth:`work_size` does not give.
+        ``x`` (B, 3, H, W) in [0, 1]. With standard normal ``noise`` (B, c, h, w): the draw mean + std * noise in place
+        of the mode. Raises ImageError for a size that :meth:`work_size` does not give.
         """
         self.check_size(x)
-        mode = self.pipe.vae.encode((2 * x - 1).to(self.device, self.dtype)).latent_dist.mode()
-        return (wide(mode) - self.latent_shift) * self.latent_scale
+        with _attention(x, math.prod(x.shape[-2:]) // self.pipe.vae_scale_factor**2):
+            posterior = self.pipe.vae.encode((2 * x - 1).to(self.device, self.dtype)).latent_dist
+        raw = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        return (wide(raw) - self.latent_shift) * self.latent_scale
 
     def decode(self, z: Latent) -> Image:
         """The picture of a latent that :meth:`encode` gave: (B, c, h, w) -> (B, 3, H, W) in [0, 1] units, not clipped.
@@ -131,7 +151,8 @@ class LatentEditor:
         Differentiable; at least float32.
         """
         raw = (z / self.latent_scale + self.latent_shift).to(self.device, self.dtype)
-        return wide(self.pipe.vae.decode(raw, return_dict=False)[0]) / 2 + 0.5
+        with _attention(raw, math.prod(raw.shape[-2:])):
+            return wide(self.pipe.vae.decode(raw, return_dict=False)[0]) / 2 + 0.5
 
     def check_size(self, x: Image) -> None:
         """Raise ImageError for a size that :meth:`work_size` does not give."""
@@ -195,13 +216,12 @@ class LatentEditor:
         return merged
 
 
-def run(pipe: Any, *, differentiable: bool, **arguments: Any) -> Any:
-    """Call a diffusers pipeline, with or without its no_grad; the scheduler's state is as before afterwards."""
-    function = inspect.unwrap(type(pipe).__call__) if differentiable else type(pipe).__call__
+def run(pipe: Any, **arguments: Any) -> Any:
+    """Call a diffusers pipeline; the scheduler's state is as before afterwards."""
     scheduler = pipe.scheduler
     pipe.scheduler = copy.deepcopy(scheduler)
     try:
-        return function(pipe, **arguments).images
+        return pipe(**arguments).images
     finally:
         pipe.scheduler = scheduler
 
@@ -218,9 +238,25 @@ def report(on_step: OnStep | None) -> dict[str, Any]:
     return {"callback_on_step_end": after}
 
 
+def guided(predicted: Tensor, text: float, image: float) -> Tensor:
+    """Guidance of InstructPix2Pix's kind from predictions given both, the picture alone, and nothing, stacked."""
+    both, by_image, none = predicted.chunk(3)
+    return none + text * (both - by_image) + image * (by_image - none)
+
+
 def wide(x: Tensor) -> Tensor:
     """``x`` in float32, or float64 where it is that already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _attention(x: Tensor, positions: int) -> AbstractContextManager[None]:
+    """How the autoencoder's one wide head attends where a gradient is to come back through it on CUDA.
+
+    A fused kernel of 512 channels does not fill a card with one picture: up to 64 x 64 latents plain products, in
+    float32, are faster.
+    """
+    plain = x.is_cuda and x.requires_grad and torch.is_grad_enabled() and positions <= 64 * 64
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
 
 def _kept(t: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..noise import Seed, generators
 from ..types import Image, Latent, OnStep
 from .folder import check, load_pipeline, read_json, settings
 from .latent import LatentEditor, report, run, wide
+from .sampling import Sampler
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
 T5 = ("text_encoder_3", "tokenizer_3")
@@ -79,6 +81,7 @@ class StableDiffusion3(LatentEditor):
     """The source enters once, as the latent that is noised to t: at t near the last, nothing of it is left."""
 
     family = "sd3"
+    positions_at_once = 20_480  # 5 rows at 512x512
 
     def __init__(self, name: str, folder: Path, parts: Sequence[str], pipe: Any, settings: Mapping[str, Any]) -> None:
         multiple = pipe.vae_scale_factor * pipe.patch_size
@@ -132,8 +135,13 @@ class StableDiffusion3(LatentEditor):
 
     def noised(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
         """The latent mixed with noise by timestep ``t`` (B,): all latent at 0, all noise at the last."""
-        sigma = (t.to(z) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
-        return (1 - sigma) * z + sigma * noise
+        signal, spread = self.mix(t, z)
+        return signal * z + spread * noise
+
+    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
+        """1 - sigma and sigma at timestep ``t`` (B,), each (B, 1, 1, 1) of ``like``'s type."""
+        sigma = (t.to(like) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
+        return 1 - sigma, sigma
 
     def velocity(self, channels: Tensor, t: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
         """What the transformer makes of its input channels, in float32 or wider."""
@@ -169,21 +177,60 @@ class StableDiffusion3(LatentEditor):
         """
         given = {"steps": steps, "guidance_scale": guidance_scale, "strength": strength}
         arguments = self._arguments(x, cond, seed, given | options)
-        return run(self.pipe, differentiable=False, output_type="pt", **arguments, **report(on_step)).float()
+        return run(self.pipe, output_type="pt", **arguments, **report(on_step)).float()
 
-    def generate(self, x: Image, cond: Cond, *, seed: Seed = 0, **options: Any) -> Image:
+    def draws(self, x: Image, seed: Seed, **options: Any) -> tuple[Tensor, ...]:
+        """The posterior's draw, the noise that is mixed in, and what a stochastic scheduler draws at its steps."""
+        count = 2 + self._sampler(x, self._chosen(options, x, len(x))).noises
+        factor, rows = self.pipe.vae_scale_factor, generators(seed, len(x))
+        shape = (self.pipe.vae.config.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
+        return tuple(
+            torch.stack([torch.randn(shape, generator=row, dtype=self.dtype) for row in rows]) for _ in range(count)
+        )
+
+    def generate(self, x: Image, cond: Cond, drawn: Sequence[Tensor], **options: Any) -> Image:
         """:meth:`edit` with a gradient to ``x``, not clipped, (B, 3, H, W) in [0, 1] units."""
-        latents = run(self.pipe, differentiable=True, output_type="latent", **self._arguments(x, cond, seed, options))
-        return self.decode(latents)
+        chosen = self._chosen(options, x, len(cond.prompt))
+        prompt, pooled, scale = cond.prompt, cond.pooled, chosen["guidance_scale"]
+        if scale > 1:
+            prompt, pooled = torch.cat([cond.empty, prompt]), torch.cat([cond.empty_pooled, pooled])
+        sampler = self._sampler(x, chosen)
+        sampler.begin(drawn[2:])
+        clean, noise = self.encode(x, drawn[0]).to(self.dtype), drawn[1].to(self.device, self.dtype)
+        sigma = float(sampler.scheduler.sigmas[sampler.scheduler.begin_index or 0])
+        z = sigma * noise + (1 - sigma) * clean
+        for t in sampler.timesteps:
+            channels = torch.cat([z] * 2) if scale > 1 else z
+            step = torch.full((len(channels),), t.item(), dtype=t.dtype, device=z.device)
+            velocity = self.velocity(channels, step, prompt, pooled).to(self.dtype)
+            if scale > 1:
+                none, text = velocity.chunk(2)
+                velocity = none + scale * (text - none)
+            z = sampler.step(velocity, t, z)
+        return self.decode(z)
 
-    def _arguments(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any]) -> dict[str, Any]:
-        chosen = self.chosen(options, x, len(cond.prompt))
+    def _sampler(self, x: Image, chosen: Mapping[str, Any]) -> Sampler:
+        config, schedule = self.pipe.scheduler.config, {}
+        if config.get("use_dynamic_shifting"):  # the schedule follows the size, as in the pipeline
+            from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_img2img import calculate_shift
+
+            tokens = math.prod(side // self.pipe.vae_scale_factor // self.pipe.patch_size for side in x.shape[-2:])
+            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+            schedule["mu"] = calculate_shift(tokens, **{name.replace("image_", ""): config[name] for name in names})
+        return Sampler(self.pipe.scheduler, chosen["steps"], chosen["strength"], **schedule)
+
+    def _chosen(self, options: Mapping[str, Any], x: Image, rows: int) -> dict[str, Any]:
+        chosen = self.chosen(options, x, rows)
         n = chosen["steps"]
         if int(n - min(n * chosen["strength"], n)) == 0:
             raise InputError(
                 f"strength {chosen['strength']} with {n} steps starts from pure noise and ignores the image: "
                 f"expected at most {1 - 1 / n:.3g}; lower it or take more steps"
             )
+        return chosen
+
+    def _arguments(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = self._chosen(options, x, len(cond.prompt))
         return {
             "image": x.to(self.device),
             "height": x.shape[-2],
@@ -193,7 +240,7 @@ class StableDiffusion3(LatentEditor):
             "pooled_prompt_embeds": cond.pooled,
             "negative_pooled_prompt_embeds": cond.empty_pooled,
             "generator": generators(seed, len(x)),
-            "num_inference_steps": n,
+            "num_inference_steps": chosen["steps"],
             "guidance_scale": chosen["guidance_scale"],
             "strength": chosen["strength"],
         }

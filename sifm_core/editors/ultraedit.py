@@ -7,8 +7,7 @@ latents without SD3's shift, in and out.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import EditorError
-from ..noise import Seed, normal
+from ..noise import Seed, fork, normal
 from ..types import Image, Latent, OnStep, Step
 from . import sd3
-from .latent import LatentEditor
+from .latent import LatentEditor, guided
+from .sampling import Sampler
 from .sd3 import Cond, StableDiffusion3
 from .sd3 import unneeded as unneeded
 
@@ -73,34 +73,39 @@ class UltraEdit(StableDiffusion3):
         """
         given = {"steps": steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
         with torch.no_grad():
-            return self._sample(x, cond, seed, given | options, on_step).clamp(0, 1)
+            drawn = self.draws(x, seed, **given | options)
+            return self.generate(x, cond, drawn, on_step=on_step, **given | options).clamp(0, 1)
 
-    def generate(self, x: Image, cond: Cond, *, seed: Seed = 0, **options: Any) -> Image:
+    def draws(self, x: Image, seed: Seed, **options: Any) -> tuple[Tensor, ...]:
+        """The first latents, and what a stochastic scheduler draws at its steps."""
+        sampler = Sampler(self.pipe.scheduler, self.chosen(options, x, len(x))["steps"])
+        factor, seeds = self.pipe.vae_scale_factor, [seed, *(fork(seed, k) for k in range(sampler.noises))]
+        shape = (self.pipe.vae.config.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
+        return tuple(normal((len(x), *shape), each) for each in seeds)
+
+    def generate(
+        self, x: Image, cond: Cond, drawn: Sequence[Tensor], *, on_step: OnStep | None = None, **options: Any
+    ) -> Image:
         """:meth:`edit` with a gradient to ``x``, not clipped, (B, 3, H, W) in [0, 1] units."""
-        return self._sample(x, cond, seed, options, None)
-
-    def _sample(self, x: Image, cond: Cond, seed: Seed, options: Mapping[str, Any], on_step: OnStep | None) -> Image:
         chosen = self.chosen(options, x, len(cond.prompt))
         text, image = chosen["guidance_scale"], chosen["image_guidance_scale"]
-        guided = text > 1 and image >= 1
+        is_guided = text > 1 and image >= 1
         source = self.encode(x) / self.latent_scale
         prompt, pooled = cond.prompt, cond.pooled
-        if guided:
+        if is_guided:
             prompt, pooled = (
                 torch.cat([c, empty, empty])
                 for c, empty in ((cond.prompt, cond.empty), (cond.pooled, cond.empty_pooled))
             )
             source = torch.cat([source, source, torch.zeros_like(source)])
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(chosen["steps"], device=self.device)
-        z = normal((len(x), *source.shape[1:]), seed).to(source)
-        for i, t in enumerate(scheduler.timesteps, 1):
-            channels = torch.cat([torch.cat([z] * 3) if guided else z, source], dim=1)
-            velocity = self.velocity(channels, t.expand(len(source)), prompt, pooled)
-            if guided:
-                both, by_image, none = velocity.chunk(3)
-                velocity = none + text * (both - by_image) + image * (by_image - none)
-            z = scheduler.step(velocity, t, z, return_dict=False)[0]
+        sampler = Sampler(self.pipe.scheduler, chosen["steps"])
+        sampler.begin(drawn[1:])
+        z = drawn[0].to(source)
+        for i, t in enumerate(sampler.timesteps, 1):
+            channels = torch.cat([torch.cat([z] * 3) if is_guided else z, source], dim=1)
+            step = torch.full((len(source),), t.item(), dtype=t.dtype, device=z.device)
+            velocity = self.velocity(channels, step, prompt, pooled)
+            z = sampler.step(guided(velocity, text, image) if is_guided else velocity, t, z)
             if on_step is not None:
-                on_step(Step("edit", i, len(scheduler.timesteps)))
+                on_step(Step("edit", i, len(sampler.timesteps)))
         return self.decode(z)

@@ -40,6 +40,11 @@ EQUAL_BUDGET: dict[str, Any] = {
     "update": "steepest",
 }
 """What the SIFM paper's tables give every method (section V-A), in [0, 1]; the step size is the engine's default."""
+ROWS = (
+    "how many rows of one batch (pictures x timesteps x prompts) the network runs at once; 0: the editor's rule, which "
+    "looks at size and number type alone"
+)
+"""What the option of that name does, for methods that sum over timesteps."""
 PART_NORMS = "log each term's gradient norm too, for one more backward pass per timestep and further term"
 """What the option of that name does, for methods whose loss has several terms."""
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..gradients import through_latent
-from ..noise import Seed, fork, integers, normal
-from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
+from ..noise import Seed
+from ..types import Cond, Editor, Gradient, Image, Latent, Sampled
 from . import PART_NORMS, configured
 from .pattern import target_latent
-from .posterior import encoder
+from .training import draws
 
 PROVENANCE = (
     "official code (caradryanl/ACE, modes lunet and fused); adapted: a frozen editor, without the model updates in "
@@ -48,7 +48,7 @@ def build(
     ] = False,
     part_norms: Annotated[bool, PART_NORMS] = False,
     seed: Seed = 0,
-) -> GradFn:
+) -> Sampled:
     """The gradient of MSE(prediction, z_T) [+ 100 MSE(z, z_T)] at one new timestep and noise per step.
 
     The prediction, whatever it stands for (on SD3 the velocity), is pulled to a fixed, scaled *latent*, not to noise.
@@ -57,21 +57,16 @@ def build(
     """
     if not 0 <= earliest < 1:
         raise InputError(f"earliest: expected a share of at least 0 and below 1, got {earliest!r}")
-    goal = target_latent(editor, x, target_image, encoder(editor, official_quirks, fork(seed, "target")))
-    n = editor.num_train_timesteps
+    goal = target_latent(editor, x, target_image, seed if official_quirks else None)
     plus = -_PLUS if official_quirks else _PLUS
 
-    def grad_fn(x_adv: Image, step: int) -> Gradient:
-        t = integers(int(earliest * n), n, len(x), fork(seed, "t", step)).to(goal.device)
-        noise = normal(goal.shape, fork(seed, "noise", step)).to(goal)
-
+    def gradient(x_adv: Image, t: Tensor, noise: Tensor, posterior: Tensor | None = None) -> Gradient:
         def term(z: Latent) -> dict[str, Tensor]:
             parts = {"prediction": (editor.denoise(z, noise, t, cond) - goal).square().flatten(1).mean(dim=1)}
             if variant == "ace+":
                 parts["latent"] = plus * (z - goal).square().flatten(1).mean(dim=1)
             return parts
 
-        encode = encoder(editor, official_quirks, fork(seed, "posterior", step))
-        return through_latent(encode, [term], part_norms=part_norms)(x_adv, step)
+        return through_latent(lambda x: editor.encode(x, posterior), [term], part_norms=part_norms).gradient(x_adv)
 
-    return grad_fn
+    return Sampled(draws(editor, goal, seed, earliest, posterior=official_quirks), gradient)

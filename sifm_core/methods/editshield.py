@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..gradients import direct
+from ..gradients import direct, nothing
 from ..images import resize
 from ..noise import Seed, fork, integers, normal
-from ..types import Cond, Editor, GradFn, Gradient, Image
+from ..types import Cond, Editor, Gradient, Image, Sampled
 from . import configured
-from .posterior import encoder
 
 PROVENANCE = (
     "reconstructed from the paper: its objective on the posterior mode, from a random start, under sign steps and "
@@ -54,58 +53,62 @@ def build(
         "the official code's loss: noised latents, wrong value range (InstructPix2Pix only; eot: its smoothing term)",
     ] = False,
     seed: Seed = 0,
-) -> GradFn:
+) -> Sampled:
     """The gradient of -MSE(E(T(x)), E(T(x_clean))), averaged over transformations T; the prompt plays no part.
 
     Latents are scaled. ``x`` (B, 3, h, w) at the editor's working size. Zero at the clean image, hence the random
     start. Raises InputError for the official quirks on another family than InstructPix2Pix.
     """
     if official_quirks:
-        return direct(_official(editor, x, transforms == "eot", seed))
-    views = _VIEWS if transforms == "eot" else _VIEWS[:1]
+        return _official(editor, x, transforms == "eot", seed)
+    views = _views(x) if transforms == "eot" else [lambda x: x]
     with torch.no_grad():
         clean = [editor.encode(view(x)) for view in views]
 
-    def away(x_adv: Image, step: int, view: Callable[[Image], Image], goal: Tensor) -> Tensor:
+    def away(x_adv: Image, view: Callable[[Image], Image], goal: Tensor) -> Tensor:
         return -_mse(editor.encode(view(x_adv)), goal) / len(views)
 
     parts = [direct(partial(away, view=view, goal=goal)) for view, goal in zip(views, clean, strict=True)]
 
-    def grad_fn(x_adv: Image, step: int) -> Gradient:
-        each = [part(x_adv, step) for part in parts]
+    def gradient(x_adv: Image) -> Gradient:
+        each = [part.gradient(x_adv) for part in parts]
         return Gradient(torch.stack([g.loss for g in each]).sum(0), torch.stack([g.grad for g in each]).sum(0))
 
-    return grad_fn
+    return Sampled(nothing, gradient)
 
 
-def _official(editor: Any, x: Image, smooth: bool, seed: Seed) -> Callable[[Image, int], Tensor]:
-    """-MSE(e(x_adv), e(x)) + 0.1 MSE(x_adv, x) [+ 0.1 MSE(blur(x_adv), clip(blur(x)))], as in the official scripts.
+def _official(editor: Editor, x: Image, smooth: bool, seed: Seed) -> Sampled:
+    """The gradient of -MSE(e(x_adv), e(x)) + 0.1 MSE(x_adv, x) [+ 0.1 MSE(blur(x_adv), clip(blur(x)))].
 
-    e is the noised latent beside the source latent. Posterior sample, noise and timestep are new in each step for x_adv
-    and drawn once for x; the autoencoder, made for [-1, 1], is fed [0, 1]; the blur's kernel is not normalised, so that
-    its term mostly darkens the picture.
+    As in the official scripts: e is the noised latent beside the source latent. Posterior sample, noise and timestep
+    are new in each step for x_adv and drawn once for x; the autoencoder, made for [-1, 1], is fed [0, 1]; the blur's
+    kernel is not normalised, so that its term mostly darkens the picture.
     """
     if editor.family != "instruct-pix2pix":
         raise InputError(f"official_quirks: expected an InstructPix2Pix editor, got {editor.family}: leave them off")
     kernel = _gaussian(x)
     kernel = kernel / kernel.max()
 
-    def embed(image: Image, draw: Seed) -> Tensor:
-        zero_to_one = (image + 1) / 2
-        z, source = (encoder(editor, True, fork(draw, name))(zero_to_one) for name in ("latent", "source"))
-        t = integers(0, editor.num_train_timesteps, len(x), fork(draw, "t"))
-        alpha = editor.pipe.scheduler.alphas_cumprod[t].to(z).reshape(-1, 1, 1, 1)
-        z_t = alpha.sqrt() * z + (1 - alpha).sqrt() * normal(z.shape, fork(draw, "noise")).to(z)
-        return torch.cat([z_t, source / editor.latent_scale], dim=1)
+    def draw(step: int | str) -> tuple[Tensor, ...]:
+        own = fork(seed, step)
+        t = integers(0, editor.num_train_timesteps, len(x), fork(own, "t"))
+        return t, *(normal(shape, fork(own, name)) for name in ("latent", "source", "noise"))
+
+    def embed(image: Image, t: Tensor, latent: Tensor, source: Tensor, noise: Tensor) -> Tensor:
+        z, clean = (editor.encode((image + 1) / 2, drawn) for drawn in (latent, source))
+        signal, spread = editor.mix(t, z)
+        return torch.cat([signal * z + spread * noise.to(z), clean / editor.latent_scale], dim=1)
 
     with torch.no_grad():
-        goal, blurred = embed(x, fork(seed, "clean")), _convolve(F.pad(x, (2,) * 4), kernel).clamp(0, 1)
+        shape = editor.encode(x).shape
+        goal = embed(x, *(numbers.to(x.device) for numbers in draw("clean")))
+        blurred = _convolve(F.pad(x, (2,) * 4), kernel).clamp(0, 1)
 
-    def loss(x_adv: Image, step: int) -> Tensor:
-        value = 0.1 * _mse(x_adv, x) - _mse(embed(x_adv, fork(seed, step)), goal)
+    def loss(x_adv: Image, *drawn: Tensor) -> Tensor:
+        value = 0.1 * _mse(x_adv, x) - _mse(embed(x_adv, *drawn), goal)
         return value + 0.1 * _mse(_convolve(F.pad(x_adv, (2,) * 4), kernel), blurred) if smooth else value
 
-    return loss
+    return direct(loss, draw)
 
 
 def _mse(a: Tensor, b: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ def _mse(a: Tensor, b: Tensor) -> Tensor:
 
 def _gaussian(like: Image) -> Tensor:
     """Weights of a Gaussian of sigma 1.5 over five pixels; they sum to 1."""
-    return torch.softmax(-0.5 * (torch.arange(-2, 3).to(like) / 1.5) ** 2, dim=0)
+    return torch.softmax(-0.5 * (torch.arange(-2, 3, device=like.device, dtype=like.dtype) / 1.5) ** 2, dim=0)
 
 
 def _convolve(padded: Image, weights: Tensor) -> Image:
@@ -127,13 +130,13 @@ def _blur(x: Image) -> Image:
     return _convolve(F.pad(x, (2,) * 4, mode="replicate"), _gaussian(x))
 
 
-def _rotate(x: Image, degrees: float) -> Image:
-    """About the centre, edge pixels repeated."""
-    height, width = x.shape[-2:]
+def _rotation(like: Image, degrees: float) -> Callable[[Image], Image]:
+    """About the centre, edge pixels repeated, of pictures of that shape."""
+    height, width = like.shape[-2:]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    turn = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]]).to(x)
-    grid = F.affine_grid(turn.expand(len(x), -1, -1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    turn = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]]).to(like)
+    grid = F.affine_grid(turn.expand(len(like), -1, -1), list(like.shape), align_corners=False)
+    return lambda x: F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def _crop(x: Image, share: float = 0.9) -> Image:
@@ -143,10 +146,5 @@ def _crop(x: Image, share: float = 0.9) -> Image:
     return resize(x[..., top : height - top, left : width - left], (height, width))
 
 
-_VIEWS: tuple[Callable[[Image], Image], ...] = (
-    lambda x: x,
-    _blur,
-    partial(_rotate, degrees=5.0),
-    partial(_rotate, degrees=-5.0),
-    _crop,
-)
+def _views(like: Image) -> list[Callable[[Image], Image]]:
+    return [lambda x: x, _blur, _rotation(like, 5.0), _rotation(like, -5.0), _crop]

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from ..gradients import through_latent
-from ..noise import Seed, fork, integers, normal
-from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
+from ..noise import Seed
+from ..types import Cond, Editor, Gradient, Image, Latent, Sampled
 from . import PART_NORMS, configured
 from .pattern import target_latent
-from .posterior import encoder
+from .training import draws
 
 PROVENANCE = (
     "official code (psyker-team/mist, v1): losses, weights, one timestep and noise per step, uniform start; adapted: "
@@ -41,19 +41,16 @@ def build(
     official_quirks: Annotated[bool, "encode by a sample of the posterior, as the official code does"] = False,
     part_norms: Annotated[bool, PART_NORMS] = False,
     seed: Seed = 0,
-) -> GradFn:
+) -> Sampled:
     """The gradient of ||z - z_T||^2 - rate * MSE(prediction, its target) at one new timestep and noise per step.
 
     Latents are scaled; the first term is a sum, the second a mean. ``x`` (B, 3, h, w) at the editor's working size. The
     log holds "textural" and "semantic", which sum to the loss. Raises ImageError when the target image is of another
     size.
     """
-    goal = target_latent(editor, x, target_image, encoder(editor, official_quirks, fork(seed, "target")))
+    goal = target_latent(editor, x, target_image, seed if official_quirks else None)
 
-    def grad_fn(x_adv: Image, step: int) -> Gradient:
-        t = integers(0, editor.num_train_timesteps, len(x), fork(seed, "t", step)).to(goal.device)
-        noise = normal(goal.shape, fork(seed, "noise", step)).to(goal)
-
+    def gradient(x_adv: Image, t: Tensor, noise: Tensor, posterior: Tensor | None = None) -> Gradient:
         def term(z: Latent) -> dict[str, Tensor]:
             parts = {}
             if mode != "semantic":
@@ -63,7 +60,6 @@ def build(
                 parts["semantic"] = -rate * miss.square().flatten(1).mean(dim=1)
             return parts
 
-        encode = encoder(editor, official_quirks, fork(seed, "posterior", step))
-        return through_latent(encode, [term], part_norms=part_norms)(x_adv, step)
+        return through_latent(lambda x: editor.encode(x, posterior), [term], part_norms=part_norms).gradient(x_adv)
 
-    return grad_fn
+    return Sampled(draws(editor, goal, seed, posterior=official_quirks), gradient)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
 from ..errors import ImageError
+from ..noise import Seed, fork, normal
 from ..types import Editor, Image, Latent
 
 _WORD = (
@@ -30,14 +29,15 @@ def pattern(height: int, width: int) -> Image:
 
 
 @torch.no_grad()
-def target_latent(
-    editor: Editor, x: Image, image: Image | None, encode: Callable[[Image], Latent] | None = None
-) -> Latent:
+def target_latent(editor: Editor, x: Image, image: Image | None, sampled: Seed | None = None) -> Latent:
     """The latent of ``image`` (1 or B, 3, h, w), or of the lettering, as many rows as ``x`` has (B, c, h', w').
 
-    ``encode`` stands in for the editor's. Raises ImageError when the image is of another size than ``x``.
+    ``sampled``: the seed of a draw from the posterior in place of its mode. Raises ImageError when the image is of
+    another size than ``x``.
     """
     image = pattern(*x.shape[-2:]) if image is None else image
     if image.shape[-3:] != x.shape[-3:] or len(image) not in (1, len(x)):
         raise ImageError(f"target_image: expected {tuple(x.shape)}, got {tuple(image.shape)}; resize it")
-    return (encode or editor.encode)(image.to(x).expand_as(x))
+    image = image.to(x).expand_as(x)
+    mode = editor.encode(image)
+    return mode if sampled is None else editor.encode(image, normal(mode.shape, fork(sampled, "target")).to(mode))

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
 from ..gradients import direct
 from ..noise import Seed, fork
-from ..types import Cond, Editor, GradFn, Gradient, Image
+from ..types import Cond, Editor, Gradient, Image, Sampled
 from . import configured
 
 PROVENANCE = (
@@ -51,7 +53,7 @@ def build(
     edit_options: Annotated[Any, "a mapping of further options of the editor's edit, such as guidance_scale"] = None,
     official_quirks: Annotated[bool, "edit without a prompt, as the official notebook, so that guidance idles"] = False,
     seed: Seed = 0,
-) -> GradFn:
+) -> Sampled:
     """The gradient of ||D - y_T||_2, not squared, of the edit's unclipped decoder output D in [-1, 1] to grey, y_T = 0.
 
     ``x`` (B, 3, h, w) at the editor's working size. An editor that runs only a share of its steps, its ``strength``, is
@@ -72,18 +74,21 @@ def build(
     chosen["steps"] = _steps(edit_steps, strength)
     instruction = editor.prepare([""] * len(x)) if official_quirks else cond
 
-    def distance(x_adv: Image, draw: int) -> Tensor:
-        output = editor.generate(x_adv, instruction, seed=fork(seed, *divmod(draw, repeats)), **chosen)
+    def distance(x_adv: Image, *drawn: Tensor) -> Tensor:
+        output = editor.generate(x_adv, instruction, drawn, **chosen)
         return (2 * output - 1).flatten(1).norm(dim=1)
 
-    single = direct(distance)
+    def draw(step: int) -> list[Tensor]:
+        draws = (editor.draws(x, fork(seed, step, repeat), **chosen) for repeat in range(repeats))
+        return [numbers for each in draws for numbers in each]
 
-    def grad_fn(x_adv: Image, step: int) -> Gradient:
+    def gradient(x_adv: Image, *drawn: Tensor) -> Gradient:
+        count = len(drawn) // repeats
         with _recomputing(editor.net):
-            each = [single(x_adv, step * repeats + repeat) for repeat in range(repeats)]
+            each = [direct(distance).gradient(x_adv, *drawn[k * count :][:count]) for k in range(repeats)]
         return Gradient(torch.stack([g.loss for g in each]).mean(0), torch.stack([g.grad for g in each]).mean(0))
 
-    return grad_fn
+    return Sampled(draw, gradient)
 
 
 def _steps(wanted: int, strength: float) -> int:
@@ -108,7 +113,7 @@ def _recomputing(net: Any) -> Iterator[None]:
     if net.is_gradient_checkpointing:
         yield
         return
-    net.enable_gradient_checkpointing()
+    net.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
     try:
         yield
     finally:

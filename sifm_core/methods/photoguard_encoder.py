@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import direct
-from ..types import Cond, Editor, GradFn, Image
+from ..types import Cond, Editor, Image, Sampled
 from . import configured
 from .pattern import target_latent
 
@@ -36,7 +36,7 @@ def build(
     *,
     target: Annotated[Literal["zero", "grey"], "the latent to reach: zero, or that of a light grey image"] = "zero",
     target_image: Annotated[Any, "an image (1 or B, 3, h, w) whose latent to reach instead"] = None,
-) -> GradFn:
+) -> Sampled:
     """The gradient of ||E(x) - z_T||_2, not squared, on latents in the autoencoder's own scale; descended.
 
     The prompt plays no part. ``x`` (B, 3, h, w) at the editor's working size. Raises ImageError when the target image
@@ -46,7 +46,7 @@ def build(
     if target_image is not None or target == "grey":
         goal = target_latent(editor, x, torch.full_like(x, _GREY) if target_image is None else target_image)
 
-    def distance(x_adv: Image, step: int) -> Tensor:
+    def distance(x_adv: Image) -> Tensor:
         return ((editor.encode(x_adv) - goal) / editor.latent_scale).flatten(1).norm(dim=1)
 
     return direct(distance)

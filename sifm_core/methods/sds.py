@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..gradients import through_latent
-from ..noise import Seed, fork, integers, normal
-from ..types import Cond, Editor, GradFn, Gradient, Image, Latent
+from ..noise import Seed
+from ..types import Cond, Editor, Gradient, Image, Latent, Sampled
 from . import configured
 from .pattern import target_latent
-from .posterior import encoder
+from .training import draws
 
 PROVENANCE = (
     "official code (xavihart/Diff-Protect, pgd_sds): no network Jacobian, one timestep and noise per step, no random "
@@ -46,19 +46,17 @@ def build(
     target_image: Annotated[Any, "an image (1 or B, 3, h, w) to pull towards instead of the lettering (sdst)"] = None,
     official_quirks: Annotated[bool, "encode by a sample of the posterior, as the official code does"] = False,
     seed: Seed = 0,
-) -> GradFn:
+) -> Sampled:
     """J_E^T (prediction - its target) at one new timestep and noise per step; sdst: 5 times it + that of ||z - z_T||^2.
 
     No gradient passes the network, so this is not the gradient of a loss. The loss reported is the L2 norm of the
     prediction minus its target. ``x`` (B, 3, h, w) at the editor's working size. Raises ImageError when the target
     image is of another size.
     """
-    goal = target_latent(editor, x, target_image, encoder(editor, official_quirks, fork(seed, "target")))
+    goal = target_latent(editor, x, target_image, seed if official_quirks else None)
     direction = 1.0 if variant.endswith("-") else -1.0
 
-    def grad_fn(x_adv: Image, step: int) -> Gradient:
-        t = integers(0, editor.num_train_timesteps, len(x), fork(seed, "t", step)).to(goal.device)
-        noise = normal(goal.shape, fork(seed, "noise", step)).to(goal)
+    def gradient(x_adv: Image, t: Tensor, noise: Tensor, posterior: Tensor | None = None) -> Gradient:
         norms = []
 
         def term(z: Latent) -> Tensor:
@@ -68,7 +66,7 @@ def build(
             score = direction * (miss * z).flatten(1).sum(dim=1)  # its gradient is the score itself
             return _SDST * score + (z - goal).square().flatten(1).sum(dim=1) if variant.startswith("sdst") else score
 
-        encode = encoder(editor, official_quirks, fork(seed, "posterior", step))
-        return through_latent(encode, [term])(x_adv, step)._replace(loss=norms[0])
+        through = through_latent(lambda x: editor.encode(x, posterior), [term])
+        return through.gradient(x_adv)._replace(loss=norms[0])
 
-    return grad_fn
+    return Sampled(draws(editor, goal, seed, posterior=official_quirks), gradient)

@@ -20,8 +20,9 @@ from ..errors import EditorError, InputError
 from ..features import capture
 from ..gradients import through_latent
 from ..noise import Seed, fork, normal
-from ..types import Cond, Editor, GradFn, Image, Latent, Term
-from . import configured
+from ..types import Cond, Editor, Image, Latent, Sampled, Term
+from . import ROWS, configured
+from .rows import Rows, split
 
 PROVENANCE = (
     "reconstructed from the paper (no official code known); adapted: projected onto the budget, which the update as "
@@ -44,8 +45,9 @@ def build(
     ] = "",
     timesteps: Annotated[int, "how many timesteps, evenly spaced"] = 10,
     threshold: Annotated[float, "attention is high above this share of its largest value in the clean image"] = 0.5,
+    rows: Annotated[int, ROWS] = 0,
     seed: Seed = 0,
-) -> GradFn:
+) -> Sampled:
     """The gradient of ||M * Att(x, c)||_1, averaged over timesteps.
 
     Att (B, h', w') is the attention of the image's positions to the words, averaged over heads, brought to the latent's
@@ -66,22 +68,25 @@ def build(
         raise InputError("the prompt has no word to look for: name what the picture shows with `subject`")
     times = [round((k + 1) * n / (timesteps + 1)) for k in range(timesteps)]
 
-    def attention(z: Latent, eps: Tensor, t: int) -> Tensor:
-        step = torch.full((len(z),), t, device=z.device)
+    def attention(z: Latent, batch: Rows) -> Tensor:
         with _watched(editor.net) as (paths, seen):
-            capture(editor.net, paths, lambda: editor.denoise(z, eps, step, text))
-        return torch.stack([_heat(probabilities, words, z) for probabilities in seen]).sum(dim=0)
+            capture(editor.net, paths, lambda: batch.denoise(editor, z))
+        marked = words.repeat(batch.count, 1)
+        return torch.stack([_heat(probabilities, marked, z) for probabilities in seen]).sum(dim=0)
 
-    def term(z: Latent, *, eps: Tensor, t: int, mask: Tensor) -> Tensor:
-        return (mask * attention(z, eps, t)).abs().flatten(1).sum(dim=1) / len(times)
+    def term(z: Latent, *, batch: Rows, mask: Tensor) -> Tensor:
+        return batch.sum((mask * attention(z, batch)).abs().flatten(1).sum(dim=1)) / len(times)
 
     @torch.no_grad()
-    def terms() -> list[Term]:
+    def terms() -> Sequence[Term]:
         z = editor.encode(x)
         noises = normal((len(z), len(times), *z.shape[1:]), fork(seed, "noise")).to(z).unbind(dim=1)
-        clean = [attention(z, eps, t) for t, eps in zip(times, noises, strict=True)]
-        masks = [heat > threshold * heat.amax(dim=(1, 2), keepdim=True) for heat in clean]
-        return [partial(term, eps=e, t=t, mask=m.to(z)) for e, t, m in zip(noises, times, masks, strict=True)]
+        found = []
+        for batch in split(editor, x, [(t, noise, text) for t, noise in zip(times, noises, strict=True)], rows):
+            heat = attention(z, batch)
+            mask = (heat > threshold * heat.amax(dim=(1, 2), keepdim=True)).to(z)
+            found.append(partial(term, batch=batch, mask=mask))
+        return found
 
     return through_latent(editor.encode, terms())
 
@@ -145,7 +150,7 @@ def _probabilities(layer: Any, hidden: Tensor, text: Tensor) -> Tensor:
 def _heat(probabilities: Tensor, words: Tensor, z: Latent) -> Tensor:
     """Attention to the words (B, tokens), averaged over heads, at the latent's size: (B, h', w')."""
     heat = (probabilities.mean(dim=1) * words[:, None].to(probabilities)).sum(dim=2)
-    heat = heat.reshape(len(z), 1, *_grid(heat.shape[1], *z.shape[-2:]))
+    heat = heat.reshape(len(heat), 1, *_grid(heat.shape[1], *z.shape[-2:]))
     return F.interpolate(heat, z.shape[-2:], mode="bicubic", align_corners=False)[:, 0]
 
 

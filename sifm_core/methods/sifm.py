@@ -21,9 +21,9 @@ from ..errors import InputError, LayerError
 from ..features import capture, resolve
 from ..gradients import through_latent
 from ..noise import Seed, fork, normal
-from ..types import Cond, Editor, GradFn, Image, Latent, Term
-from . import PART_NORMS, configured
-from .posterior import encoder
+from ..types import Cond, Editor, Image, Latent, Sampled, Term
+from . import PART_NORMS, ROWS, configured
+from .rows import Rows, split
 
 PROVENANCE = "reconstructed from the paper (no official code known); what it leaves open is an option of `build`"
 RANDOM_START = False
@@ -80,8 +80,9 @@ def build(
         "scale the gradients of norm and distance at the latent to the lengths 1 and lam, whatever their sizes are; "
         "costs and logs what part_norms does",
     ] = False,
+    rows: Annotated[int, ROWS] = 0,
     seed: Seed = 0,
-) -> GradFn:
+) -> Sampled:
     """The g of Algorithm 1, line 12: the gradient of Eq. 6, averaged over T.
 
     ``x`` (B, 3, h, w): the clean image at the editor's working size. The log holds "norm" and "dist", which sum to
@@ -95,36 +96,39 @@ def build(
     prompts = [prompts] if isinstance(prompts, str) else prompts
     conds = [cond, *(editor.prepare([prompt] * len(x)) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
-    def phi(z: Latent, eps: Tensor, t: int, c: Cond) -> list[Tensor]:  # Eq. 3
-        step = torch.full((len(z),), t, device=z.device)
-        features = capture(editor.net, paths, lambda: editor.denoise(z, eps, step, c))
+    def phi(z: Latent, batch: Rows) -> list[Tensor]:  # Eq. 3
+        features = capture(editor.net, paths, lambda: batch.denoise(editor, z))
         return _aggregate({path: feature.to(z.dtype) for path, feature in features.items()}, aggregation)
 
-    def term(z: Latent, *, eps: Tensor, t: int, c: Cond, phi_orig: list[Tensor]) -> dict[str, Tensor]:
-        phi_imu = phi(z, eps, t, c)  # line 8
+    def term(z: Latent, *, batch: Rows, phi_orig: list[Tensor]) -> dict[str, Tensor]:
+        phi_imu = phi(z, batch)  # line 8
         loss = {}  # line 9, Eq. 6
         if objective != "dist":
             loss["norm"] = _mean([_norm(f, norm, reduction) for f in phi_imu])
         if objective != "norm":
             loss["dist"] = -lam * _mean([_distance(f, g, distance) for f, g in zip(phi_imu, phi_orig, strict=True)])
-        return {name: part / (len(times) * len(conds)) for name, part in loss.items()}  # line 12
+        return {name: batch.sum(part) / (len(times) * len(conds)) for name, part in loss.items()}  # line 12
 
     @torch.no_grad()
-    def terms(encode: Callable[[Image], Latent], seed: Seed) -> list[Term]:  # line 3: Phi_orig, E(x, t)_noisy's noise
+    def terms(encode: Callable[[Image], Latent], noises: Tensor) -> list[Term]:  # line 3: Phi_orig
         z = encode(x)
-        noises = normal((len(z), len(times), *z.shape[1:]), fork(seed, "noise")).to(z).unbind(dim=1)
-        return [
-            partial(term, eps=eps, t=t, c=c, phi_orig=phi(z, eps, t, c))
-            for t, eps in zip(times, noises, strict=True)
-            for c in conds
-        ]
+        runs = [(t, eps, c) for t, eps in zip(times, noises.to(z).unbind(dim=1), strict=True) for c in conds]
+        return [partial(term, batch=batch, phi_orig=phi(z, batch)) for batch in split(editor, x, runs, rows)]
 
-    def gradient(seed: Seed) -> GradFn:
-        encode = encoder(editor, posterior == "sample", fork(seed, "posterior"))
+    def draw(seed: Seed) -> Sequence[Tensor]:  # the noise of E(x, t)_noisy, and perhaps of the latent
+        named = {"noise": (len(times),), **({"posterior": ()} if posterior == "sample" else {})}
+        return [normal((len(x), *some, *latent), fork(seed, name)) for name, some in named.items()]
+
+    def gradient(noises: Tensor, drawn: Tensor | None = None) -> Sampled:
+        encode = partial(editor.encode, noise=drawn)
         lengths = {"norm": 1.0, "dist": lam} if balanced else None
-        return through_latent(encode, terms(encode, seed), part_norms=part_norms, lengths=lengths)
+        return through_latent(encode, terms(encode, noises), part_norms=part_norms, lengths=lengths)
 
-    return gradient(seed) if noise == "fixed" else lambda x_imu, n: gradient(fork(seed, n))(x_imu, n)
+    with torch.no_grad():
+        latent = editor.encode(x[:1]).shape[1:]
+    if noise == "fixed":
+        return gradient(*(numbers.to(x.device) for numbers in draw(seed)))
+    return Sampled(lambda n: draw(fork(seed, n)), lambda x_imu, *drawn: gradient(*drawn).gradient(x_imu))
 
 
 def _aggregate(features: Mapping[str, Tensor], aggregation: str) -> list[Tensor]:

@@ -127,7 +127,12 @@ _DRAWS = 4
 
 def _whole(editor: Editor, cond: Any, seeds: list[int]) -> Callable[[Image, int], Tensor]:
     steps = 4 if editor.family == "sd3" else 2  # of SD3's, the strength leaves 0.6
-    return lambda x, k: editor.generate(x, cond, seed=[s + 1000 * (k + 1) for s in seeds], steps=steps)
+
+    def edited(x: Image, k: int) -> Tensor:
+        drawn = editor.draws(x, [s + 1000 * (k + 1) for s in seeds], steps=steps)
+        return editor.generate(x, cond, drawn, steps=steps)
+
+    return edited
 
 
 def _prediction(editor: Editor, cond: Any, seeds: list[int]) -> Callable[[Image, int], Tensor]:

@@ -1,17 +1,17 @@
-"""The full-size benchmark on a tiny editor: both algorithms run, and the row says what was done."""
+"""The full-size benchmark on tiny editors: every case runs, a row says what was done, a broken case costs itself."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 
 import pytest
 import torch
 
 from benchmarks import full_size
+from benchmarks.full_size import Case
 from sifm_core.editors.skeleton import skeleton
 
-SETTINGS = ["--size", "16", "--timesteps", "2", "--iterations", "2", "--device", "cpu", "--dtype", "float32"]
+SETTINGS = ["--size", "16", "--iterations", "1", "--device", "cpu", "--dtype", "float32"]
 
 
 @pytest.fixture(params=["ip2p_folder", "sd3_folder"])
@@ -19,31 +19,50 @@ def folder(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
 
-def row(capsys, *words: str) -> dict:
+def rows(capsys, *words: str) -> list[dict]:
     full_size.main([*words, *SETTINGS, "--json"])
-    return json.loads(capsys.readouterr().out)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_row_of_each_algorithm(folder: str, capsys) -> None:
-    ours, literal = (row(capsys, "--editor", folder, *words) for words in ((), ("--literal",)))
-    assert (ours["algorithm"], literal["algorithm"]) == ("ours", "literal")
-    for found in (ours, literal):
-        assert (found["timesteps"], found["iterations"], found["batch"], found["dtype"]) == (2, 2, 1, "float32")
-        assert found["seconds_per_image"] == pytest.approx(2 * found["seconds_per_iteration"])
-        assert found["seconds_per_iteration"] > 0 and found["first_iteration"] > 0
-        rate = found["teraflop_per_iteration"] / found["seconds_per_iteration"]
-        assert found["teraflop_per_second"] == pytest.approx(rate, rel=1e-6)
-        assert found["share_of_peak"] is None, "nobody knows this processor's"
-    assert ours["teraflop_per_iteration"] < literal["teraflop_per_iteration"]
+def test_every_form_of_an_iteration_is_a_row(folder: str, capsys) -> None:
+    found = rows(capsys, "--editor", folder, "--only", "sifm T=4 x1")
+    assert [row["form"] for row in found] == ["rows, graph", "rows", "graph", "sequential", "literal"]
+    for row in found:
+        assert row["seconds"] > 0 and row["seconds_per_image"] == pytest.approx(100 * row["seconds"])
+        assert (row["teraflop"] is None) == (row["form"] == "literal")
 
 
-def test_a_batch_counts_as_its_pictures_and_checkpoints_count(ip2p_folder, capsys) -> None:
-    one, two, again = (
-        row(capsys, "--editor", str(ip2p_folder), *words) for words in ((), ("--batch", "2"), ("--checkpointing",))
-    )
-    assert two["teraflop_per_iteration"] == pytest.approx(2 * one["teraflop_per_iteration"])
-    assert two["seconds_per_image"] == pytest.approx(two["seconds_per_iteration"])
-    assert again["teraflop_per_iteration"] > 1.1 * one["teraflop_per_iteration"]
+def test_a_batch_counts_as_its_pictures(folder: str, capsys) -> None:
+    one, *_, eight, _ = rows(capsys, "--editor", folder, "--only", "sifm T=4")
+    assert (one["batch"], eight["batch"]) == (1, 8) and eight["teraflop"] == pytest.approx(8 * one["teraflop"])
+    assert eight["seconds_per_image"] == pytest.approx(100 * eight["seconds"] / 8)
+
+
+def test_all_methods_and_edits_have_their_rows(folder: str, capsys) -> None:
+    for word, forms in (("mist", 2), ("photoguard_diffusion", 2), ("semantic_attack", 2), ("edit x", 4)):
+        found = rows(capsys, "--editor", folder, "--only", word)
+        assert len(found) == forms and not [row for row in found if "problem" in row], found
+
+
+def test_a_case_that_fails_is_named_and_the_next_one_runs(folder: str, capsys, monkeypatch) -> None:
+    def broken(case: Case, *rest: object) -> dict:
+        if case.form == "rows":
+            raise RuntimeError("CUDA error: an odd card")
+        return {**case._asdict(), "seconds": 1.0, "seconds_per_image": 2.0, "gigabytes": 3.0, "teraflop_per_second": 5}
+
+    monkeypatch.setattr(full_size, "measure", broken)
+    full_size.main(["--editor", folder, "--only", "sifm T=4 x1", *SETTINGS])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == 5 and "RuntimeError: CUDA error: an odd card" in lines[1]
+    assert lines[2].split()[-4:] == ["1.0000", "2.00", "3.0", "5.0"]
+    found = rows(capsys, "--editor", "/no/such/editor", "--only", "edit x")
+    assert len(found) == 4 and all("no/such" in row["problem"] for row in found)
+
+
+def test_when_the_minutes_are_over_what_is_left_is_named(folder: str, capsys) -> None:
+    found = rows(capsys, "--editor", folder, "--minutes", "0")
+    assert len(found) == len(full_size.cases([folder])) > 30
+    assert all(row["problem"] == "not run: the minutes are over" for row in found)
 
 
 def test_both_algorithms_are_one_gradient(folder: str) -> None:
@@ -51,13 +70,11 @@ def test_both_algorithms_are_one_gradient(folder: str) -> None:
     x0 = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = (x0 + 0.02).clamp(0, 1)
     layer = next(iter(editor.layer_presets["mid"]))
-    chosen = {"timesteps": 2, "layers": layer}
-    sides = [full_size.gradient(editor, x0, Namespace(**chosen, literal=side))(x, 0) for side in (True, False)]
-    assert torch.allclose(sides[0].loss, sides[1].loss, rtol=1e-10)
-    assert bool((sides[0].grad - sides[1].grad).norm() <= 1e-10 * sides[0].grad.norm()) and bool(sides[0].grad.any())
-
-
-def test_the_table_prints_every_figure(ip2p_folder, capsys) -> None:
-    full_size.main(["--editor", str(ip2p_folder), *SETTINGS])
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["algorithm"] == "ours" and float(lines["seconds_per_iteration"]) > 0 and "peak_gigabytes" in lines
+    editor.layer_presets = {"deep": (layer,)}
+    forms = [
+        full_size.gradient(Case(folder, "sifm", form, 2, 1), editor, x0) for form in (*full_size.ROWS_OF, "literal")
+    ]
+    literal, *others = [grad_fn(x, 0) for grad_fn in reversed(forms)]
+    for found in others:
+        assert torch.allclose(found.loss, literal.loss, rtol=1e-10)
+        assert bool((found.grad - literal.grad).norm() <= 1e-10 * literal.grad.norm()) and bool(literal.grad.any())

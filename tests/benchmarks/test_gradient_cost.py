@@ -88,16 +88,20 @@ def test_seconds_stand_beside_the_counted_ratio_of_the_same_model(
     monkeypatch.setattr(cost, "SMALL", {"tiny": {"cpu": real, "meta": tiny}.get})
     monkeypatch.setattr(cost, "rate", lambda device, dtype: Rates(1e9, 1e9))
     monkeypatch.setattr(cost.platform, "system", lambda: "no Linux")
+    monkeypatch.setattr(cost, "EMBEDDED", ("miniature-ip2p",))
     cost.main(["--json"])
     rows = json.loads(capsys.readouterr().out)["rows"]
-    (row,) = rows
+    row, *batches = rows
+    assert [(one["batch"], one["timesteps"]) for one in batches] == [(1, 10), (8, 10)]
+    assert all(one["ratio"] == one["together"] / one["one_by_one"] > 0 for one in batches)
     assert (row["measured"], row["hooks"]) == ("seconds", "mid+up0")
     assert row["counted"] == 0.4, "counted on the meta device"
     assert row["reached"] == pytest.approx(80 / row["ours"] / 1e9)
     assert row["ratio"] == row["ours"] / row["literal"] > 0
     monkeypatch.setattr(cost, "measure", lambda clock: rows)
     cost.main([])
-    assert f"counted {1 / row['counted']:.2f}x" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"counted {1 / row['counted']:.2f}x" in said and f"{1 / batches[0]['ratio']:.2f}x  one timestep" in said
 
 
 def test_the_small_model_shares_its_work_as_the_true_one_does() -> None:

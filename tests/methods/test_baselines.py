@@ -145,7 +145,7 @@ def test_the_posterior_is_sampled_where_official_code_does(editor: Editor) -> No
 
 @pytest.mark.parametrize("kind", ["none", "eot"])
 def test_editshield_is_the_mean_over_its_views(editor: Editor, kind: str) -> None:
-    views = editshield._VIEWS if kind == "eot" else [lambda x: x]
+    views = editshield._views(X) if kind == "eot" else [lambda x: x]
 
     def loss(x: Image) -> Tensor:
         return -sum(squares(latent(editor, v(x)) - latent(editor, v(X0)).detach()).mean(1) for v in views) / len(views)
@@ -159,16 +159,17 @@ def test_the_views_of_editshield() -> None:
     x = images(1, size=(24, 24)).double()
     inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
     assert torch.allclose(editshield._blur(x)[inner], gaussian_blur(x, 5, 1.5)[inner], atol=1e-12)
-    assert torch.allclose(editshield._rotate(x, 90), torch.rot90(x, 1, (2, 3)), atol=1e-9)
-    assert torch.allclose(editshield._rotate(x, 360), x, atol=1e-9)
+    assert torch.allclose(editshield._rotation(x, 90)(x), torch.rot90(x, 1, (2, 3)), atol=1e-9)
+    assert torch.allclose(editshield._rotation(x, 360)(x), x, atol=1e-9)
     wide = images(1, size=(8, 24)).double()
-    assert torch.allclose(editshield._rotate(wide, 180), wide.flip(2, 3), atol=1e-9)
+    assert torch.allclose(editshield._rotation(wide, 180)(wide), wide.flip(2, 3), atol=1e-9)
     bright = torch.zeros(1, 3, 20, 20).double()
     bright[..., 0, :] = 1
     assert not editshield._crop(bright).any() and editshield._crop(x).shape == x.shape
-    same, soft, left, right, cut = editshield._VIEWS
+    same, soft, left, right, cut = editshield._views(x)
     assert torch.equal(same(x), x) and torch.equal(soft(x), editshield._blur(x))
-    assert torch.equal(left(x), editshield._rotate(x, 5.0)) and torch.equal(right(x), editshield._rotate(x, -5.0))
+    for turned, degrees in ((left, 5.0), (right, -5.0)):
+        assert torch.equal(turned(x), editshield._rotation(x, degrees)(x))
     large = images(1, size=(40, 40)).double()
     assert torch.equal(cut(large), resize(large[..., 2:-2, 2:-2], (40, 40))), "nine tenths of the centre"
 
@@ -275,7 +276,8 @@ def test_photoguard_diffusion_asks_for_as_many_steps_as_a_strength_takes(
 def test_generate_is_the_edit_unclipped(editor: Editor) -> None:
     cond = editor.prepare(PROMPTS)
     edited = editor.edit(X0, cond, seed=3, steps=3)
-    assert torch.allclose(editor.generate(X0, cond, seed=3, steps=3).clamp(0, 1).float(), edited, atol=1e-6)
+    generated = editor.generate(X0, cond, editor.draws(X0, 3, steps=3), steps=3)
+    assert torch.allclose(generated.clamp(0, 1).float(), edited, atol=1e-6)
 
 
 def attention(editor: Editor, x: Image, noise: Tensor, t: int, columns: list[list[int]]) -> Tensor:

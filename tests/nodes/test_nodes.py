@@ -206,9 +206,9 @@ def test_texts_that_a_method_asks_for_are_read_where_memory_is_short(
 def test_two_editors_are_on_the_device_together(small_device, editor, sd3_editor):
     both = immunize(editor, picture(1), also=sd3_editor, steps=2)
     assert small_device == [len(editor._text), len(sd3_editor._text), len(editor._rest) + len(sd3_editor._rest)]
-    assert both[2].settings["also"] == [
-        {"editor": sd3_editor.editor.name, "editor_fingerprint": sd3_editor.editor.fingerprint}
-    ]
+    (other,) = both[2].settings["also"]
+    assert (other["editor"], other["editor_fingerprint"]) == (sd3_editor.editor.name, sd3_editor.editor.fingerprint)
+    assert other["rows"] > 0
     assert "1.loss" in both[2].history[0] and not torch.equal(both[0], immunize(editor, picture(1), steps=2)[0])
 
 
