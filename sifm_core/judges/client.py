@@ -137,6 +137,6 @@ def environment_key(names: Sequence[str], environ: Mapping[str, str]) -> str:
 
 def check_base_url(base_url: str) -> str:
     """``base_url`` without a trailing slash; refused where it could carry a key, because it is written into records."""
-    if not re.fullmatch(r"https?://(\[[\da-fA-F:.]+\]|[^/@?#:\[\]\\\s]+)(:\d{1,5})?(/[^?#\s]*)?", base_url):
+    if not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", base_url):
         raise InputError("base_url: expected http(s)://host[:port]/path, with no user, password or query")
     return base_url.rstrip("/")

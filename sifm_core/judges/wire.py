@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import __version__
-from ..errors import JudgeError
+from ..errors import InputError, JudgeError
 from .client import Reply, transport_failure
 from .redaction import redact
 
@@ -65,7 +65,14 @@ class Wire:
     ) -> None:
         self._timeout = timeout
         self._httpx = library_of(package)
-        self._host = self._origin(address)
+        try:
+            self._host = self._origin(address)
+            if (self._host[2] or 0) >= 1 << 16:
+                raise ValueError("there is no such port")
+        except (self._httpx.InvalidURL, ValueError) as error:
+            raise InputError(
+                f"base_url: expected an address that can be asked, got {address[:200]!r}: {error}"
+            ) from None
         self._credentials, self._own = dict(credentials) if key else {}, own
         self._here = threading.local()
         limits = self._httpx.Limits(max_keepalive_connections=0)  # an end cuts a connection, which is one call's alone

@@ -19,6 +19,7 @@ import pytest
 from judges.hostile import DIALECTS, KEY, SECRET, USAGES, Fault, Server, envelope, faults, slow
 from judges.servers import USAGE, case
 from sifm_core import cli
+from sifm_core.errors import InputError
 from sifm_core.images import save_png
 from sifm_core.judges import load_judge
 from sifm_core.judges.wire import _tunnel
@@ -281,3 +282,11 @@ def test_the_command_says_that_something_is_missing_and_a_rerun_asks_for_the_res
 def _dump(path) -> str:
     with sqlite3.connect(path) as db:
         return "\n".join(db.iterdump())
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:99999/v1", "http://[::1/v1", "http://a:b:c", "http://256.1.1.1/v1"]
+)
+def test_an_address_that_nobody_can_ask_is_refused_in_one_sentence(server, dialect, tmp_path, address):
+    with pytest.raises(InputError, match="base_url"):
+        _judge_at(dialect, address, tmp_path)
