@@ -1,4 +1,4 @@
-"""The command line on the tiny editor: the fixed spellings, JSON, folders, real photographs, the demo."""
+"""The command line on the tiny editor: the fixed spellings, JSON, folders, real photographs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sifm_core.cli import output
 from sifm_core.cli.judge import _ask as ask_in_parts
 from sifm_core.images import load_picture
 from sifm_core.types import Case, Step
-from toy import ToyEditor, ToyJudge
+from toy import ToyJudge
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 EPS = 0.03
@@ -278,51 +278,6 @@ def test_help_and_version_end_well(capsys):
     for words in (["--help"], ["immunize", "--help"], ["--version"]):
         assert cli.main(words) == 0
     assert "--eps" in capsys.readouterr().out
-
-
-# ---- the demo
-
-
-@pytest.fixture
-def toy_demo(monkeypatch, patient) -> None:
-    monkeypatch.setattr("sifm_core.editors.load_editor", lambda *a, **k: ToyEditor())
-    monkeypatch.setattr("sifm_core.judges.load_judge", lambda spec: ToyJudge(spec, 0.5 if spec[-1] == "a" else 0.55))
-
-
-DEMO = ["demo", "--out", "run", "--images", 2, "--steps", 2, "--judge", "toy:a", "--judge", "toy:b"]
-
-
-def test_demo_writes_its_report_and_a_second_run_the_same(here, sifm, toy_demo):
-    first = sifm(*DEMO, "--json")
-    assert {"report.html", "report.md", "grid.png", "records.json"} <= {p.name for p in Path("run").iterdir()}
-    assert [line["name"] for line in first["table"]][:2] == ["clean", "another seed"]
-    assert first["table"][-1]["name"] == "SIFM" and first["table"][-1]["isr"]["n"] == 2
-    records, page = Path("run/records.json").read_text(), Path("run/report.html").read_text()
-    again = sifm(*DEMO, "--json")
-    assert again["table"] == first["table"]
-    assert Path("run/records.json").read_text() == records
-
-    def strip(html: str) -> list[str]:
-        return [line for line in html.splitlines() if "seconds of this run" not in line]
-
-    assert strip(Path("run/report.html").read_text()) == strip(page)
-
-
-def test_demo_prints_the_table(here, sifm, toy_demo):
-    text = sifm(*DEMO)
-    assert "blocks 16 px" in text and "run/report.html" in text
-    assert max(map(len, text.splitlines()[:12])) <= 80
-
-
-def test_demo_that_fails_in_part_reports_the_rest_and_exits_1(here, toy_demo, monkeypatch, capsys):
-    def broken(self, *arguments):
-        raise RuntimeError("no memory\nleft")
-
-    monkeypatch.setattr(ToyEditor, "denoise", broken)
-    assert cli.main([str(word) for word in DEMO]) == 1
-    err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1 and "no memory" in err
-    assert "no memory" in Path("run/report.html").read_text()
 
 
 # ---- progress

@@ -17,11 +17,9 @@ if TYPE_CHECKING:
     from .executors import Inline as Inline
     from .executors import Pool as Pool
     from .executors import Ray as Ray
-    from .grid import ROWS as ROWS
     from .grid import Grid as Grid
     from .grid import Row as Row
     from .grid import Sample as Sample
-    from .grid import benchmark as benchmark
     from .keys import FIDELITY as FIDELITY
     from .machine import hardware as hardware
     from .machine import package_version as package_version
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "executors": ("Executor", "Inline", "Pool", "Ray"),
-    "grid": ("ROWS", "Grid", "Row", "Sample", "benchmark"),
+    "grid": ("Grid", "Row", "Sample"),
     "keys": ("FIDELITY",),
     "machine": ("hardware", "package_version"),
     "origin": ("provenance",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -103,19 +103,6 @@ class Row:
         return (known | settings)[name]
 
 
-ROWS = (
-    Row(CLEAN),
-    Row("another seed", seed_shift=1000),
-    Row("pixel noise", "random_noise", {"pattern": "pixel"}),
-    Row("blocks 4 px", "random_noise", {"pattern": "block4"}),
-    Row("blocks 8 px", "random_noise", {"pattern": "block8"}),
-    Row("blocks 16 px", "random_noise", {"pattern": "block16"}),
-    Row("PhotoGE", "photoguard_encoder"),
-    Row("SIFM", "sifm"),
-)
-"""The demo's rows: two floors, four controls without gradient, one baseline, SIFM."""
-
-
 @dataclass(frozen=True)
 class Grid:
     """Everything that a run's records depend on.
@@ -131,7 +118,7 @@ class Grid:
     samples: Sequence[Sample]
     editors: Sequence[Editor | str]
     judges: Sequence[Judge | str]
-    rows: Sequence[Row] = ROWS
+    rows: Sequence[Row]
     seeds: Sequence[int] = (0,)
     purifiers: Sequence[str] = ("",)
     eps: float = EPS
@@ -249,14 +236,3 @@ def names(editor: str) -> tuple[str, str]:
     if not protect or (arrow and not attack):
         raise InputError(f"editor: expected a name or 'A -> B', got {editor!r}")
     return protect, attack or protect
-
-
-def benchmark(items: Iterable[Any], unseen: int = 0) -> list[Sample]:
-    """The miniature's items as samples: the original instruction, then the first `unseen` unseen ones of each."""
-    samples = []
-    for item in items:
-        for n, prompt in enumerate([item.instruction, *item.unseen[:unseen]]):
-            kind = "unseen" if n else "original"
-            truth = item.truth(prompt)
-            samples.append(Sample(item.id, item.image, item.instruction, prompt, item.category, kind, truth))
-    return samples

@@ -14,12 +14,13 @@ import typer
 from ..errors import InputError, SifmError
 from .app import app
 from .judging import Asking, options
-from .output import dump, forecast
+from .output import dump, forecast, show_table, tell
 from .shared import Device, Dtype, Json, distinct
 
 if TYPE_CHECKING:
     from ..bench.config import Plan
     from ..bench.executors import Executor
+    from ..report import Report
     from ..store import Store
 
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -131,12 +132,12 @@ def run(
         lines = estimate(plan, known, tflops, hourly, prices=asking.prices, **chosen)
         if as_json:
             return dump({"plan": plan.as_dict(), "phases": [asdict(line) for line in lines]})
-        print(f"{plan.title} ({plan.profile}), would go to {out}")
+        tell(f"{plan.title} ({plan.profile}), would go to {out}")
         for line in lines:
-            print(f"  {line.phase:9} {line.jobs:>9} {_hours(line.seconds):>9} {_money(line.dollars):>9}  {line.basis}")
+            tell(f"  {line.phase:9} {line.jobs:>9} {_hours(line.seconds):>9} {_money(line.dollars):>9}  {line.basis}")
         return None
     others = [_opened(other)[0] for other in reuse or ()]
-    _fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking, reuse=others)
+    fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking, reuse=others)
 
 
 @bench.command()
@@ -157,7 +158,7 @@ def retry(
         print(f"again {n:>4}: {reason}", file=sys.stderr)
     if not failed:
         print("nothing failed before; this does what is missing", file=sys.stderr)
-    _fill(plan, folder, workers, ray, retry=True, verify=verify, as_json=as_json, asking=asking)
+    fill(plan, folder, workers, ray, retry=True, verify=verify, as_json=as_json, asking=asking)
 
 
 @bench.command()
@@ -167,18 +168,18 @@ def status(folder: Folder, as_json: Json = False) -> None:
     found = _status(store, plan)
     if as_json:
         return dump(found)
-    print(f"{found['title']} ({found['profile']}): {found['records']} of {found['total'].get('records', '?')} records")
+    tell(f"{found['title']} ({found['profile']}): {found['records']} of {found['total'].get('records', '?')} records")
     for phase, n in found["done"].items():
-        print(f"  {phase:9} {n:>9} of {found['total'].get(phase, 0)}")
+        tell(f"  {phase:9} {n:>9} of {found['total'].get(phase, 0)}")
     if found["seconds_left"]:
         but = f", and {' and '.join(found['not_timed'])}, not timed yet" if found["not_timed"] else ""
-        print(f"  left: at most {_hours(found['seconds_left'])} on one worker at this run's pace{but}")
+        tell(f"  left: at most {_hours(found['seconds_left'])} on one worker at this run's pace{but}")
     elif found["not_timed"]:
-        print(f"  left: not known, {' and '.join(found['not_timed'])} not timed yet")
+        tell(f"  left: not known, {' and '.join(found['not_timed'])} not timed yet")
     for reason, n in found["failed"].items():
-        print(f"  failed {n:>4}: {reason}")
+        tell(f"  failed {n:>4}: {reason}")
     if found["failed"]:
-        print(f"  `sifm bench retry {folder}` tries these again")
+        tell(f"  `sifm bench retry {folder}` tries these again")
 
 
 @bench.command("report")
@@ -198,7 +199,7 @@ def report_(
     missing: list[str] = []
     if len(folders) == 1:
         store, plan = _opened(folders[0])
-        written, headline = _report(store, plan, place, pictures)
+        _, written, headline = _report(store, plan, place, pictures)
         missing += [store.missing()] if store.missing() else []
     else:
         from .. import report
@@ -222,8 +223,8 @@ def report_(
     if as_json:
         dump({"folder": str(place), "files": written, "headline": headline})
     else:
-        print(headline)
-        print(f"Report: {place / 'report.html'}")
+        tell(headline)
+        tell(f"Report: {place / 'report.html'}")
     _complain(missing)
 
 
@@ -239,7 +240,7 @@ def export(
         raise InputError(f"{out}: expected a name that ends in .csv or .jsonl")
     ways[out.suffix](out)
     left_out = sum(place.startswith("record ") for place in store.unreadable)
-    print(f"{out}: {store.counts()['records'] - left_out} records")
+    tell(f"{out}: {store.counts()['records'] - left_out} records")
     _complain([store.missing()] if left_out else [])
 
 
@@ -253,7 +254,7 @@ def diff(one: Folder, two: Folder, as_json: Json = False) -> None:
     if as_json:
         dump(asdict(found))
     else:
-        print(f"one: {one}, two: {two}; ISR on the attacks that both have, p by picture (exact)\n{compare.text(found)}")
+        tell(f"one: {one}, two: {two}; ISR on the attacks that both have, p by picture (exact)\n{compare.text(found)}")
     _complain([f"{store.folder}: {store.missing()}" for store, _ in runs if store.missing()])
 
 
@@ -265,7 +266,7 @@ def presets(as_json: Json = False) -> None:
     if as_json:
         return dump(config.names())
     for name, title in config.names().items():
-        print(f"  {name:12} {title}")
+        tell(f"  {name:12} {title}")
 
 
 class _Named(TypedDict):
@@ -294,19 +295,24 @@ def _complain(missing: Sequence[str]) -> None:
         raise SifmError(f"{missing[0]}{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''}")
 
 
-def _fill(
+def fill(
     plan: Plan,
     out: Path,
-    workers: int,
-    ray: str,
+    workers: int = 0,
+    ray: str = "",
     *,
-    retry: bool,
-    verify: bool,
-    as_json: bool,
-    asking: Asking,
+    retry: bool = False,
+    verify: bool = False,
+    as_json: bool = False,
+    asking: Asking | None = None,
     reuse: Sequence[Store] = (),
+    pictures: int = 12,
+    table: bool = False,
 ) -> None:
-    from ..bench import config, fill
+    """Run a plan, or go on with it, and report; ``table``: with the first block's lines."""
+    from .. import bench as grids
+    from .. import report
+    from ..bench import config
     from ..store import Store
 
     grid = plan.grid()  # what is wrong with it is found before anything is written
@@ -314,19 +320,24 @@ def _fill(
     kept = store.get("run", "config", _Named)
     if kept and (kept["name"], kept["profile"]) != (plan.name, plan.profile):
         raise InputError(f"{out} holds {kept['name']} ({kept['profile']}): choose another --out for {plan.name}")
-    judges = config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **asking.given())
+    options = asking.given() if asking else {}
+    judges = config.open_judges(plan.settings.judges, cache=out / "answers.sqlite", **options)
     grid = replace(grid, judges=judges)
     store.put("run", "config", plan.as_dict())
     with forecast(grid.counts(), store) as on_step:
-        fill(grid, store, on_step, executor=_executor(workers, ray), retry=retry, verify=verify, reuse=reuse)
-    written, headline = _report(store, plan, out, 12)
-    found = _status(store, plan)
+        grids.fill(grid, store, on_step, executor=_executor(workers, ray), retry=retry, verify=verify, reuse=reuse)
+    made, written, headline = _report(store, plan, out, pictures)
+    status = _status(store, plan)
+    lines = made.parts[0].lines if table and made.parts else ()
     if as_json:
-        dump({"folder": str(out), "files": written, "headline": headline, **found})
+        rows = {"table": [asdict(line) for line in lines]} if table else {}
+        dump({"folder": str(out), "files": written, "headline": headline, **status, **rows})
     else:
-        print(f"{headline}\n\n{found['records']} records. Report: {out / 'report.html'}")
-    if found["failed"]:
-        (first, n), *others = found["failed"].items()
+        for part in report.terminal(lines) if lines else ():
+            show_table(part)
+        tell(f"{headline}\n\n{status['records']} records. Report: {out / 'report.html'}")
+    if status["failed"]:
+        (first, n), *others = status["failed"].items()
         jobs = f"{n + sum(n for _, n in others)} jobs failed{f', {n} of them' if others else ''}"
         raise SifmError(f"{jobs}: {first}; `sifm bench retry {out}` tries again")
 
@@ -374,11 +385,11 @@ def _status(store: Store, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[list[str], str]:
+def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[Report, list[str], str]:
     from .. import report
 
-    found = report.build(store, plan)
-    written, headline = [], found.headline
+    made = report.build(store, plan)
+    written, headline = [], made.headline
     if plan.settings.clip:
         from .. import fig3
         from ..files import write_atomically
@@ -390,7 +401,7 @@ def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[list[st
             write_atomically(out / name, content)
             written.append(name)
         headline += "\n" + fig3.sentence(scored, plan.settings.clip) + ("; the scores there are stay" if kept else "")
-    return [*report.write(found, store, out, pictures), *written], headline
+    return made, [*report.write(made, store, out, pictures), *written], headline
 
 
 def _hours(seconds: float | None) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from .app import app
 from .judging import AskingAlone, load_judges, options, run_store
-from .output import dump, progress
+from .output import dump, progress, tell
 from .shared import EDITOR, JUDGES, Device, Download, Dtype, EditorName, Json, Judges, Seed, load_editor
 
 
@@ -64,8 +64,8 @@ def calibrate(
     if as_json:
         return dump([asdict(one) for one in found])
     for one in found:
-        print(one.sentence())
+        tell(one.sentence())
         for axis in one.sensitivity:
-            print(f"  {axis:24} sensitivity {one.sensitivity[axis]}, specificity {one.specificity[axis]}")
+            tell(f"  {axis:24} sensitivity {one.sensitivity[axis]}, specificity {one.specificity[axis]}")
         for kind, rate in one.by_kind.items():
-            print(f"  says failed of {kind:18} {rate}")
+            tell(f"  says failed of {kind:18} {rate}")

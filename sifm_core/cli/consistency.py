@@ -12,7 +12,7 @@ import typer
 from ..errors import InputError
 from .app import app
 from .judging import run_store
-from .output import dump
+from .output import dump, tell
 from .shared import Json, Seed
 
 
@@ -62,7 +62,7 @@ def consistency(
         shown = table_one.cases(records, store)
         if sheet:
             written = write_sheet(shown, sheet, seed=seed)
-            return dump({"sheet": str(written), "samples": len(shown)}) if as_json else print(written)
+            return dump({"sheet": str(written), "samples": len(shown)}) if as_json else tell(str(written))
         judges, people = table_one.judges_of(records), table_one.people_of(files, shown)
     answered = {annotation.case for path in files for annotation in read_annotations(path)}
     if strange := answered - {case_id(case) for case in shown}:
@@ -80,5 +80,5 @@ def consistency(
     columns = [[title, *cells] for title, cells in table_one.cells(table).items()]
     widths = [max(map(len, column)) for column in columns]
     for row in zip(*columns, strict=True):
-        print("  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)))
-    print(f"{len(records)} samples of {run}; people: {', '.join(ours) or 'none'}; raters: {', '.join(raters)}")
+        tell("  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)))
+    tell(f"{len(records)} samples of {run}; people: {', '.join(ours) or 'none'}; raters: {', '.join(raters)}")

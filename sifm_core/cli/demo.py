@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import InputError, SifmError
+from ..errors import InputError
 from .app import app
-from .output import as_text, dump, progress
-from .shared import (
-    EDITOR,
-    JUDGES,
-    Alpha,
-    Device,
-    Dtype,
-    EditorName,
-    Eps,
-    Json,
-    Judges,
-    distinct,
-    load_editor,
-)
+from .bench import fill
+from .shared import EDITOR, Alpha, Device, Dtype, EditorName, Eps, Json, Judges, distinct
 
 
 @app.command()
@@ -46,55 +32,27 @@ def demo(
     """Do the whole job on embedded pictures.
 
     Immunize, attack, measure, judge, ISR with its controls, one HTML report. Run again with the same settings, it goes
-    on where it was stopped.
+    on where it was stopped. It is `sifm bench run demo`: its folder is a run like any other.
     """
-    from .. import bench, pipeline, report
-    from ..images import write_atomically
-    from ..judges import load_judge
-    from ..miniature import benchmark
-    from ..store import Store
+    from .. import pipeline
+    from ..bench import config
 
     for value, name in ((images, "images"), (steps, "steps"), (seeds, "seeds"), (batch, "batch")):
         pipeline.check_count(value, name)
-    if unseen < 0:
-        raise InputError(f"unseen: expected a whole number of at least 0, got {unseen}")
-    eps, alpha = pipeline.check_budget(eps), pipeline.check_unit(alpha, "alpha")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder for the report, but this is a file")
-    specs = distinct(judges or (*JUDGES, report.TRUTH))
-    start = time.perf_counter()
-    grid = bench.Grid(
-        samples=bench.benchmark(benchmark.load(n=images), unseen),
-        editors=[load_editor(editor, device, dtype, False)],
-        judges=[load_judge(spec) for spec in specs],
-        seeds=range(seeds),
-        eps=eps,
+    plan = config.load(
+        "demo",
+        images=images,
+        unseen=unseen,
         steps=steps,
-        alpha=alpha,
+        eps=pipeline.check_budget(eps),
+        alpha=pipeline.check_unit(alpha, "alpha"),
+        seeds=list(range(seeds)),
+        editors=[editor],
+        judges=distinct(judges) if judges else None,
         batch=batch,
+        device=device,
+        dtype=dtype,
     )
-    store = Store(out / "store")
-    with progress() as on_step:
-        records = bench.run(grid, store, on_step(""), retry=True)
-    run = bench.provenance(grid) | {"seconds": round(time.perf_counter() - start, 1)}
-    found = report.make(records, run)
-    written = report.write(found, store, out, pictures=images * seeds * (unseen + 1))
-    write_atomically(out / "records.json", as_text([asdict(record) for record in records]).encode())
-    table = found.parts[0].lines
-    if as_json:
-        dump(
-            {
-                "folder": str(out),
-                "files": [*written, "records.json"],
-                "run": run,
-                "table": [asdict(line) for line in table],
-            }
-        )
-    else:
-        from rich.console import Console
-
-        for part in report.terminal(table):
-            Console().print(part)
-        print(f"{found.headline}\n\nReport: {out / 'report.html'}")
-    if failed := [reason for line in table for reason in line.failed]:
-        raise SifmError(f"{len(failed)} kinds of failure, the report names them; the first: {failed[0]}")
+    fill(plan, out, retry=True, pictures=images * seeds * (unseen + 1), table=True, as_json=as_json)

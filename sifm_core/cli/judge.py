@@ -13,7 +13,7 @@ from ..errors import SifmError
 from ..types import Case, Judge, OnStep, Step, Verdict
 from .app import app
 from .judging import AskingAlone, load_judges, options
-from .output import dump, progress
+from .output import dump, progress, tell
 from .pictures import Account, matched
 from .shared import JUDGES, Background, Json, Judges, Prompt
 
@@ -66,9 +66,9 @@ def judge(
         found = {"edit_failed": agreed, "verdicts": [{**asdict(v), "success": v.success} for v in verdicts]}
         results.append(found if source.is_file() else {"source": str(one), "edited": str(two), **found})
         if not as_json:
-            print(f"{two}: {_WORDS[agreed]}")
+            tell(f"{two}: {_WORDS[agreed]}")
             for v in verdicts:
-                print(f"  {v.judge}: {_WORDS[v.success]} ({v.state}) {v.reasons}".rstrip())
+                tell(f"  {v.judge}: {_WORDS[v.success]} ({v.state}) {v.reasons}".rstrip())
     if as_json:
         dump(results[0] if source.is_file() else [*results, *account.rows()])
     missing = [verdict for verdict in given if verdict.state != "ok"]

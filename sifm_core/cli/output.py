@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import bounded
+from ..format import visible
 
 if TYPE_CHECKING:
     from ..store import Store
@@ -127,8 +128,20 @@ def say(message: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """``text`` of bounded length on one line, what no terminal should get (escapes, half characters) written out."""
-    return bounded("".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split())))
+    """``text`` of bounded length on one line."""
+    return bounded(visible(" ".join(text.split())))
+
+
+def tell(text: str) -> None:
+    """Lines on stdout."""
+    print(visible(text))
+
+
+def show_table(table: Any) -> None:
+    """A table of rich on stdout."""
+    from rich.console import Console
+
+    Console().print(table)
 
 
 def dump(document: Any) -> None:

@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 # ---- a terminal
 
 
-def terminal(table: Sequence[Line]) -> list[Table]:
+def terminal(lines: Sequence[Line]) -> list[Table]:
     """Both tables of one block for a terminal of 80 columns."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     shown = []
-    for cells in (rates(table), distances(table)):
+    for columns in (rates(lines), distances(lines)):
         part = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for i, name in enumerate(cells):
+        for i, name in enumerate(map(one_line, columns)):
             short = name if name[-1] in "↓↑" else name.partition("@")[0].split(":", 1)[-1].replace(" ", "\n")
-            part.add_column(short, justify="right" if i else "left", no_wrap=True)
-        for line, row in zip(table, zip(*cells.values(), strict=True), strict=True):
-            part.add_row(*row, style="bold" if line.kind == "method" else "")
+            part.add_column(Text(short), justify="right" if i else "left", no_wrap=True)
+        for line, row in zip(lines, zip(*columns.values(), strict=True), strict=True):
+            part.add_row(*(Text(one_line(cell)) for cell in row), style="bold" if line.kind == "method" else "")
         shown.append(part)
     return shown
 

@@ -191,6 +191,57 @@ def test_data_commands(sifm):
     assert "expected an object with id" in sifm("data", "check", "files/manifest.jsonl", code=2)
 
 
+# ---- the demo
+
+DEMO = ("demo", "--out", "run", "--images", 2, "--steps", 2, "--judge", "toy:a", "--judge", "toy:b")
+
+
+def test_the_demo_is_a_run_like_any_other_and_a_second_one_the_same(sifm):
+    first = sifm(*DEMO, "--json")
+    assert {"report.html", "report.md", "grid.png"} <= {path.name for path in Path("run").iterdir()}
+    assert [line["name"] for line in first["table"]][:2] == ["clean", "another seed"]
+    assert first["table"][-1]["name"] == "SIFM" and first["table"][-1]["isr"]["n"] == 2
+    page = Path("run/report.html").read_text()
+    assert sifm(*DEMO, "--json")["table"] == first["table"]
+    rows = [[line for line in text.splitlines() if "seconds of this run" not in line] for text in (page, _page())]
+    assert rows[0] == rows[1]
+    assert sifm("bench", "status", "run", "--json")["records"] == 16
+    sifm("bench", "report", "run")
+    assert "the same settings" in sifm("bench", "diff", "run", "run")
+
+
+def _page() -> str:
+    return Path("run/report.html").read_text()
+
+
+def test_the_demo_prints_the_table_in_80_columns(sifm):
+    text = sifm(*DEMO)
+    assert "blocks 16 px" in text and "run/report.html" in text
+    assert max(map(len, text.splitlines()[:12])) <= 80
+
+
+def test_a_demo_that_fails_in_part_reports_the_rest_and_exits_1(sifm, monkeypatch):
+    def broken(self, *arguments):
+        raise RuntimeError("no memory\nleft")
+
+    monkeypatch.setattr(ToyEditor, "denoise", broken)
+    assert "no memory" in sifm(*DEMO, code=1) and "no memory" in _page()
+
+
+@pytest.mark.parametrize("escape", ["\x1b]0;owned\x07", "\x9b31m", "\u202e", "\x1b[2J"])
+def test_no_name_and_no_judges_word_reaches_a_terminal_as_an_escape(sifm, escape):
+    odd = GRID.replace('"other"', json.dumps(f"other{escape}")).replace('"A small one"', json.dumps(f"small {escape}"))
+    Path("odd.toml").write_text(odd)
+    said = sifm("bench", "run", "odd.toml", "--out", "run")
+    with Store("run", create=False) as store:
+        record = next(r for r in store.records() if "other" in r.method)
+        assert escape in record.method, "it came as far as the run"
+    for words in (("report", "run"), ("diff", "run", "run"), ("status", "run"), ("retry", "run")):
+        said += sifm("bench", *words)
+    assert "other" in said and not set(escape) & {"\x1b", "\x07", "\x9b", "\u202e"} & set(said)
+    assert ascii(escape[0])[1:-1] in said, "it is shown"
+
+
 # ---- presets
 
 
