@@ -18,22 +18,26 @@ from ..types import Image, Metric
 
 class Kind(NamedTuple):
     """``file``: where the function of the metric's name is, (reference, distorted) -> (B,); ``better`` for the
-    defender; ``min_side`` in pixels."""
+    defender; ``min_side`` in pixels; ``of``: what is a share of the structure of the reference, or of either picture,
+    and so 0/0 where that is flat."""
 
     file: str
     better: Literal["lower", "higher"]
     min_side: int
     definition: str
     meaning: str
+    of: Literal["", "reference", "either"] = ""
 
 
 METRICS: dict[str, Kind] = {
     "psnr": Kind("psnr", "lower", 1, "psnr:rgb:range1", "pixel-wise closeness, dB"),
     "ssim": Kind("ssim", "lower", 11, "ssim:wang2004:gauss11x1.5:rgb:piq", "likeness of local structure"),
     "ssim_uniform": Kind("ssim", "lower", 7, "ssim:uniform7:rgb:skimage-default", "SSIM as skimage's defaults give it"),
-    "vifp": Kind("vifp", "lower", 41, "vifp:sheikh2006:luma:piq", "share of the visual information that is left"),
-    "fsim": Kind("fsim", "lower", 16, "fsim:zhang2011:luma:piq", "likeness of edges and phase"),
-    "fsimc": Kind("fsim", "lower", 16, "fsimc:zhang2011:yiq:piq", "likeness of edges, phase and colour"),
+    "vifp": Kind(
+        "vifp", "lower", 41, "vifp:sheikh2006:luma:piq", "share of the visual information that is left", "reference"
+    ),
+    "fsim": Kind("fsim", "lower", 16, "fsim:zhang2011:luma:piq", "likeness of edges and phase", "either"),
+    "fsimc": Kind("fsim", "lower", 16, "fsimc:zhang2011:yiq:piq", "likeness of edges, phase and colour", "either"),
     "lpips": Kind("lpips", "higher", 31, "lpips:0.1:alex", "distance in a network's features"),
 }
 DEFAULT = ("psnr", "ssim", "vifp", "fsim", "lpips")
@@ -46,8 +50,8 @@ def measure(reference: Image, distorted: Image, names: Sequence[str] | None = No
     """Every named metric (None: :data:`DEFAULT`) of every pair: (B, 3, H, W) twice -> B metrics per name.
 
     Computed in float32 on values in [0, 1]. What cannot be computed is None with its reason: too small, weights
-    missing, infinite (PSNR of equal pictures: JSON has no infinity). Raises InputError for unknown names and unequal
-    shapes, ImageError for what is no image.
+    missing, infinite (PSNR of equal pictures: JSON has no infinity), 0/0 (of flat pictures). Raises InputError for
+    unknown names and unequal shapes, ImageError for what is no image.
     """
     import torch
 
@@ -79,7 +83,22 @@ def _one(name: str, reference: Image, distorted: Image) -> list[Metric]:
         values = function(reference, distorted).tolist()
     except SifmError as error:
         return [Metric(None, kind.definition, str(error))] * len(reference)
-    return [_metric(value, kind.definition) for value in values]
+    empty = [False] * len(values)
+    if kind.of:
+        empty = (
+            _flat(reference)
+            if kind.of == "reference"
+            else [a and b for a, b in zip(_flat(reference), _flat(distorted), strict=True)]
+        )
+    which = "the reference is" if kind.of == "reference" else "both pictures are"
+    nothing = Metric(None, kind.definition, f"undefined (0/0): {which} of one brightness, without any structure")
+    return [nothing if no else _metric(v, kind.definition) for no, v in zip(empty, values, strict=True)]
+
+
+def _flat(image: Image) -> list[bool]:
+    """Which pictures differ by less than half an 8-bit level of luma all over."""
+    luma = 0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2]
+    return [bool(one.max() - one.min() < 0.5 / 255) for one in luma]
 
 
 def _metric(value: float, definition: str) -> Metric:
@@ -87,4 +106,4 @@ def _metric(value: float, definition: str) -> Metric:
         return Metric(None, definition, "infinite: the two pictures are equal")
     if math.isnan(value):
         return Metric(None, definition, "undefined for these pictures")
-    return Metric(value, definition)
+    return Metric(value + 0.0, definition)  # -0.0 is 0

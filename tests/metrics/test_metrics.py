@@ -195,11 +195,31 @@ def test_equal_pictures():
     json.dumps({name: asdict(m) for name, m in got.items()}, allow_nan=False)
 
 
-def test_flat_pictures_and_any_float_type_give_numbers():
-    flat = torch.full((1, 3, 64, 64), 0.5)
+def test_any_float_type_gives_numbers():
+    x = tensor(PAIRS[0][0])
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        for row in measure(flat.to(dtype), (flat * 0.9).to(dtype), list(ORACLES)).values():
+        for row in measure(x.to(dtype), (x * 0.9).to(dtype), list(ORACLES)).values():
             assert math.isfinite(row[0].value)
+
+
+@pytest.mark.parametrize("shade", [0.0, 0.5, 1.0, "of one luma"])
+def test_what_is_0_over_0_is_none_with_its_reason(shade):
+    flat = torch.full((1, 3, 64, 64), 0.5 if shade == "of one luma" else shade)
+    if shade == "of one luma":  # red and blue change against each other
+        wave = 0.1 * torch.rand(64, 64)
+        flat[0, 0], flat[0, 2] = 0.5 + wave * 0.114, 0.5 - wave * 0.299
+    textured = tensor(PAIRS[0][0])[..., :64, :64]
+    undefined = lambda x, y: {name for name, row in measure(x, y, list(ORACLES)).items() if row[0].value is None}  # noqa: E731
+    assert undefined(flat, flat.flip(-1) * 0.3 + 0.2) == {"vifp", "fsim", "fsimc"}
+    assert undefined(flat, textured) == {"vifp"}
+    assert undefined(textured, flat) == set()
+    mixed = measure(torch.cat([flat, textured]), torch.cat([textured, flat]), ["vifp"])["vifp"]
+    assert mixed[0].value is None and "0/0" in mixed[0].reason and mixed[1].value is not None
+
+
+def test_zero_has_no_sign():
+    black = torch.zeros(1, 3, 64, 64)
+    assert math.copysign(1, measure(black, 1 - black, ["psnr"])["psnr"][0].value) == 1
 
 
 def test_a_hair_outside_the_range_is_taken():
