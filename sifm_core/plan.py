@@ -17,12 +17,15 @@ from .editors.sd3 import T5
 from .editors.skeleton import skeleton
 from .errors import InputError, LayerError
 from .methods import sifm
+from .pipeline import MOST, check_count
 from .types import Editor, GradFn
 
 CALIBRATION = 2.0
 """Seconds."""
 OVERHEAD = 0.6e9
 """Bytes that CUDA's context and libraries take."""
+LARGEST = 65_536
+"""Pixels of the longer side."""
 SMALLER = (1024, 768, 512, 256)
 """Working sizes that are proposed."""
 
@@ -87,14 +90,15 @@ def plan(settings: Settings, *, memory: float | None = None, calibrate: bool = T
     working size, and the first compilation of kernels, are in neither. Raises InputError for settings out of range,
     LayerError for layers that are none, EditorError for an editor whose architecture is not known here.
     """
-    for name in ("size", "timesteps", "steps", "batch"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name}: expected a whole number of at least 1, got {getattr(settings, name)}")
-    if settings.rows < 0:
+    for name in ("timesteps", "steps", "batch"):
+        check_count(getattr(settings, name), name)
+    if not 1 <= settings.size <= LARGEST:
+        raise InputError(f"size: expected a whole number of at least 1 and at most {LARGEST:,}, got {settings.size}")
+    if not 0 <= settings.rows <= MOST:
         raise InputError(f"rows: expected a whole number of at least 0 (0: the editor's rule), got {settings.rows}")
     if not settings.t5 and not _parameters(settings.editor)[2]:
         raise InputError(f"t5: {settings.editor} has no T5 text encoder to leave out")
-    if memory is not None and not memory > 0:
+    if memory is not None and not 0 < memory < float("inf"):
         raise InputError(f"memory: expected gigabytes above 0, such as 12, got {memory / 1e9:g}")
     counted, cost = _counted(settings), _cost(settings)
     seconds = None

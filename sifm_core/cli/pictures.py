@@ -22,7 +22,7 @@ from ..errors import ImageError, InputError, SifmError
 from ..files import sha256_of
 from .app import said
 from .output import dump, say
-from .shared import SUFFIXES, check_writable
+from .shared import SUFFIXES, check_name, check_writable, is_folder
 
 if TYPE_CHECKING:
     from ..images import Picture
@@ -47,7 +47,7 @@ class Account:
     """What a command could not do of a file (everything, then: it raises) or of a folder, where it goes on."""
 
     def __init__(self, context: typer.Context, source: Path) -> None:
-        self.context, self.source, self.folder = context, source, source.is_dir()
+        self.context, self.source, self.folder = context, source, is_folder(source)
         self.missing: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
 
@@ -91,8 +91,9 @@ class Pictures(Account):
 
     def __init__(self, context: typer.Context, source: Path, out: Path) -> None:
         super().__init__(context, source)
+        check_name(out)
         if self.folder:
-            if out.is_file() or (out.suffix.lower() in SUFFIXES and not out.is_dir()):
+            if out.is_file() or (out.suffix.lower() in SUFFIXES and not is_folder(out)):
                 raise InputError(f"{out}: expected a folder, because {source} is one")
             found = pictures_in(source, self, out)
             if not found:
@@ -191,10 +192,10 @@ def pictures_in(folder: Path, account: Account, out: Path | None = None) -> dict
 
 def matched(one: Path, two: Path, account: Account) -> list[tuple[Path, Path]]:
     """Two files, or the pictures of two folders paired by name (without suffix); the account gets what has no pair."""
-    if one.is_dir() != two.is_dir() and one.exists() and two.exists():
-        raise InputError(f"expected two pictures or two folders, but {one} and {two} are one of each")
-    if not one.is_dir():
+    if not is_folder(one) and not is_folder(two):
         return [(one, two)]
+    if not (is_folder(one) and is_folder(two)):
+        raise InputError(f"expected two pictures or two folders, but {one} and {two} are one of each")
     left, right = pictures_in(one, account), pictures_in(two, account)
     names = [name for name in left if name in right]
     if not names:

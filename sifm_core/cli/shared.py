@@ -92,10 +92,23 @@ Background = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
 
 
-def check_writable(target: Path) -> None:
-    """Raise InputError when a file could not be written there; folders on the way may be missing."""
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; no path is too long to ask."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def check_name(target: Path) -> None:
+    """Raise InputError for a path with a name that no file can have."""
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in target.parts):
         raise InputError(f"{bounded(str(target), 100)}: expected names of at most {LONGEST_NAME} bytes; shorten it")
+
+
+def check_writable(target: Path) -> None:
+    """Raise InputError when a file could not be written there; folders on the way may be missing."""
+    check_name(target)
     try:
         parent = next(p for p in target.absolute().parents if p.exists())
         taken = target.is_dir()

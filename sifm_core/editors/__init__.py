@@ -103,12 +103,16 @@ def local_folder(name: str) -> Path:
 
 def _folder(name: str, fetch: Callable[[str], Path]) -> Path:
     source = BUILTIN.get(name, name)
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        is_there, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, the home of nobody
+        raise EditorError(f"{source}: this can be the name of no folder ({error}); check it") from None
+    if is_folder:
         if not (folder / "model_index.json").exists():
             raise EditorError(f"{folder} has no model_index.json: expected the folder of a diffusers pipeline")
         return folder
-    if folder.exists():
+    if is_there:
         raise EditorError(f"{folder} is a file: expected the folder of a diffusers pipeline, not a single checkpoint")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         return fetch(source)
