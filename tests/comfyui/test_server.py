@@ -320,8 +320,7 @@ def test_running_out_of_memory_ends_one_prompt_and_no_more(server):
         "`sifm queue` tries again"
     )
     assert (
-        "not enough memory" in error["exception_message"]
-        and "lower the batch, the size" in error["exception_message"]
+        "not enough memory" in error["exception_message"] and "lower the batch, the size" in error["exception_message"]
     )
     assert "Got an OOM, unloading all loaded models" in server.log.read_text(), "ComfyUI knows it for what it is"
     work["inputs"]["editor"] = good
