@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from pathlib import Path
@@ -15,7 +14,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from sifm_core import methods, pipeline
-from sifm_core.images import load_image, perturbation_view, png_bytes, resize, save_png, verify_budget
+from sifm_core.images import load_image, perturbation_view, resize, save_png, to_uint8, verify_budget
 from sifm_core.types import Image
 
 from . import sockets
@@ -290,8 +289,8 @@ def _plain(value: Any) -> Any:
 
 
 def _hash(image: Image) -> str:
-    """sha256 of the picture as an 8-bit PNG without metadata: what the engine's store calls it."""
-    return hashlib.sha256(png_bytes(image)).hexdigest()
+    """What the engine's store calls the picture, on the 8-bit grid; of a batch, its first."""
+    return picture_id(to_uint8(image[:1].clamp(0, 1)))
 
 
 def _graph(hidden: Any) -> dict[str, str]:

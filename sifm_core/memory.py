@@ -70,8 +70,8 @@ def enough(what: str, device: torch.device, *, pictures: bool = False) -> Iterat
                 f"not enough memory on {device} for {what}: make them smaller or fewer, or free some memory"
             ) from error
         raise OutOfMemory(
-            f"not enough memory on {device} for {what}: lower the batch, the size or the method's rows, load the editor "
-            "with {dtype}, {offload} or {checkpointing}, or use {device}; `sifm plan` says what fits",
+            f"not enough memory on {device} for {what}: lower the batch, the size or the method's rows, load the "
+            "editor with {dtype}, {offload} or {checkpointing}, or use {device}; `sifm plan` says what fits",
             dtype="bfloat16",
             offload="text",
             checkpointing=True,

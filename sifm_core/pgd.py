@@ -47,11 +47,12 @@ def pgd(
 
     Ball "linf" is Algorithm 1 of the paper, lines 1, 2, 5 and 13 to 16: the perturbation starts at 0
     (``random_start``: uniform within eps, drawn from ``seed``), moves by ``alpha`` against the sign of the gradient and
-    is clipped to eps; the image is clipped to [0, 1]. Ball "l2" bounds the RMS of the perturbation's values by eps
-    (so its L2 norm by eps * sqrt(3 H W)): it moves by RMS ``alpha`` against the gradient, and the image becomes the
-    nearest one that is both in the ball and in [0, 1]. The last image is returned, on x0's device, not yet rounded to
-    8 bits. ``schedule`` lets alpha decay, see :data:`SCHEDULES`; ``update`` "adam" moves by Adam's update instead, with
-    alpha as its rate, into the same ball.
+    is clipped to eps; the image is clipped to [0, 1]. What is carried on is the perturbation, as in the paper; loops of
+    official codes carry the clipped image, which differs where pixels are black or white. Ball "l2" bounds the RMS of
+    the perturbation's values by eps (so its L2 norm by eps * sqrt(3 H W)): it moves by RMS ``alpha`` against the
+    gradient, and the image becomes the nearest one that is both in the ball and in [0, 1]. The last image is returned,
+    on x0's device, not yet rounded to 8 bits. ``schedule`` lets alpha decay, see :data:`SCHEDULES`; ``update`` "adam"
+    moves by Adam's update instead, with alpha as its rate, into the same ball.
 
     ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales what each pixel
     may change (where it is 0 nothing does, and an RMS is over the rest). ``on_step`` gets the loss before the step, its

@@ -219,7 +219,7 @@ class Store:
         from .images import png_bytes, to_uint8
 
         pixels = to_uint8(image)
-        name = _name(pixels)
+        name = picture_id(pixels)
         if not self.has_image(name):
             try:
                 write_atomically(self._path(name), png_bytes(image))
@@ -245,7 +245,7 @@ class Store:
             raise StoreError(f"{path}: expected a picture of this run, but there is none; run again") from None
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
             raise StoreError(f"{path}: expected a picture, but the file is damaged ({error}); run again") from error
-        if _name(pixels) != name:
+        if picture_id(pixels) != name:
             raise StoreError(f"{path}: expected the picture of that id, but the file holds another; run again")
         return pixels
 
@@ -436,7 +436,8 @@ def _number(text: str) -> float | int:
     return int(float(text)) if float(text).is_integer() else float(text)
 
 
-def _name(pixels: np.ndarray) -> str:
+def picture_id(pixels: np.ndarray) -> str:
+    """The id of an 8-bit picture (H, W, 3): sha256 of its size and raw RGB values, whatever file it came from."""
     height, width = pixels.shape[:2]
     return hashlib.sha256(b"RGB8 %dx%d\n" % (width, height) + pixels.tobytes()).hexdigest()
 

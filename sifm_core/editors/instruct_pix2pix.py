@@ -134,8 +134,10 @@ class InstructPix2Pix(LatentEditor):
     ) -> Image:
         """The edit by the unmodified pipeline, (B, 3, H, W) float32 in [0, 1].
 
-        All noise is drawn on the CPU from each image's own generator, so that device, dtype and the rest of the batch
-        do not change it, and diffusers with ``generator=torch.Generator().manual_seed(seed)`` gives the same edit.
+        All noise is drawn on the CPU from each image's own generator, so that device and the rest of the batch do not
+        change it, and diffusers with ``generator=torch.Generator().manual_seed(seed)`` gives the same edit. The first
+        latents are drawn in float32 whatever the editor's number type; what an ancestral scheduler draws at its steps
+        is drawn in that type, as diffusers does.
         Raises InputError for unknown options and wrong values.
         """
         given = {"steps": steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}

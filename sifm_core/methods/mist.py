@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..gradients import through_latent
@@ -38,7 +40,9 @@ def build(
     ] = "fused",
     rate: Annotated[float, "weight of the diffusion loss"] = 1e4,
     target_image: Annotated[Any, "an image (1 or B, 3, h, w) to pull towards instead of the lettering"] = None,
-    official_quirks: Annotated[bool, "encode by a sample of the posterior, as the official code does"] = False,
+    official_quirks: Annotated[
+        bool, "encode by samples of the posterior, one for each term, as the official code does"
+    ] = False,
     part_norms: Annotated[bool, PART_NORMS] = False,
     seed: Seed = 0,
 ) -> Sampled:
@@ -50,16 +54,21 @@ def build(
     """
     goal = target_latent(editor, x, target_image, seed if official_quirks else None)
 
-    def gradient(x_adv: Image, t: Tensor, noise: Tensor, posterior: Tensor | None = None) -> Gradient:
-        def term(z: Latent) -> dict[str, Tensor]:
+    def encode(x: Image, posteriors: Sequence[Tensor]) -> Latent:
+        """What either term sees, side by side; one latent for both but with quirks."""
+        return torch.cat([editor.encode(x, drawn) for drawn in posteriors or (None,)], dim=1)
+
+    def gradient(x_adv: Image, t: Tensor, noise: Tensor, *posteriors: Tensor) -> Gradient:
+        def term(both: Latent) -> dict[str, Tensor]:
+            first, z = both[:, : goal.shape[1]], both[:, -goal.shape[1] :]
             parts = {}
             if mode != "semantic":
-                parts["textural"] = (z - goal).square().flatten(1).sum(dim=1)
+                parts["textural"] = (first - goal).square().flatten(1).sum(dim=1)
             if mode != "textural":
                 miss = editor.denoise(z, noise, t, cond) - editor.target(z, noise, t)
                 parts["semantic"] = -rate * miss.square().flatten(1).mean(dim=1)
             return parts
 
-        return through_latent(lambda x: editor.encode(x, posterior), [term], part_norms=part_norms).gradient(x_adv)
+        return through_latent(lambda x: encode(x, posteriors), [term], part_norms=part_norms).gradient(x_adv)
 
-    return Sampled(draws(editor, goal, seed, posterior=official_quirks), gradient)
+    return Sampled(draws(editor, goal, seed, posteriors=2 if official_quirks else 0), gradient)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -44,7 +45,9 @@ def build(
         "descend (its default) or ascend the diffusion loss; sdst also pulls the latent to a target",
     ] = "sds-",
     target_image: Annotated[Any, "an image (1 or B, 3, h, w) to pull towards instead of the lettering (sdst)"] = None,
-    official_quirks: Annotated[bool, "encode by a sample of the posterior, as the official code does"] = False,
+    official_quirks: Annotated[
+        bool, "encode by samples of the posterior, one for each term, as the official code does"
+    ] = False,
     seed: Seed = 0,
 ) -> Sampled:
     """J_E^T (prediction - its target) at one new timestep and noise per step; sdst: 5 times it + that of ||z - z_T||^2.
@@ -56,17 +59,24 @@ def build(
     goal = target_latent(editor, x, target_image, seed if official_quirks else None)
     direction = 1.0 if variant.endswith("-") else -1.0
 
-    def gradient(x_adv: Image, t: Tensor, noise: Tensor, posterior: Tensor | None = None) -> Gradient:
+    def encode(x: Image, posteriors: Sequence[Tensor]) -> Latent:
+        """What either term sees, side by side; one latent for both but with quirks."""
+        return torch.cat([editor.encode(x, drawn) for drawn in posteriors or (None,)], dim=1)
+
+    def gradient(x_adv: Image, t: Tensor, noise: Tensor, *posteriors: Tensor) -> Gradient:
         norms = []
 
-        def term(z: Latent) -> Tensor:
+        def term(both: Latent) -> Tensor:
+            first, z = both[:, : goal.shape[1]], both[:, -goal.shape[1] :]
             with torch.no_grad():
                 miss = editor.denoise(z, noise, t, cond) - editor.target(z, noise, t)
             norms.append(miss.flatten(1).norm(dim=1))
             score = direction * (miss * z).flatten(1).sum(dim=1)  # its gradient is the score itself
-            return _SDST * score + (z - goal).square().flatten(1).sum(dim=1) if variant.startswith("sdst") else score
+            return (
+                _SDST * score + (first - goal).square().flatten(1).sum(dim=1) if variant.startswith("sdst") else score
+            )
 
-        through = through_latent(lambda x: editor.encode(x, posterior), [term])
+        through = through_latent(lambda x: encode(x, posteriors), [term])
         return through.gradient(x_adv)._replace(loss=norms[0])
 
-    return Sampled(draws(editor, goal, seed, posterior=official_quirks), gradient)
+    return Sampled(draws(editor, goal, seed, posteriors=2 if official_quirks else 0), gradient)

@@ -11,9 +11,9 @@ from ..types import Editor, Latent
 
 
 def draws(
-    editor: Editor, like: Latent, seed: Seed, earliest: float = 0.0, *, posterior: bool = False
+    editor: Editor, like: Latent, seed: Seed, earliest: float = 0.0, *, posteriors: int = 0
 ) -> Callable[[int], tuple[Tensor, ...]]:
-    """Step -> (timesteps (B,) int64, noise), and with ``posterior`` also what :meth:`Editor.encode` draws a latent by.
+    """Step -> (timesteps (B,) int64, noise), and what :meth:`Editor.encode` draws so many latents of each picture by.
 
     Noises have the shape of ``like``; timesteps are uniform from the share ``earliest`` of the schedule to its end.
     """
@@ -21,7 +21,7 @@ def draws(
 
     def draw(step: int) -> tuple[Tensor, ...]:
         t = integers(int(earliest * n), n, len(like), fork(seed, "t", step))
-        names = ("noise", "posterior") if posterior else ("noise",)
+        names = ("noise", "posterior", "posterior again")[: 1 + posteriors]
         return t, *(normal(like.shape, fork(seed, name, step)).to(like.dtype) for name in names)
 
     return draw

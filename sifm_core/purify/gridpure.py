@@ -19,7 +19,8 @@ def purify(
     """``passes`` times: purify every tile (they overlap by half and are averaged), mix with what went in.
 
     Adapted as :mod:`sifm_core.purify.diffpure` is; tiles have the editor's native size where that is below 256, and the
-    official extra tile made of the four corners is left out.
+    official extra tile made of the four corners is left out; and of a pass's ten timesteps, which the official code
+    walks back one by one with new noise, ours makes one deterministic step.
     """
     model = needed(editor, "gridpure")
     side = min(TILE, *model.work_size(TILE, TILE))

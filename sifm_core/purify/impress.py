@@ -6,16 +6,17 @@ import torch
 
 from ..metrics.lpips import lpips
 from ..types import Editor, Image, OnStep, Step
-from .latents import at_work_size, decode, needed
+from .latents import at_work_size, needed
 
-RATE, WEIGHT, SLACK = 0.005, 0.1, 0.1
-"""Adam's step on [-1, 1], weight of the perceptual term, and LPIPS distance that costs nothing."""
+RATE, EPSILON, WEIGHT, SLACK = 0.005, 1e-5, 0.1, 0.1
+"""Adam's step on [-1, 1] and its epsilon, weight of the perceptual term, and LPIPS distance that costs nothing."""
 
 
 def purify(image: Image, steps: float, *, editor: Editor | None = None, on_step: OnStep | None = None) -> Image:
     """``steps`` of Adam on MSE(autoencoder(x), x) + 0.1 max(LPIPS(x, image) - 0.1, 0), both on [-1, 1].
 
-    Adapted: LPIPS with AlexNet, no random start, constant step. Raises SifmError where LPIPS' weights are missing.
+    The autoencoder's output is not clipped. Adapted: LPIPS with AlexNet, no random start, constant step. Raises
+    SifmError where LPIPS' weights are missing.
     """
     model = needed(editor, "impress")
 
@@ -23,10 +24,10 @@ def purify(image: Image, steps: float, *, editor: Editor | None = None, on_step:
         with torch.inference_mode(False), torch.enable_grad():
             source = source.detach().clone().to(model.device)
             x = (2 * source - 1).requires_grad_()
-            adam = torch.optim.Adam([x], lr=RATE)
+            adam = torch.optim.Adam([x], lr=RATE, eps=EPSILON)
             for i in range(round(steps)):
                 y = x / 2 + 0.5
-                error = (2 * (decode(model, model.encode(y)) - y)).square().mean((1, 2, 3))
+                error = (2 * (model.decode(model.encode(y)).float() - y)).square().mean((1, 2, 3))
                 loss = error + WEIGHT * (lpips(y, source) - SLACK).clamp_min(0)
                 (x.grad,) = torch.autograd.grad(loss.sum(), x)
                 adam.step()

@@ -116,31 +116,43 @@ def test_sds_leaves_out_the_networks_jacobian(editor: Editor, variant: str, scor
 
 
 def test_the_posterior_is_sampled_where_official_code_does(editor: Editor) -> None:
-    """One draw per step, also as the source; ace+ pushes the latent away from the target, as mist-v2 does."""
+    """One draw for each term, also as the source."""
     t, noise = draw()
     raw_goal = sampled(editor, pattern(16, 16).double().expand_as(X0), fork(5, "target")).detach()
     goal = latent(editor, X0, raw_goal)
 
-    def parts(x: Image) -> tuple[Tensor, Tensor, Tensor]:
-        raw = sampled(editor, x, fork(5, "posterior", STEP))
+    def parts(x: Image, name: str = "posterior") -> tuple[Tensor, Tensor, Tensor]:
+        raw = sampled(editor, x, fork(5, name, STEP))
         return latent(editor, x, raw), predict(editor, x, noise, t, PROMPTS, raw), target(editor, x, noise, raw)
 
     def mist_loss(x: Image) -> Tensor:
-        z, said, truth = parts(x)
-        return squares(z - goal).sum(1) - 1e4 * squares(said - truth).mean(1)
+        _, said, truth = parts(x, "posterior again")
+        return squares(parts(x)[0] - goal).sum(1) - 1e4 * squares(said - truth).mean(1)
 
     def ace_loss(x: Image) -> Tensor:
         z, said, _ = parts(x)
-        return squares(said - goal).mean(1) - 100 * squares(z - goal).mean(1)
+        return squares(said - goal).mean(1) + 100 * squares(z - goal).mean(1)
 
     def sds_loss(x: Image) -> Tensor:
-        z, said, truth = parts(x)
-        return ((said - truth).detach() * z).flatten(1).sum(1)
+        z, said, truth = parts(x, "posterior again")
+        return 5 * ((said - truth).detach() * z).flatten(1).sum(1) + squares(parts(x)[0] - goal).sum(1)
 
-    choices = (mist, mist_loss, {}), (ace, ace_loss, {"variant": "ace+", "earliest": 0.0}), (sds, sds_loss, {})
+    choices = (
+        (mist, mist_loss, {}),
+        (ace, ace_loss, {"variant": "ace+", "earliest": 0.0}),
+        (sds, sds_loss, {"variant": "sdst-"}),
+    )
     for method, loss, options in choices:
         ours = method.build(editor, X0, editor.prepare(PROMPTS), official_quirks=True, seed=5, **options)(X, STEP)
         assert close(ours.grad, gradient(loss, X)[1]), method.__name__
+
+
+def test_mist_v2_pushes_the_latent_away_by_its_mode(editor: Editor) -> None:
+    build = lambda variant, **quirks: ace.build(editor, X0, editor.prepare(PROMPTS), variant=variant, seed=5, **quirks)  # noqa: E731
+    alone, plus, away = (build(variant)(X, STEP) for variant in ("ace", "ace+", "mist-v2"))
+    assert close(alone.grad - away.grad, plus.grad - alone.grad) and not close(away.grad, plus.grad, rtol=1e-3)
+    with pytest.raises(InputError, match="official_quirks: expected none with variant mist-v2"):
+        build("mist-v2", official_quirks=True)
 
 
 @pytest.mark.parametrize("kind", ["none", "eot"])
