@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sifm_core import methods, pipeline
 from sifm_core.images import load_image, perturbation_view, resize, save_png, to_uint8, verify_budget
+from sifm_core.store import picture_id
 from sifm_core.types import Image
 
 from . import sockets
