@@ -162,18 +162,19 @@ class SifmIsrAggregate(io.ComfyNode):
             [ARMS[arm], *_cells(rate), *(figure(name, distances.get(arm, {}).get(name)) for name in names)]
             for arm, rate in rates.items()
         ]
-        drawn = all(v.judge.startswith("miniature:") for listed in verdicts.values() for said in listed for v in said)
+        judged_by = {verdict.judge for listed in verdicts.values() for answers in listed for verdict in answers}
+        drawn = all(judge.startswith("miniature:") for judge in judged_by)
         head = ["edit of", "ISR", "95%", "net ISR", "95%", "judged", "unclear", *names]
-        said = table(head, rows, *([EVIDENCE] if drawn else []))
+        elements = table(head, rows, *([EVIDENCE] if drawn else []))
         records = [
             {
                 "arm": arm,
                 "picture": i,
-                "success": consensus(said),
-                "verdicts": [asdict(verdict) for verdict in said],
+                "success": consensus(answers),
+                "verdicts": [asdict(verdict) for verdict in answers],
             }
             for arm, listed in verdicts.items()
-            for i, said in enumerate(listed)
+            for i, answers in enumerate(listed)
         ]
         result = {
             "rates": {arm: rate.as_dict() for arm, rate in rates.items()},
@@ -182,8 +183,8 @@ class SifmIsrAggregate(io.ComfyNode):
         }
         rate = rates["protected"].rate
         cards = [card(seen, ARMS[arm]) for arm in reversed(cases) for seen in cases[arm]]
-        ui = shown(said, sifm_isr=[result], sifm_cards=cards)
-        return io.NodeOutput(markdown(said), math.nan if rate is None else rate, ui=ui)
+        ui = shown(elements, sifm_isr=[result], sifm_cards=cards)
+        return io.NodeOutput(markdown(elements), math.nan if rate is None else rate, ui=ui)
 
 
 def _joined(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:

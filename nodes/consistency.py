@@ -54,11 +54,12 @@ class SifmConsistencyReport(io.ComfyNode):
         raters = {name: [each.verdict for each in listed] for name, listed in seen.items()}
         samples = len(next(iter(raters.values())))
         pictures = [a.id for a in attack] or [str(i) for i in range(samples)]
-        found = consistency(raters, people, pictures)
-        columns = cells(found) | {"answers": [str(pair.answers) for row in found.values() for pair in row.values()]}
-        said = table(list(columns), list(zip(*columns.values(), strict=True)))
+        agreements = consistency(raters, people, pictures)
+        answers = [str(agreement.answers) for row in agreements.values() for agreement in row.values()]
+        columns = cells(agreements) | {"answers": answers}
+        elements = table(list(columns), list(zip(*columns.values(), strict=True)))
         cards = [card(each) for each in zip(*seen.values(), strict=True) if _differ(each)]
-        return io.NodeOutput(markdown(said), ui=shown(said, sifm_cards=cards))
+        return io.NodeOutput(markdown(elements), ui=shown(elements, sifm_cards=cards))
 
 
 def _answers(listed: Sequence[dict[str, list[Seen]]]) -> list[Seen]:

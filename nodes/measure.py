@@ -51,8 +51,8 @@ class SifmPairwiseMetrics(io.ComfyNode):
         ]
         pictures = [f"picture {i + 1}" for i in range(len(reference))] if len(reference) > 1 else ["value"]
         values = {name: [m.value for m in listed] for name, listed in metrics.items()}
-        said = table(["metric", *pictures, "definition"], rows)
-        return io.NodeOutput(metrics, markdown(said), ui={"sifm_metrics": [values]})
+        elements = table(["metric", *pictures, "definition"], rows)
+        return io.NodeOutput(metrics, markdown(elements), ui={"sifm_metrics": [values]})
 
 
 class SifmClipScore(io.ComfyNode):
@@ -101,16 +101,17 @@ class SifmClipScore(io.ComfyNode):
                 f"expected as many edits and texts as sources, {len(before)}, got {len(after)} and {len(texts)}"
             )
         with engine_room():
-            found = preferences([(a[0], b[0], c) for a, b, c in zip(before, after, texts, strict=True)], model=model[0])
+            pairs = [(a[0], b[0], c) for a, b, c in zip(before, after, texts, strict=True)]
+            scored = preferences(pairs, model=model[0])
         rows = [
             [p.text, number(p.unedited.value, 4), number(p.edited.value, 4), _PREFERRED[p.prefers_unedited]]
-            for p in found
+            for p in scored
         ]
-        why = dict.fromkeys(m.reason for p in found for m in (p.unedited, p.edited) if m.value is None)
-        said = table(["text", "unedited", "edited", "CLIP prefers"], rows, *why)
-        scores = [[math.nan if m.value is None else m.value for m in (p.unedited, p.edited)] for p in found]
+        why = dict.fromkeys(m.reason for p in scored for m in (p.unedited, p.edited) if m.value is None)
+        elements = table(["text", "unedited", "edited", "CLIP prefers"], rows, *why)
+        scores = [[math.nan if m.value is None else m.value for m in (p.unedited, p.edited)] for p in scored]
         means = [statistics.fmean(column) for column in zip(*scores, strict=True)]
-        return io.NodeOutput(markdown(said), *means, ui=shown(said))
+        return io.NodeOutput(markdown(elements), *means, ui=shown(elements))
 
 
 _PREFERRED = {True: "the unedited picture", False: "the edit", None: NONE}

@@ -81,11 +81,12 @@ class SifmResultsTable(io.ComfyNode):
             run = records(attack, edit, answers, home(), reporter())
         plan = None if paper[0] == "none" else config.load(paper[0])
         with Store(run.folder, create=False) as store:
-            found = report.build(store, plan)
-        known = [(name, value) for name, value in report.facts(found.frame, {}, None) if value != "null"]
-        said = document(replace(found, title=TITLE, about="", facts=known))  # the layout is the paper's, the run is not
-        text = as_markdown(said)
-        return io.NodeOutput(text, run, ui={"text": [text], "sifm_document": data(said), "sifm_run": [run.id]})
+            built = report.build(store, plan)
+        facts = [(name, value) for name, value in report.facts(built.frame, {}, None) if value != "null"]
+        built = replace(built, title=TITLE, about="", facts=facts)  # the layout is the paper's, the run is not
+        elements = document(built)
+        text = as_markdown(elements)
+        return io.NodeOutput(text, run, ui={"text": [text], "sifm_document": data(elements), "sifm_run": [run.id]})
 
 
 class SifmComparisonGrid(io.ComfyNode):

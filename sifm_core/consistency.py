@@ -17,11 +17,13 @@ from .format import number, percent, span
 from .judges.human import Annotation, HumanJudge, case_id, read_annotations
 from .stats import agreement, clustered_wilson, cohen_kappa, krippendorff_alpha, prevalence
 from .store import Store
-from .types import Case, Record, Verdict
+from .types import Case, Record
+from .verdicts import AXES as ANSWERS
+from .verdicts import Verdict
 
 SAMPLES = 150
 """The paper's (section VII-A)."""
-AXES = {"semantic_mismatch": "semantic mismatch", "perceptual_degradation": "quality degradation", "success": "final"}
+AXES = dict(zip(ANSWERS, ("semantic mismatch", "quality degradation", "final"), strict=True))
 PAPER = {
     "human-human": {"semantic_mismatch": 0.84, "perceptual_degradation": 0.79, "success": 0.76},
     "judge-judge": {"semantic_mismatch": 0.80, "perceptual_degradation": 0.70, "success": 0.74},
@@ -111,8 +113,8 @@ def _agreement(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def pairwise(raters: Mapping[str, Sequence[Verdict]], axis: str = "success") -> dict[tuple[str, str], float | None]:
@@ -147,11 +149,11 @@ def stratified(records: Iterable[Record], n: int = SAMPLES, *, seed: int = 0) ->
 def annotated(records: Iterable[Record], store: Store, files: Iterable[Path]) -> list[Record]:
     """The records that somebody answers for in these files; of equal cases the first."""
     answered = {annotation.case for path in files for annotation in read_annotations(path)}
-    found: dict[str, Record] = {}
+    by_case: dict[str, Record] = {}
     for record in records:
         if record.edited:
-            found.setdefault(case_id(cases([record], store)[0]), record)
-    return [record for case, record in found.items() if case in answered]
+            by_case.setdefault(case_id(cases([record], store)[0]), record)
+    return [record for case, record in by_case.items() if case in answered]
 
 
 def cases(records: Sequence[Record], store: Store) -> list[Case]:
@@ -161,21 +163,21 @@ def cases(records: Sequence[Record], store: Store) -> list[Case]:
 
 def judges_of(records: Sequence[Record]) -> dict[str, list[Verdict]]:
     """Each judge's verdicts on the records; where it was not asked, it gave no answer."""
-    found = [{verdict.judge: verdict for verdict in record.verdicts} for record in records]
-    names = dict.fromkeys(name for row in found for name in row)
-    return {name: [row.get(name, Verdict(name, "unreachable", reasons="not asked")) for row in found] for name in names}
+    by_record = [{verdict.judge: verdict for verdict in record.verdicts} for record in records]
+    silent = {name: Verdict(name, "unreachable", reasons="not asked") for verdicts in by_record for name in verdicts}
+    return {name: [verdicts.get(name, silent[name]) for verdicts in by_record] for name in silent}
 
 
 def people_of(files: Iterable[Path], shown: Sequence[Case]) -> dict[str, list[Verdict]]:
     """Each person's verdicts from annotation files (CSV or JSONL, see :mod:`sifm_core.judges.human`)."""
-    found: dict[str, list[Verdict]] = {}
+    people: dict[str, list[Verdict]] = {}
     for path in files:
         for annotator in dict.fromkeys(annotation.annotator for annotation in read_annotations(path)):
             judge = HumanJudge(path, annotator)
-            if judge.name in found:
+            if judge.name in people:
                 raise InputError(f"{path}: {judge.name} answers in another file too; give every person a name")
-            found[judge.name] = judge.judge(shown)
-    return found
+            people[judge.name] = judge.judge(shown)
+    return people
 
 
 def annotations_of(raters: Mapping[str, Sequence[Verdict]], shown: Sequence[Case]) -> list[Annotation]:

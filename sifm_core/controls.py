@@ -51,9 +51,9 @@ def controls(
             raise InputError(f"{sample.id}: expected a second instruction for the wrong edit; give more pictures")
     sources = [sample.pixels() for sample in cases]
     prompts = [sample.prompt for sample in cases] + [other[sample.id] for sample in cases]
-    made = _edits(sources * 2, prompts, editor, seed, batch, dict(options or {}), on_step)
-    shown = [Case(x, y, s.prompt, s.truth) for x, y, s in zip(sources, made, cases, strict=False)]
-    return gold_controls(shown, made[len(cases) :], seed=seed)
+    edits = _edits(sources * 2, prompts, editor, seed, batch, dict(options or {}), on_step)
+    clean = [Case(x, y, s.prompt, s.truth) for x, y, s in zip(sources, edits, cases, strict=False)]
+    return gold_controls(clean, edits[len(cases) :], seed=seed)
 
 
 def _edits(
@@ -73,14 +73,14 @@ def _edits(
     sizes: dict[torch.Size, list[int]] = {}
     for i, source in enumerate(sources):
         sizes.setdefault(source.shape, []).append(i)
-    made: dict[int, Tensor] = {}
+    edits: dict[int, Tensor] = {}
     for same in sizes.values():
         for start in range(0, len(same), batch):
             chunk = same[start : start + batch]
             pictures = torch.stack([sources[i] for i in chunk])
             edited = edit(pictures, editor, prompt=[prompts[i] for i in chunk], seed=seed, on_step=on_step, **options)
-            made |= dict(zip(chunk, edited, strict=True))
-    return [made[i] for i in range(len(sources))]
+            edits |= dict(zip(chunk, edited, strict=True))
+    return [edits[i] for i in range(len(sources))]
 
 
 # ---- beside a run
@@ -93,8 +93,8 @@ def keep(store: Store, calibration: Calibration) -> None:
 
 def kept(store: Store, judges: Iterable[str]) -> dict[str, Calibration]:
     """The calibrations that a run's store holds of these judges."""
-    found = {name: store.get("calibration", name, Calibration) for name in judges}
-    return {name: _calibration(value) for name, value in found.items() if value is not None}
+    documents = {name: store.get("calibration", name, Calibration) for name in judges}
+    return {name: _calibration(value) for name, value in documents.items() if value is not None}
 
 
 def _calibration(value: dict[str, Any]) -> Calibration:

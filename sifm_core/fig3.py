@@ -46,11 +46,11 @@ def preferences(pairs: Sequence[tuple[Tensor, Tensor, str]], *, model: str = MOD
 
     ``text`` describes the edited state, such as "a woman wearing a crown". See :func:`clip_score` for ``model``.
     """
-    found = []
+    scored = []
     for unedited, edited, text in pairs:
         (one,), (two,) = (clip_score(x[None], [text], model=model) for x in (unedited, edited))
-        found.append(Preference(text, one, two))
-    return found
+        scored.append(Preference(text, one, two))
+    return scored
 
 
 def edits_that_work(records: Iterable[Record], store: Store) -> list[tuple[Tensor, Tensor, str]]:
@@ -58,47 +58,46 @@ def edits_that_work(records: Iterable[Record], store: Store) -> list[tuple[Tenso
 
     Pictures that are damaged are left out.
     """
-    chosen = (r for r in records if r.method == CLEAN and r.edited and works(r.verdicts))
+    clean = (r for r in records if r.method == CLEAN and r.edited and works(r.verdicts))
     return [
         (store.get_image(r.source)[0], store.get_image(r.edited)[0], r.prompt)
-        for r in chosen
+        for r in clean
         if store.has_image(r.source) and store.has_image(r.edited)
     ]
 
 
-def known(found: Sequence[Preference]) -> list[bool]:
+def decided(scored: Sequence[Preference]) -> list[bool]:
     """The preferences that there are: True where the unedited picture is preferred."""
-    return [one.prefers_unedited for one in found if one.prefers_unedited is not None]
+    return [one.prefers_unedited for one in scored if one.prefers_unedited is not None]
 
 
-def sentence(found: Sequence[Preference], model: str) -> str:
+def sentence(scored: Sequence[Preference], model: str) -> str:
     """How often the unedited picture is preferred, or why that cannot be said."""
-    if prefers := known(found):
+    if prefers := decided(scored):
         return f"CLIP prefers the unedited picture in {sum(prefers)} of {len(prefers)} pairs ({model})"
-    why = (
-        found[0].unedited.reason or found[0].edited.reason if found else "there is no edit that every judge says works"
-    )
-    return f"no CLIP score: {why}"
+    if not scored:
+        return "no CLIP score: there is no edit that every judge says works"
+    return f"no CLIP score: {scored[0].unedited.reason or scored[0].edited.reason}"
 
 
-def files(pairs: Sequence[tuple[Tensor, Tensor, str]], found: Sequence[Preference]) -> dict[str, bytes]:
+def files(pairs: Sequence[tuple[Tensor, Tensor, str]], scored: Sequence[Preference]) -> dict[str, bytes]:
     """Name -> content: the scores as a table, empty with the reason where there is none, and a figure of some pairs."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["prompt", "unedited", "edited", "prefers_unedited", "reason"])
-    for one in found:
+    for one in scored:
         reason = one.unedited.reason or one.edited.reason
         table.writerow([cell(one.text), one.unedited.value, one.edited.value, one.prefers_unedited, reason])
-    figures = {"clip.png": figure(pairs[:SHOWN], found[:SHOWN])} if known(found) else {}
+    figures = {"clip.png": figure(pairs[:SHOWN], scored[:SHOWN])} if decided(scored) else {}
     return {"clip.csv": text.getvalue().encode(), **figures}
 
 
-def figure(pairs: Sequence[tuple[Tensor, Tensor, str]], found: Sequence[Preference]) -> bytes:
+def figure(pairs: Sequence[tuple[Tensor, Tensor, str]], scored: Sequence[Preference]) -> bytes:
     """The pairs side by side as PNG, with their scores; what CLIP prefers is framed."""
     font = ImageFont.load_default(size=13)
     sheet = Pil.new("RGB", (2 * SIDE, len(pairs) * (SIDE + LINE)), "white")
     pen = ImageDraw.Draw(sheet)
-    for row, ((unedited, edited, _), one) in enumerate(zip(pairs, found, strict=True)):
+    for row, ((unedited, edited, _), one) in enumerate(zip(pairs, scored, strict=True)):
         top, wins = row * (SIDE + LINE), one.prefers_unedited
         shown = ((unedited, "unedited", one.unedited, wins is True), (edited, "edited", one.edited, wins is False))
         for column, (picture, name, metric, preferred) in enumerate(shown):

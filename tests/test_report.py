@@ -370,6 +370,39 @@ def test_the_robustness_preset_has_six_ways_at_three_strengths():
     assert all(n >= 3 for n in Counter(name for name, _ in ways).values()) and len({name for name, _ in ways}) >= 6
 
 
+OLD = {
+    "benchmark": {
+        **{"options": {}, "loop": {"steps": 7}, "protection": "mist", "protected_on": "a", "purifier": "jpeg:75"},
+        **{"edit_seed": 1000000, "instruction": "add snow", "linf": 0.03, "protection_key": "k", "peak_memory": None},
+        "fidelity": {"psnr": {"value": 30.0, "definition": "psnr", "reason": ""}},
+        "prompt_distance": {"value": None, "definition": "", "reason": "no text encoder"},
+        "failed": "measure: no memory",
+    },
+    "nodes": {
+        **{"protection": "mist", "options": {"mode": "both"}, "steps": 7, "protected_on": "a", "purifier": ""},
+        **{"edit_seed": 0, "edit_options": {"steps": 4}, "instruction": "add snow", "fidelity": {}},
+        "history": [{"loss": -1.0}, {"loss": -2.0}],
+    },
+    "nothing": {},
+    "newer": {"protection": "mist", "protected_on": "toy", "watermark": {"by": "a later version"}},
+}
+"""``info`` of records as versions before this one wrote it, and as a later one may."""
+
+
+@pytest.mark.parametrize("writer", OLD)
+def test_records_of_other_versions_are_read(writer, tmp_path):
+    with Store(tmp_path) as store:
+        for r in records_of(clean=[W, W], sifm=[F, W]):
+            store.put_record(r if r.method == "clean" else replace(r, info=OLD[writer]))
+        assert [dict(r.info) for r in store.records()][2:] == [OLD[writer]] * 2, "what is not understood is kept"
+        made = report.build(store)
+        line = next(part.line("sifm") for part in made.parts if part.line("sifm"))
+        assert (line.isr.successes, line.isr.n, store.missing()) == (1, 2, "")
+        assert bool(line.failed) is (writer == "benchmark")
+        assert ("a -> toy" in markdown(made)) is (writer in ("benchmark", "nodes")), "another editor protected"
+        assert ("-1 → -2" in report.page(made, store)) is (writer == "nodes"), "how the perturbation was found"
+
+
 def test_a_report_loads_no_torch(tmp_path):
     with Store(tmp_path) as store:
         picture = store.put_image(samples(1)[0].pixels()[None])

@@ -396,7 +396,7 @@ def _report(store: Store, plan: Plan, out: Path, pictures: int) -> tuple[Report,
 
         pairs = fig3.edits_that_work(store.records(), store)
         scored = fig3.preferences(pairs, model=plan.settings.clip)
-        kept = not fig3.known(scored) and (out / "clip.png").is_file()  # scored before, where that CLIP is
+        kept = not fig3.decided(scored) and (out / "clip.png").is_file()  # scored before, where that CLIP is
         for name, content in ({} if kept else fig3.files(pairs, scored)).items():
             write_atomically(out / name, content)
             written.append(name)

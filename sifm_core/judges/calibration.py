@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..format import percent
 from ..stats import clustered_wilson
 from ..types import Case, Judge, OnStep
 from ..verdicts import AXES
@@ -54,7 +55,7 @@ class Rate:
     def __str__(self) -> str:
         if not self.n:
             return "– (none known)"
-        return f"{self.right / self.n:.0%} ({self.right}/{self.n}, 95% {self.low:.0%}–{self.high:.0%})"
+        return f"{percent(self.value)} ({self.right}/{self.n}, 95% {percent(self.low)}–{percent(self.high)})"
 
 
 @dataclass(frozen=True)

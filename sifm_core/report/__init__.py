@@ -31,7 +31,7 @@ from .curves import Series, plots
 from .document import markdown
 from .drawings import grid as grid
 from .figures import Agreement, Part, Predictor, agreements, headline, parts, predictors
-from .html import chosen, page
+from .html import first_attacks, page
 from .overview import together as together
 from .text import as_csv, latex
 from .text import terminal as terminal
@@ -72,14 +72,14 @@ def build(store: Store, plan: Plan | None = None, title: str = "Did the immuniza
     run = store.get("run", "provenance", Provenance) or {}
     run |= store.get("run", "seconds", dict[str, float]) or {}
     run["adopted"] = Counter(taken["run"] for _, taken in store.documents("adopted", Adopted))
-    made = make(store.records(), run, plan, title)
-    calibrations = controls.kept(store, made.frame.judges)
+    report = make(store.records(), run, plan, title)
+    calibrations = controls.kept(store, report.frame.judges)
     left_out = [f"{missing}."] if (missing := store.missing()) else []
     return replace(
-        made,
-        reading=[*left_out, *made.reading],
+        report,
+        reading=[*left_out, *report.reading],
         calibrations=calibrations,
-        trust=trust(made.frame, calibrations, store.folder, plan),
+        trust=trust(report.frame, calibrations, store.folder, plan),
     )
 
 
@@ -115,7 +115,7 @@ def write(report: Report, store: Store, out: Path, pictures: int = 12) -> list[s
     What :mod:`sifm_core.fig3` has written there before, stands in them too.
     """
     report = replace(report, clip=clip.beside(out))
-    shown = chosen(report.frame.kept, pictures)
+    shown = first_attacks(report.frame.kept, pictures)
     written = {
         "report.html": page(report, store, pictures).encode(),
         "report.md": markdown(report).encode(),
@@ -129,34 +129,34 @@ def write(report: Report, store: Store, out: Path, pictures: int = 12) -> list[s
     return sorted(written)
 
 
-def trust(f: Frame, found: Mapping[str, Calibration], folder: Path, plan: Plan | None = None) -> list[str]:
+def trust(f: Frame, calibrations: Mapping[str, Calibration], folder: Path, plan: Plan | None = None) -> list[str]:
     """Each judge's sensitivity and specificity; where they are not known, the command that finds them."""
-    said = [one.sentence() for one in found.values()]
-    missing = [judge for judge in f.judges if judge not in found and not judge.startswith("human:")]
+    sentences = [one.sentence() for one in calibrations.values()]
+    missing = [judge for judge in f.judges if judge not in calibrations and not judge.startswith("human:")]
     if missing and f.blocks:
         editor = next(iter(f.blocks)).editor.split(" -> ")[-1]
         words = ["sifm", "calibrate", "--editor", editor, *(w for judge in missing for w in ("--judge", judge))]
         words += ["--data", plan.settings.data] if plan and plan.settings.data != "miniature" else []
-        said.append(
+        sentences.append(
             f"Not known of {', '.join(missing)}: `{shlex.join([*words, '--run', str(folder)])}` asks about cases whose "
             "answer is known; then make the report again."
         )
-    return said
+    return sentences
 
 
 def reading(f: Frame, layout: Layout) -> list[str]:
     """Sentences that must stand beside the table: what it is evidence for, what is missing and why."""
     names = [*f.answers, *(block.editor for block in f.blocks)]
-    said = [miniature.EVIDENCE] if any("miniature" in name for name in names) else []
+    sentences = [miniature.EVIDENCE] if any("miniature" in name for name in names) else []
     if layout.plot == "prompts" and f.uncompared:
-        said.append(UNCOMPARED)
-    return said + [text if n == 1 else f"{text} ({n} times)" for text, n in f.missing.most_common(20)]
+        sentences.append(UNCOMPARED)
+    return sentences + [text if n == 1 else f"{text} ({n} times)" for text, n in f.missing.most_common(20)]
 
 
 def facts(f: Frame, run: Mapping[str, Any], plan: Plan | None) -> list[tuple[str, str]]:
     """What a reader needs to do it again: settings, seeds, fingerprints, versions, hardware; unknown is "null"."""
     editors = run.get("editors", ())
-    found = {
+    settings = {
         "benchmark": f"{plan.name} ({plan.profile}), data {plan.settings.data}" if plan else "",
         "pictures": str(len(f.images)),
         "records": str(len(f)),
@@ -170,13 +170,13 @@ def facts(f: Frame, run: Mapping[str, Any], plan: Plan | None) -> list[tuple[str
         "CLIP": plan.settings.clip if plan else "",
         "versions": ", ".join(f"{name} {value}" for name, value in run.get("versions", {}).items()),
     }
-    known = [(name, value) for name, value in found.items() if value]
+    rows = [(name, value) for name, value in settings.items() if value]
     if run.get("adopted"):
         taken = ", ".join(f"{n} results of {name}" for name, n in run["adopted"].items())
-        known.append(("taken over with their seconds", taken))
+        rows.append(("taken over with their seconds", taken))
     own = ("commit", "hardware", "seconds")
     titles = {"seconds": "seconds of this run"}
-    return known + [(titles.get(name, name), _or_null(run.get(name))) for name in own]
+    return rows + [(titles.get(name, name), _or_null(run.get(name))) for name in own]
 
 
 def _or_null(value: Any) -> str:

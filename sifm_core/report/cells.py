@@ -60,7 +60,7 @@ def sheets(parts: Sequence[Part], layout: Layout, beside: int = BESIDE) -> list[
     columns = [title(column) for column in layout.columns]
     if "isr" in layout.columns:
         columns[layout.columns.index("isr") + 1 :] = ["95%", "net ISR", *columns[layout.columns.index("isr") + 1 :]]
-    made = []
+    tables = []
     for i in range(0, len(parts), beside):
         abreast = parts[i : i + beside]
         rows = []
@@ -70,8 +70,8 @@ def sheets(parts: Sequence[Part], layout: Layout, beside: int = BESIDE) -> list[
             kind = next(line for line in lines if line).kind
             rows.append((Head(name, kind), tuple(itertools.chain(*cells))))
         blocks = tuple((part.title, len(columns)) for part in abreast)
-        made.append(Sheet(blocks, tuple(columns) * len(abreast), tuple(rows)))
-    return made
+        tables.append(Sheet(blocks, tuple(columns) * len(abreast), tuple(rows)))
+    return tables
 
 
 def _turned(parts: Sequence[Part]) -> list[Sheet]:

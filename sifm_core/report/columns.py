@@ -151,8 +151,8 @@ def frame(records: Iterable[Record]) -> Frame:
 
 def _verdicts(f: Frame, verdicts: Sequence[Verdict], n: int) -> None:
     """The judges' answers as columns, and what they agree on."""
-    said = {verdict.judge: verdict for verdict in verdicts}
-    for judge, verdict in said.items():
+    by_judge = {verdict.judge: verdict for verdict in verdicts}
+    for judge, verdict in by_judge.items():
         f.answers.setdefault(judge, {axis: array("b", [-1]) * n for axis in AXES})
         if verdict.model_served:
             f.served[judge] = verdict.model_served
@@ -160,7 +160,7 @@ def _verdicts(f: Frame, verdicts: Sequence[Verdict], n: int) -> None:
             f.missing[f"{judge} gave no answer ({verdict.state}): {verdict.reasons}"] += 1
     for judge, columns in f.answers.items():
         for axis, column in columns.items():
-            column.append(_CODE[said[judge].answer(axis)] if judge in said else -1)
+            column.append(_CODE[by_judge[judge].answer(axis)] if judge in by_judge else -1)
     f.consensus.append(_CODE[consensus(verdicts)])
     f.axis.append(FAILURE_AXES.index(failure_axis(verdicts)))
 

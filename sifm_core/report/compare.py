@@ -71,20 +71,20 @@ def runs(one: tuple[Store, Layout], two: tuple[Store, Layout]) -> Difference:
     return Difference(settings, changes, only)
 
 
-def text(found: Difference) -> str:
+def text(difference: Difference) -> str:
     """A comparison in plain lines."""
-    said = [f"{name}: {a} | {b}" for name, (a, b) in found.settings.items()] or ["the same settings"]
-    said.append(f"{'row':24} {'pairs':>6} {'one':>6} {'two':>6} {'two - one':>9}  95%              p")
-    for c in found.changes:
+    lines = [f"{name}: {a} | {b}" for name, (a, b) in difference.settings.items()] or ["the same settings"]
+    lines.append(f"{'row':24} {'pairs':>6} {'one':>6} {'two':>6} {'two - one':>9}  95%              p")
+    for c in difference.changes:
         span = f"{number(c.low, 2)} to {number(c.high, 2)}"
-        said.append(
+        lines.append(
             f"{c.row:24} {c.pairs:>6} {percent(c.one):>6} {percent(c.two):>6} "
             f"{number(c.difference, 2):>9}  {span:16} {c.p:.3g}"
         )
-    for name, rows in zip(("one", "two"), found.only, strict=True):
+    for name, rows in zip(("one", "two"), difference.only, strict=True):
         if rows:
-            said.append(f"only in {name}: {', '.join(rows)}")
-    return "\n".join(said)
+            lines.append(f"only in {name}: {', '.join(rows)}")
+    return "\n".join(lines)
 
 
 def _flat(plan: dict[str, Any], prefix: str = "") -> dict[str, Any]:

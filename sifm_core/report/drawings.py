@@ -49,10 +49,10 @@ def curve(title: str, series: Sequence[Sequence[float]]) -> str:
         + '"/>'
         for line in series
     )
-    said = html.escape(title)
-    words = f"{said} from {series[0][0]:.4g} to {series[0][-1]:.4g} in {len(series[0])} iterations"
+    escaped = html.escape(title)
+    words = f"{escaped} from {series[0][0]:.4g} to {series[0][-1]:.4g} in {len(series[0])} iterations"
     return (
-        f"<figure><figcaption>{said}<span>{series[0][0]:.4g} → {series[0][-1]:.4g}</span></figcaption>"
+        f"<figure><figcaption>{escaped}<span>{series[0][0]:.4g} → {series[0][-1]:.4g}</span></figcaption>"
         f'<svg viewBox="0 0 300 100" preserveAspectRatio="none" role="img" aria-label="{words}">{paths}</svg>'
         "</figure>"
     )
@@ -78,11 +78,11 @@ def plot(title: str, series: dict[str, list[tuple[str, Isr]]]) -> str:
         for at in places
     ]
     for n, (name, points) in enumerate(series.items()):
-        colour, known = COLOURS[n % len(COLOURS)], [(at, r) for at, r in points if r.rate is not None]
+        colour, rated = COLOURS[n % len(COLOURS)], [(at, r) for at, r in points if r.rate is not None]
         nudge = 4 * (n - (len(series) - 1) / 2)
-        line = " ".join(f"{x[at] + nudge:.1f},{y(r.rate or 0):.1f}" for at, r in known)
+        line = " ".join(f"{x[at] + nudge:.1f},{y(r.rate or 0):.1f}" for at, r in rated)
         drawn.append(f'<g stroke="{colour}" fill="{colour}"><polyline fill="none" points="{line}"/>')
-        for at, r in known:
+        for at, r in rated:
             mark = f"{html.escape(name)} {html.escape(at)}: {percent(r.rate)} ({span(r.low, r.high)})"
             drawn.append(
                 f'<path d="M{x[at] + nudge:.1f} {y(r.low or 0):.1f}V{y(1 if r.high is None else r.high):.1f}"/>'

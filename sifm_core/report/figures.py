@@ -104,7 +104,7 @@ def parts(frame: Frame, layout: Layout, paper: Paper) -> list[Part]:
     """The blocks of the table, in the records' order; net ISR pairs each record with its cell's clean one."""
     block, method = np.asarray(frame.block), np.asarray(frame.method)
     plain = [key for key in frame.blocks if not key.purifier]  # the paper has no preprocessing
-    made = []
+    blocks = []
     for key, number in frame.blocks.items():
         inside = np.flatnonzero(block == number)
         rows = {name: inside[method[inside] == m] for name, m in frame.methods.items()}
@@ -114,8 +114,8 @@ def parts(frame: Frame, layout: Layout, paper: Paper) -> list[Part]:
             figures = paper.blocks[plain.index(key)].rows
             printed = {name: dict(zip(paper.columns, values, strict=False)) for name, values in figures.items()}
         marks = {column: _marks(lines, column) for column in layout.columns}
-        made.append(Part(frame.label(key), tuple(lines), marks, printed))
-    return made
+        blocks.append(Part(frame.label(key), tuple(lines), marks, printed))
+    return blocks
 
 
 def _line(frame: Frame, name: str, where: np.ndarray) -> Line:
@@ -177,9 +177,9 @@ def _said(codes: np.ndarray) -> list[bool | None]:
 
 def _spread(values: np.ndarray, clusters: np.ndarray) -> Interval | None:
     """The interval of a mean by picture: by resampling, or for many pictures, where that agrees, by their variance."""
-    known = ~np.isnan(values)
-    pictures, number = np.unique(clusters[known], return_inverse=True)
-    values = values[known]
+    present = ~np.isnan(values)
+    pictures, number = np.unique(clusters[present], return_inverse=True)
+    values = values[present]
     if len(pictures) <= RESAMPLED:
         return bootstrap(values.tolist(), number.tolist(), draws=1000)
     off = np.bincount(number, weights=values - values.mean())
@@ -255,20 +255,20 @@ def agreements(frame: Frame) -> list[Agreement]:
 
 def predictors(frame: Frame) -> list[Predictor]:
     """Area under the ROC curve of each metric, in its own direction, against the consensus (Fig. 2's question)."""
-    consensus, made = np.asarray(frame.consensus), []
+    consensus, rows = np.asarray(frame.consensus), []
     for name, column in frame.metrics.items():
         sign = 1.0 if METRICS[name].better == "higher" else -1.0
         values = sign * np.asarray(column)
         both = (consensus >= 0) & ~np.isnan(values)
-        made.append(Predictor(name, auc(values[both].tolist(), (consensus[both] == 1).tolist()), int(both.sum())))
-    return made
+        rows.append(Predictor(name, auc(values[both].tolist(), (consensus[both] == 1).tolist()), int(both.sum())))
+    return rows
 
 
 def _mean(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else None
 
 
 def _most(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.max()) if len(known) else None
+    present = values[~np.isnan(values)]
+    return float(present.max()) if len(present) else None

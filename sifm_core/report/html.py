@@ -35,7 +35,7 @@ PIXEL_ART = 128
 
 def page(report: Report, store: Store, pictures: int = 12) -> str:
     """The report as HTML with the first so many attacks as pictures."""
-    shown = chosen(report.frame.kept, pictures)
+    shown = first_attacks(report.frame.kept, pictures)
     images = _Pictures(store, eps=max((r.eps for r in shown), default=0.0))
     cells = attacks(shown)
     environment = Environment(
@@ -67,19 +67,19 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         gain=f"{images.gain:.0f}",
         curves=_curves(shown, store),
         percent=percent,
-        range=span,
-        range_=range,
-        net=lambda line: net(line.isr),
+        span=span,
+        net=net,
+        zip=zip,
     )
 
 
-def _code(said: str) -> Markup:
+def _code(sentence: str) -> Markup:
     """A sentence, what stands between backticks as code."""
-    parts = said.split("`")
+    parts = sentence.split("`")
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
-def chosen(records: Sequence[Record], pictures: int) -> list[Record]:
+def first_attacks(records: Sequence[Record], pictures: int) -> list[Record]:
     """The records of the first so many attacks, the original prompts first."""
     cells = sorted(attacks(records), key=lambda cell: cell[0].prompt_kind != "original")
     return [record for cell in cells[:pictures] for record in cell]

@@ -21,15 +21,15 @@ def together(reports: Sequence[Report]) -> Report:
 
     Nothing is pooled or tested across runs: their pictures, seeds and settings may differ, and stand below.
     """
-    found = [
+    blocks = [
         (report, f"{block.editor}, {block.prompts} prompt" + "s" * (block.prompts != "original"), part)
         for report in reports
         for block, part in zip(report.frame.blocks, report.parts, strict=True)
         if not block.purifier
     ]
-    times = Counter(name for _, name, _ in found)
+    times = Counter(name for _, name, _ in blocks)
     parts = [
-        replace(part, title=f"{report.title}: {name}" if times[name] > 1 else name) for report, name, part in found
+        replace(part, title=f"{report.title}: {name}" if times[name] > 1 else name) for report, name, part in blocks
     ]
     sources = dict.fromkeys(report.paper.source for report in reports if report.paper.source)
     return replace(
@@ -44,9 +44,9 @@ def together(reports: Sequence[Report]) -> Report:
         agreements=[],
         predictors=[],
         plots={},
-        reading=list(dict.fromkeys(said for report in reports for said in report.reading)),
+        reading=list(dict.fromkeys(sentence for report in reports for sentence in report.reading)),
         facts=[(f"{report.title}: {name}", value) for report in reports for name, value in report.facts],
         calibrations={},
-        trust=[f"{report.title}: {said}" for report in reports for said in report.trust],
+        trust=[f"{report.title}: {sentence}" for report in reports for sentence in report.trust],
         beside=len(parts),
     )

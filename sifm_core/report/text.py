@@ -127,8 +127,8 @@ def as_csv(report: Report) -> str:
     for heading, series in drawn_only(report).items():
         for method, points in series.items():
             rows += [[heading, method, "plot", at, *_share(isr), None, None] for at, isr in points]
-    for judge, known in report.calibrations.items():
-        for name, rate in (("sensitivity", known.sensitivity), ("specificity", known.specificity)):
+    for judge, calibration in report.calibrations.items():
+        for name, rate in (("sensitivity", calibration.sensitivity), ("specificity", calibration.specificity)):
             right = rate["success"]
             counts = (right.value, right.low, right.high, right.n)
             rows.append(["calibration", judge, "judge", name, *counts, *[None] * (len(CSV) - 8)])
@@ -137,10 +137,10 @@ def as_csv(report: Report) -> str:
     return out.getvalue()
 
 
-def _share(found: Isr | None) -> tuple[float | None, ...]:
-    if found is None:
+def _share(isr: Isr | None) -> tuple[float | None, ...]:
+    if isr is None:
         return (None,) * 8
-    return found.rate, found.low, found.high, found.n, found.unclear, found.net, found.net_low, found.net_high
+    return isr.rate, isr.low, isr.high, isr.n, isr.unclear, isr.net, isr.net_low, isr.net_high
 
 
 def _figures(line: Line, layout: Layout) -> dict[str, tuple[float | None, ...]]:
@@ -149,20 +149,20 @@ def _figures(line: Line, layout: Layout) -> dict[str, tuple[float | None, ...]]:
     def mean(value: float | None, name: str) -> tuple[float | None, ...]:
         return (value, *(line.spread.get(name) or (None, None)), *[None] * 5)
 
-    found = {}
+    figures = {}
     for column in dict.fromkeys((*layout.columns, *line.metrics)):
-        found[column] = _share(line.isr) if column == "isr" else mean(line.metrics.get(column), column)
-    found |= {f"judge:{judge}": _share(own) for judge, own in line.judges.items()}
+        figures[column] = _share(line.isr) if column == "isr" else mean(line.metrics.get(column), column)
+    figures |= {f"judge:{judge}": _share(own) for judge, own in line.judges.items()}
     if line.truth:
-        found["ground truth"] = _share(line.truth)
-    found |= {f"category:{group}": _share(own) for group, own in line.groups.items()}
-    found |= {f"visible:{name}": mean(value, "") for name, value in line.fidelity.items()}
+        figures["ground truth"] = _share(line.truth)
+    figures |= {f"category:{group}": _share(own) for group, own in line.groups.items()}
+    figures |= {f"visible:{name}": mean(value, "") for name, value in line.fidelity.items()}
     total = sum(line.axes.values())
-    found |= {f"axis:{axis}": (n / total, None, None, total, *[None] * 4) for axis, n in line.axes.items() if total}
+    figures |= {f"axis:{axis}": (n / total, None, None, total, *[None] * 4) for axis, n in line.axes.items() if total}
     rest = line.isr
-    found["improved"] = (rest.improved, rest.improved_low, rest.improved_high, rest.pairs, *[None] * 4)
+    figures["improved"] = (rest.improved, rest.improved_low, rest.improved_high, rest.pairs, *[None] * 4)
     if line.worst:
-        found["worst_of_seeds"] = _share(line.worst)
+        figures["worst_of_seeds"] = _share(line.worst)
     if line.kind != "floor":
-        found |= {"seconds": mean(line.seconds, "seconds"), "peak_bytes": mean(line.memory, "")}
-    return found
+        figures |= {"seconds": mean(line.seconds, "seconds"), "peak_bytes": mean(line.memory, "")}
+    return figures
