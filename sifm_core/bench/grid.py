@@ -34,8 +34,8 @@ ARROW = "->"
 """In an editor's name: protected on the left one, attacked with the right one (the paper's Table V)."""
 LOOP = ("preset", "eps", "steps", "alpha", "ball", "schedule", "update", "eot", "random_start")
 """Settings of the loop that a row may have for itself."""
-BATCH, SEEDS, RECORDS = 4096, 10_000, 10_000_000
-"""At most so many pictures at a time, attacks of each kind, and records of a grid."""
+BATCH, SEEDS, CELLS, RECORDS = 4096, 10_000, 1_000_000, 10_000_000
+"""At most so many pictures at a time, attacks of each kind, records of one picture, and records of a grid."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,10 @@ class Grid:
             raise InputError(f"seeds: expected at most {SEEDS}, got {len(self.seeds)}")
         for seed in self.seeds:
             check_seed(seed, 1)
-        parts = (self.samples, self.rows, self.editors, self.seeds, self.purifiers)
-        if (records := math.prod(map(len, parts))) > RECORDS:
-            raise InputError(
-                f"expected at most {RECORDS:,} records, but this grid has {records:.3g}: cut one side of it"
-            )
+        cells = math.prod(map(len, (self.rows, self.editors, self.seeds, self.purifiers)))
+        for records, most, what in ((cells, CELLS, "a picture"), (cells * len(self.samples), RECORDS, "a grid")):
+            if records > most:
+                raise InputError(f"expected at most {most:,} records of {what}, but got {records:.3g}: cut one side")
 
     def _check_row(self, row: Row) -> None:
         """Raise InputError for what a row's protection could never be made with."""

@@ -141,7 +141,7 @@ def parse_value(text: str) -> Any:
     """JSON where it is JSON (4, 0.5, true, [200, 400]), else the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

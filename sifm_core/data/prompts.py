@@ -127,7 +127,7 @@ def _listed(answer: str) -> list[str]:
     """The texts of the one list in an answer that can serve as instructions."""
     try:
         found = json.loads(answer[answer.find("[") : answer.rfind("]") + 1])
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"expected a JSON list of instructions from the model, got {answer[:200]!r}") from None
     texts = [text.strip() for text in found if isinstance(text, str)]
     return [text for text in texts if text.isprintable() and 0 < len(text) <= LONGEST]

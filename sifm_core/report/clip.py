@@ -20,11 +20,15 @@ class Clip:
 
 
 def beside(folder: Path) -> Clip | None:
-    """The scores in a folder, None where there are none."""
-    if not (folder / "clip.csv").is_file():
+    """The scores in a folder, None where there are none, or what is there is damaged."""
+    try:
+        with (folder / "clip.csv").open(encoding="utf-8", newline="") as file:
+            return _read(list(csv.DictReader(file)), folder / "clip.png")
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):
         return None
-    with (folder / "clip.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+
+
+def _read(rows: list[dict[str, str]], picture: Path) -> Clip:
     scored = [row["prefers_unedited"] for row in rows if row["prefers_unedited"] in PREFERS]
     if scored:
         said = f"CLIP prefers the unedited picture in {scored.count('True')} of {len(scored)} pairs."
@@ -35,5 +39,4 @@ def beside(folder: Path) -> Clip | None:
         **{name: [f"{float(row[name]):.4f}" if row[name] else "–" for row in rows] for name in ("unedited", "edited")},
         "CLIP prefers": [PREFERS.get(row["prefers_unedited"], "–") for row in rows],
     }
-    picture = folder / "clip.png"
     return Clip(said, table if scored else {}, picture.read_bytes() if scored and picture.is_file() else b"")

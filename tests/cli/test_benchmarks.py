@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -456,6 +457,13 @@ def test_a_sweep_of_sweeps_is_counted_before_it_is_spelt_out(sifm, capsys):
     assert "expected at most 10000 rows, but sweeps make 8.1e+09" in capsys.readouterr().err
 
 
+def test_a_grid_without_end_is_refused_before_it_is_spelt_out(sifm, capsys):
+    spec = f'{{ name = "{{lam}}", method = "sifm", sweep = {{ lam = {[float(i) for i in range(1, 202)]} }} }}'
+    Path("wide.toml").write_text(f'rows = ["clean", {spec}]')
+    assert cli.main(["bench", "run", "wide.toml", "--seeds", "10000", "--dry-run"]) == 2
+    assert "at most 1,000,000 records of a picture, but got 2.02e+06" in capsys.readouterr().err
+
+
 def test_a_rows_loop_takes_every_setting_of_the_loop(sifm):
     Path("adam.toml").write_text(
         'rows = ["clean", { name = "adam", method = "photoguard_encoder", loop = { update = "adam", alpha = 0.01 } }]\n'
@@ -520,3 +528,40 @@ def test_a_run_that_was_allowed_to_fetch_asks_again_before_it_fetches(sifm, monk
         asked.append(set())
         sifm("bench", "run", *words)
     assert asked == [{False}, {True}, {False}]
+
+
+def test_an_answer_that_is_no_unicode_costs_no_run_and_no_report(sifm, monkeypatch):
+    """Half of a surrogate pair can be written nowhere: it is read escaped, from whatever a judge or an error said."""
+    torn = "a\ud800b \udfff"
+
+    class Torn(ToyJudge):
+        def judge(self, cases, *, on_step=None):
+            return [replace(verdict, reasons=torn, raw=torn, model_served=torn) for verdict in super().judge(cases)]
+
+    def broken(self, x, cond, **settings):
+        raise RuntimeError(torn)
+
+    monkeypatch.setattr("sifm_core.bench.work.load_judge", lambda spec: Torn(spec, 0.5))
+    words = ["--out", "run", "--json"]
+    assert sifm("bench", "run", "small.toml", *words)["records"] == 20
+    for command in ("report", "status"):
+        sifm("bench", command, "run", "--json")
+    assert r"a\ud800b \udfff" in Path("run/report.html").read_text(encoding="utf-8")
+    for name in ("all.csv", "all.jsonl"):
+        sifm("bench", "export", "run", name)
+        assert (r"\ud800b" in Path(name).read_text(encoding="utf-8")) is (name == "all.jsonl"), "which has the reasons"
+    sifm("bench", "diff", "run", "run")
+    monkeypatch.setattr(ToyEditor, "edit", broken)
+    assert r"a\ud800b" in sifm("bench", "run", "small.toml", "--out", "other", code=1)
+    assert r"a\ud800b" in sifm("bench", "status", "other") and Path("other/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "prompt\nx\n", "a,b\n1,2\n", "\x00", "prompt,unedited,edited,prefers_unedited\nx,y,z,True\n"]
+)
+def test_damaged_scores_beside_a_report_are_left_out_of_it(sifm, text):
+    sifm("bench", "run", "small.toml", "--out", "run", "--images", 1, "--unseen", 0)
+    Path("run/clip.csv").write_text(text)
+    Path("run/clip.png").write_text("no picture")
+    sifm("bench", "report", "run")
+    assert "PhotoGE" in Path("run/report.md").read_text(encoding="utf-8")
