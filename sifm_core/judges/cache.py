@@ -35,7 +35,10 @@ CREATE TABLE IF NOT EXISTS calls (
 CREATE INDEX IF NOT EXISTS calls_key ON calls (key);
 CREATE TABLE IF NOT EXISTS jobs (call INTEGER PRIMARY KEY REFERENCES calls, label TEXT NOT NULL, name TEXT);
 """
-_SPENT = "SELECT COALESCE(SUM(CASE WHEN cost >= 0 THEN cost ELSE reserved END), 0) FROM calls WHERE status != 'unpaid'"
+_SPENT = """
+SELECT COALESCE(SUM(CASE WHEN cost BETWEEN 0 AND 1e99 THEN cost ELSE reserved END), 0)
+FROM calls WHERE status != 'unpaid'
+"""
 _RESERVE = f"""
 INSERT INTO calls (key, judge, status, reserved) SELECT ?, ?, 'sent', ? WHERE ({_SPENT}) + ? <= ? RETURNING id
 """
