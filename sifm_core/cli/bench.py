@@ -313,7 +313,10 @@ def fill(
     from .. import bench as grids
     from .. import report
     from ..bench import config
+    from ..bench.documents import Planned
+    from ..bench.phases import UNANSWERED
     from ..store import Store
+    from ..types import Verdict
 
     grid = plan.grid()  # what is wrong with it is found before anything is written
     store = Store(out)
@@ -340,6 +343,11 @@ def fill(
         (first, n), *others = status["failed"].items()
         jobs = f"{n + sum(n for _, n in others)} jobs failed{f', {n} of them' if others else ''}"
         raise SifmError(f"{jobs}: {first}; `sifm bench retry {out}` tries again")
+    asked = set((store.get("run", "plan", Planned) or {}).get("judges", ()))
+    verdicts = [verdict for _, verdict in store.documents("verdict", Verdict) if verdict["judge"] in asked]
+    if missing := [verdict for verdict in verdicts if verdict["state"] in UNANSWERED]:
+        first = f"{missing[0]['judge']}: {missing[0]['reasons']}"
+        raise SifmError(f"{len(missing)} verdicts are missing, the first of {first}; the same command asks again")
 
 
 def _executor(workers: int, ray: str) -> Executor | None:

@@ -6,6 +6,8 @@ import re
 from bisect import bisect_right
 from itertools import accumulate
 
+from ..format import visible
+
 _FRAGMENT = 8
 """Letters of a key in a row that are not to be seen anywhere; fewer are chance, or a prefix that all keys share."""
 _ESCAPED = re.compile(
@@ -13,7 +15,6 @@ _ESCAPED = re.compile(
     re.I,
 )
 """A letter as JSON (however often in itself), addresses and HTML may spell it."""
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -40,17 +41,13 @@ def redact(text: str, key: str) -> str:
 
 def encodable(text: str) -> str:
     r"""``text`` with halves of characters, which no file or terminal takes, as "\ud800"."""
-    return _SURROGATE.sub(_spelled, text)
+    return _SURROGATE.sub(lambda half: ascii(half[0])[1:-1], text)
 
 
 def shown(text: str, limit: int) -> str:
-    r"""At most ``limit`` characters of ``text``; what moves a cursor or turns a line around stands as "\u001b"."""
-    seen = _UNSEEN.sub(_spelled, text.replace("\r\n", "\n"))
+    """At most ``limit`` characters of ``text`` as :func:`sifm_core.format.visible` writes them."""
+    seen = visible(text.replace("\r\n", "\n"))
     return seen if len(seen) <= limit else seen[: limit - 1] + "…"
-
-
-def _spelled(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"
 
 
 def _unescaped(text: str) -> tuple[str, _Places]:

@@ -22,7 +22,7 @@ from sifm_core.errors import InputError
 from sifm_core.judges import load_judge
 from sifm_core.metrics import clip_score
 from sifm_core.store import Store
-from sifm_core.types import Case
+from sifm_core.types import Case, Verdict
 from toy import ToyEditor, ToyJudge
 
 GRID = """
@@ -66,6 +66,23 @@ def test_rows_that_end_at_the_same_picture_share_its_edits_and_nothing_is_left(s
     found = sifm("bench", "status", "run", "--json")
     assert found["records"] == 12 and found["done"]["edit"] == 8
     assert found["done"].items() <= found["total"].items() and found["seconds_left"] == 0
+
+
+def test_a_verdict_that_is_missing_is_said_and_the_same_command_asks_again(sifm, monkeypatch):
+    away = True
+
+    class Elsewhere(ToyJudge):
+        def judge(self, cases, *, on_step=None):
+            verdicts = super().judge(cases, on_step=on_step)
+            lost = Verdict(self.name, "unreachable", reasons="HTTP 503: the moon is full")
+            return [lost, *verdicts[1:]] if away else verdicts
+
+    monkeypatch.setattr("sifm_core.bench.work.load_judge", lambda spec: Elsewhere(spec, 0.5))
+    words = ("bench", "run", "small.toml", "--out", "run")
+    said = sifm(*words, code=1)
+    assert "verdicts are missing, the first of toy:" in said and "HTTP 503: the moon is full" in said
+    away = False
+    assert "missing" not in sifm(*words)
 
 
 def test_from_a_file_to_the_report_and_on(sifm):

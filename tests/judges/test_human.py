@@ -119,3 +119,19 @@ def test_bad_annotations_name_the_line(tmp_path, text, why):
     (tmp_path / "a.jsonl").write_text("[1]\n")
     with pytest.raises(InputError, match="line 1"):
         read_annotations(tmp_path / "a.jsonl")
+
+
+def test_what_a_person_writes_moves_no_cursor_and_an_instruction_that_is_no_text_costs_one_case(tmp_path):
+    file = tmp_path / "notes.jsonl"
+    write_annotations(file, [Annotation(case_id(CASES[0]), "anna\x1b[2J", True, False, "\x1b]0;owned\x07 \u202egnorw")])
+    broken = Case(CASES[1].source, CASES[1].edited, "edit \udcff")
+    judge = load_judge(f"human:{file}")
+    first, second = judge.judge([CASES[0], broken])
+    assert (first.state, second.state) == ("ok", "error") and "UTF-8" in second.reasons
+    assert all(letter.isprintable() for letter in judge.name + first.reasons)
+
+
+def test_a_file_nested_without_an_end_is_refused(tmp_path):
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="expected annotations"):
+        load_judge(f"human:{tmp_path / 'deep.jsonl'}")

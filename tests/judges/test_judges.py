@@ -27,6 +27,32 @@ def test_a_malformed_spec_says_the_form(spec):
         load_judge(spec)
 
 
+def test_a_spec_without_an_end_is_named_by_its_length():
+    with pytest.raises(InputError, match="got 1000000 characters") as caught:
+        load_judge("x" * 10**6)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        'input = "one"\noutput = 1',
+        "input = -1\noutput = 1",
+        "input = nan\noutput = 1",
+        "input = 1\noutput = inf",
+        "input = 1",
+        "input = 1\noutput = 1\nimage_tokens = -5",
+        "input = 1\noutput = 1\nbatch = 2",
+        "a = " + "[" * 9999,
+    ],
+)
+def test_prices_that_are_none_are_refused_in_one_sentence(tmp_path, price):
+    (tmp_path / "prices.toml").write_text(f'[openai."m"]\n{price}\n')
+    with pytest.raises(InputError, match=r"expected prices as in .*prices\.toml") as caught:
+        read_prices(tmp_path / "prices.toml")
+    assert len(str(caught.value)) < 1000
+
+
 def test_unknown_names_suggest_near_ones():
     with pytest.raises(InputError, match="did you mean gemini"):
         load_judge("gemni:gemini-2.5-pro")
