@@ -23,9 +23,9 @@ check: $(VENV)/.ready
 
 # Every ">=" of pyproject.toml as "=="; with a ComfyUI, its own requirements must still fit in beside them.
 floors: $(LOWEST)/.ready
-	cd $(LOWEST) && bin/python -m pytest -q -c /dev/null --rootdir $(CURDIR) $(CURDIR)/tests/test_lowest_versions.py
-	test -z "$(COMFYUI_PATH)" || $(LOWEST)/bin/python -m pip install --dry-run --quiet \
-	  -c $(LOWEST)/lowest.txt -r "$(COMFYUI_PATH)/requirements.txt" .
+	$(LOWEST)/bin/python -m pytest -q tests/test_lowest_versions.py tests/judges tests/test_bad_input.py
+	test -z "$(COMFYUI_PATH)" || $(LOWEST)/bin/python -m pip install --quiet --dry-run \
+	  -c $(LOWEST)/lowest.txt -r requirements.txt -r "$(COMFYUI_PATH)/requirements.txt"
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
