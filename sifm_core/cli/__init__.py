@@ -8,4 +8,5 @@ from . import immunize, edit, purify, metrics, judge, calibrate, consistency, cl
 from . import queue, plan, layers, list, doctor  # noqa: F401
 
 # isort: on
+from .app import YIELDING as YIELDING
 from .app import main as main

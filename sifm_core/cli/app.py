@@ -20,6 +20,12 @@ from ..errors import SifmError
 from .output import say
 
 INTERRUPTED = 130
+YIELDING = {"GOMP_SPINCOUNT": "1000"}
+"""What makes a thread that waits for the others soon give up its core, unless OMP_WAIT_POLICY says how to wait.
+
+Read when torch is loaded. Threads that keep their cores cost a busy machine most of its speed: `python -m
+benchmarks.busy_machine`.
+"""
 
 app = typer.Typer(
     name="sifm",
@@ -35,6 +41,9 @@ app = typer.Typer(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises unless --debug is given."""
     given = list(sys.argv[1:] if argv is None else argv)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in YIELDING.items():
+            os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's code page lacks is no failure
             stream.reconfigure(errors="backslashreplace")
