@@ -485,3 +485,19 @@ def test_black_and_white_have_a_gradient_through_resizing(shade):
     inside = ((plain > -1e-6) & (plain < 1 + 1e-6)).float().detach()
     assert 0 < inside.mean() < 1 and small.min() == 0 and small.max() == 1
     assert torch.allclose(grad, torch.autograd.grad((plain * inside).sum(), ringing)[0], atol=1e-5)
+
+
+def test_a_picture_in_many_bands_gives_the_same_bytes(tmp_path, monkeypatch):
+    x0 = torch.randint(0, 256, (2, 3, 33, 40)) / 255
+    mask, adv = torch.rand(1, 1, 33, 40), x0 + 0.05 * torch.randn(2, 3, 33, 40)
+
+    def made():
+        rounded = images.round_to_budget(adv, x0, 0.03, mask)
+        return rounded, images.change(rounded, x0, mask), images.png_bytes(rounded[:1]), images.on_grid(adv.clamp(0, 1))
+
+    whole = made()
+    monkeypatch.setattr(images, "_BAND", 240)
+    banded = made()
+    assert torch.equal(whole[0], banded[0]) and whole[2] == banded[2] and torch.equal(whole[3], banded[3])
+    assert whole[1] == pytest.approx(banded[1])
+    assert images.on_grid(x0) is not x0 and images.on_grid(x0).data_ptr() == x0.data_ptr()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from ..noise import Seed, uniform
+from ..noise import Seed, generators
 from ..types import Image
 from . import configured
 
@@ -31,6 +31,10 @@ def perturb(
     """``x`` (B, 3, H, W) plus or minus ``eps`` by a random sign per channel and pixel or square, clipped to [0, 1]."""
     k = _BLOCK[pattern]
     height, width = x.shape[-2:]
-    draw = uniform((len(x), 3, -(-height // k), -(-width // k)), seed)
-    signs = torch.where(draw < 0, -1.0, 1.0).repeat_interleave(k, dim=2).repeat_interleave(k, dim=3)
-    return (x + eps * signs[:, :, :height, :width].to(x)).clamp(0, 1)
+    noisy = x.clone()
+    for image, generator in zip(noisy, generators(seed, len(x)), strict=True):
+        for channel in image:  # drawn one by one: a large picture's signs need more room than it does
+            negative = torch.rand(-(-height // k), -(-width // k), generator=generator) < 0.5
+            steps = torch.where(negative, -eps, eps).to(x)
+            channel += steps.repeat_interleave(k, dim=0)[:height].repeat_interleave(k, dim=1)[:, :width]
+    return noisy.clamp_(0, 1)

@@ -65,7 +65,8 @@ def measure(reference: Image, distorted: Image, names: Sequence[str] | None = No
     if reference.shape != distorted.shape:
         first, second = tuple(reference.shape), tuple(distorted.shape)
         raise InputError(f"expected two pictures of one size, but got {first} and {second}; resize one of them first")
-    pairs = [image.detach().float().clamp(0, 1) for image in (reference, distorted)]
+    pairs = [image.detach().float() for image in (reference, distorted)]
+    pairs = [x if float(x.min()) >= 0 and float(x.max()) <= 1 else x.clamp(0, 1) for x in pairs]
     chunk = max(1, _PIXELS_AT_ONCE // (reference.shape[-2] * reference.shape[-1]))
     parts = list(zip(*(image.split(chunk) for image in pairs), strict=True))
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps 3 digits

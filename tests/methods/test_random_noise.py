@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sifm_core.methods import random_noise
+from sifm_core.noise import uniform
 
 EPS = 0.03
 
@@ -22,3 +23,11 @@ def test_signs_are_even_and_reach_as_far_as_the_pattern_says(pattern: str, side:
     for one, other in ((corners[..., 1:, :], corners[..., :-1, :]), (corners[..., 1:], corners[..., :-1])):
         assert 0.4 < float((one == other).float().mean()) < 0.6, "the next square knows nothing of it"
     assert not torch.equal(delta[0], delta[1]) and not torch.equal(delta[:, 0], delta[:, 1])
+
+
+@pytest.mark.parametrize("pattern, k", [("pixel", 1), ("block8", 8), ("block16", 16)])
+def test_signs_are_those_of_one_draw_over_all_channels(pattern, k):
+    x = torch.rand(2, 3, 37, 50)
+    draw = uniform((2, 3, -(-37 // k), -(-50 // k)), [3, 4])
+    signs = torch.where(draw < 0, -1.0, 1.0).repeat_interleave(k, dim=2).repeat_interleave(k, dim=3)[:, :, :37, :50]
+    assert torch.equal(random_noise.perturb(x, eps=0.03, seed=[3, 4], pattern=pattern), (x + 0.03 * signs).clamp(0, 1))

@@ -327,3 +327,13 @@ def test_lpips_equals_its_formula(torch_home, no_download, monkeypatch):
     assert measure(x, x, ["lpips"])["lpips"][0].value == 0
     smallest = torch.rand(1, 3, 31, 31)
     assert measure(smallest, 1 - smallest, ["lpips"])["lpips"][0].value > 0
+
+
+@pytest.mark.parametrize("name", ["psnr", "ssim", "ssim_uniform"])
+def test_a_picture_in_many_bands_measures_as_in_one(name, monkeypatch):
+    x, y = (torch.cat([tensor(pair[i])[..., :100, :] for pair in PAIRS[:3]]) for i in (0, 1))
+    whole = [m.value for m in measure(x, y, [name])[name]]
+    for values in (1, 128 * 9, 128 * 89):
+        monkeypatch.setattr("sifm_core.images._BAND", values)
+        monkeypatch.setattr("sifm_core.metrics.ssim._AT_ONCE", values)
+        assert [m.value for m in measure(x, y, [name])[name]] == pytest.approx(whole, rel=1e-6)
