@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import InputError
 from .format import number, percent, span
 from .judges.human import Annotation, HumanJudge, case_id, read_annotations
-from .stats import agreement, clustered_wilson, cohen_kappa, krippendorff_alpha, prevalence
+from .stats import clustered_wilson, cohen_kappa, krippendorff_alpha, prevalence
 from .store import Store
 from .types import Case, Record
 from .verdicts import AXES as ANSWERS
@@ -115,12 +115,6 @@ def _agreement(
 def _mean(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
-
-
-def pairwise(raters: Mapping[str, Sequence[Verdict]], axis: str = "success") -> dict[tuple[str, str], float | None]:
-    """Raw agreement of every two raters on one axis."""
-    labels = {name: [verdict.answer(axis) for verdict in verdicts] for name, verdicts in raters.items()}
-    return {(a, b): agreement(labels[a], labels[b]) for a, b in itertools.combinations(labels, 2)}
 
 
 # ---- from a run

@@ -17,7 +17,6 @@ from sifm_core.consistency import (
     cells,
     consistency,
     judges_of,
-    pairwise,
     people_of,
     stratified,
 )
@@ -77,7 +76,6 @@ def test_kappa_and_alpha_are_means_over_pairs_between_people_and_judges_and_of_t
     assert got["human-judge"]["success"].alpha == pytest.approx(sum(alphas) / 4)
     want = stats.krippendorff_alpha([labels["anna"], labels["bo"]])
     assert got["human-human"]["success"].alpha == pytest.approx(want)
-    assert pairwise(RATERS)["anna", "flash"] == stats.agreement(labels["anna"], labels["flash"])
 
 
 def test_what_nobody_can_know_is_none():

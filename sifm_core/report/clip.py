@@ -6,6 +6,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..format import NONE, number
+
 PREFERS = {"True": "the unedited", "False": "the edit"}
 """``prefers_unedited`` of clip.csv -> what is shown; no score is "–"."""
 
@@ -36,7 +38,10 @@ def _read(rows: list[dict[str, str]], picture: Path) -> Clip:
         said = f"No CLIP score: {rows[0]['reason'] if rows else 'there is no edit that every judge says works'}."
     table = {
         "prompt": [row["prompt"] for row in rows],
-        **{name: [f"{float(row[name]):.4f}" if row[name] else "–" for row in rows] for name in ("unedited", "edited")},
-        "CLIP prefers": [PREFERS.get(row["prefers_unedited"], "–") for row in rows],
+        **{
+            name: [number(float(row[name]) if row[name] else None, 4) for row in rows]
+            for name in ("unedited", "edited")
+        },
+        "CLIP prefers": [PREFERS.get(row["prefers_unedited"], NONE) for row in rows],
     }
     return Clip(said, table if scored else {}, picture.read_bytes() if scored and picture.is_file() else b"")

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..format import one_line, percent
 from ..verdicts import AXES
-from .cells import Cell, Sheet, agreement_table, categories, failures, measured, plotted, predictor_table, rates, sheets
+from .cells import (
+    Cell,
+    Sheet,
+    agreement_table,
+    categories,
+    failures,
+    measured,
+    plotted,
+    predictor_table,
+    rates,
+    sheets,
+    starred,
+)
 
 if TYPE_CHECKING:
     from . import Report
@@ -61,9 +73,8 @@ def document(report: Report) -> list[Element]:
     parts: list[Element] = [Heading(report.title, 1)]
     parts += [Text([text]) for text in (report.about, report.headline) if text]
     parts += [_sheet(sheet) for sheet in shown]
-    different = any(cell.star for sheet in shown for _, cells in sheet.rows for cell in cells)
     source = f" In parentheses: {report.paper.source}." if report.paper.source else ""
-    parts += [Text([*LEGEND, DIFFERS if different else "", source])]
+    parts += [Text([*LEGEND, DIFFERS if starred(shown) else "", source])]
     if report.trust:
         parts += [Heading("Can the judges be trusted?"), Items(report.trust)]
     for part in report.parts[: report.beside]:
