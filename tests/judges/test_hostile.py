@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from dataclasses import replace
 
-import httpx2
 import pytest
 
 from judges.hostile import DIALECTS, KEY, SECRET, USAGES, Fault, Server, envelope, faults, slow
@@ -22,7 +21,7 @@ from sifm_core import cli
 from sifm_core.errors import InputError
 from sifm_core.images import save_png
 from sifm_core.judges import load_judge
-from sifm_core.judges.wire import _tunnel
+from sifm_core.judges.wire import _tunnel, library_of
 
 PRICES = "".join(f'[{dialect}."fake-model"]\ninput = 1.0\noutput = 10.0\nimage_tokens = 500\n' for dialect in DIALECTS)
 ONE_CALL = (USAGE[0] * 1.0 + USAGE[1] * 10.0) / 1e6
@@ -209,7 +208,7 @@ def test_what_the_environment_holds_for_the_provider_goes_to_the_provider_alone(
 
     def refuse(request):
         sent.append(request)
-        raise httpx2.ConnectError("no")
+        raise library_of("openai").ConnectError("no")
 
     for spec in ("openai:gpt", "openai:gpt@https://llm.example/v1"):
         judge = load_judge(spec, attempts=1)
