@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sifm_core.errors import SifmError
 from sifm_core.images import perturbation_view, to_uint8
 from sifm_core.types import Editor, Image, OnStep, Step
 
@@ -26,9 +27,25 @@ GRADIENT_BYTES_PER_PIXEL = 16 * 1024
 
 @contextmanager
 def engine_room() -> Iterator[None]:
-    """Where tensors are normal tensors and gradients flow, inside a prompt."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+    """Where tensors are normal tensors and gradients flow, inside a prompt; errors speak of widgets."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    except SifmError as error:
+        error.speak(_widget)
+        raise
+
+
+def _widget(name: str, value: Any) -> str:
+    """How a setting that the engine advises is made in ComfyUI."""
+    elsewhere = {
+        "local_files_only": "`hf download` in a terminal: nodes fetch nothing",
+        "offload": "start ComfyUI with --lowvram",
+        "device": "start it with --cpu",
+    }
+    node = {"dtype": " in Load Editor", "checkpointing": " in Load Editor", "aggregation": " in Feature Hook"}
+    shown = ("no", "yes")[value] if isinstance(value, bool) else value
+    return elsewhere.get(name) or f"{name} {shown}{node.get(name, '')}"
 
 
 def to_engine(image: Tensor) -> Image:

@@ -39,6 +39,10 @@ class SifmError(Exception):
             text = text.replace(f"{{{name}}}", words(name, value))
         return bounded(text)
 
+    def speak(self, words: Callable[[str, Any], str]) -> None:
+        """From now on the message is in the words of that door."""
+        self.args, self.settings = (self.said(words),), {}
+
     def __str__(self) -> str:
         return self.said(lambda name, value: f"{name}={value!r}")
 

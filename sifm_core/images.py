@@ -53,7 +53,7 @@ _COLOUR_CHUNKS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4}
 """A PNG's other words for how its values look, and how many bytes each has."""
 _PNG, _TEXT = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _LONGEST_ICC = 2**24
-_BAND = 2**20
+_BAND = 2**18
 """Values of a picture that are worked on at a time, where what is in between needs more room than the picture."""
 _UNREADABLE = (  # what Pillow's decoders were seen to raise on broken files
     *(OSError, EOFError, SyntaxError, TypeError, ValueError, LookupError, OverflowError, MemoryError),

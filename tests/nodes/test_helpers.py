@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
 from nodes._comfy import engine_room, heal, to_comfy, to_engine
 from nodes._text import markdown, shown, table
+from sifm_core.errors import EditorError, InputError
+from sifm_core.memory import enough
 
 
 def test_a_picture_made_in_inference_mode_comes_out_fit_for_gradients_and_on_the_grid():
@@ -99,3 +102,13 @@ def test_a_page_gets_tables_as_cells_with_every_text_as_it_is():
     assert below["parts"][0] == {"text": "**not bold**", "mark": "", "paper": "", "star": False}
     assert ui["text"] == [markdown(said)] and r"a\|b" in ui["text"][0] and "<b>" not in ui["text"][0]
     assert json.loads(json.dumps(ui))["sifm_cards"] == []
+
+
+def test_errors_speak_of_widgets_not_of_python():
+    with pytest.raises(torch.OutOfMemoryError) as caught, engine_room(), enough("it", torch.device("cpu")):
+        raise MemoryError
+    assert "dtype bfloat16 in Load Editor" in str(caught.value) and "='" not in str(caught.value)
+    with pytest.raises(EditorError, match="`hf download` in a terminal"), engine_room():
+        raise EditorError("x: allow the download ({local_files_only})", local_files_only=False)
+    with pytest.raises(InputError, match="needs random_start yes"), engine_room():
+        raise InputError("needs {random_start}", random_start=True)
