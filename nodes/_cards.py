@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sifm_core.images import png_bytes, resize
 from sifm_core.types import Verdict
-from sifm_core.verdicts import QUESTIONS, consensus
+from sifm_core.verdicts import consensus
 
 from ._store import digest
 
@@ -56,8 +56,5 @@ def card(seen: Sequence[Seen], title: str = "") -> dict[str, Any]:
 
 
 def told(verdict: Verdict) -> dict[str, Any]:
-    """What is shown of a verdict; its ``word``: "mismatch", "degraded", both, "works" or "unclear"."""
-    words = zip(("mismatch", "degraded"), QUESTIONS, strict=True)
-    defects = [word for word, question in words if verdict.answer(question)]
-    word = "unclear" if verdict.success is None else " and ".join(defects) or "works"
-    return {"judge": verdict.judge, "state": verdict.state, "reasons": verdict.reasons, "word": word}
+    """What is shown of a verdict."""
+    return {"judge": verdict.judge, "state": verdict.state, "reasons": verdict.reasons, "word": verdict.word}

@@ -18,6 +18,7 @@ from sifm_core.judges.client import check_base_url
 from sifm_core.judges.openai_compatible import URL
 from sifm_core.miniature import benchmark
 from sifm_core.types import Case, Verdict
+from sifm_core.verdicts import QUESTIONS
 
 from . import sockets
 from ._cards import ARMS, Seen, card, shown
@@ -203,11 +204,10 @@ def load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **op
 
 
 def _row(arm: str, i: int, verdict: Verdict) -> list[str]:
-    found = [
-        verdict.state if x is None else "yes" if x else "no"
-        for x in (verdict.semantic_mismatch, verdict.perceptual_degradation)
-    ]
-    return [arm, str(i + 1), *found, percent(verdict.confidence), verdict.reasons]
+    silent = "unclear" if verdict.state == "ok" else verdict.state
+    words = {True: "yes", False: "no", None: silent}
+    answers = [words[verdict.answer(question)] for question in QUESTIONS]
+    return [arm, str(i + 1), *answers, percent(verdict.confidence), verdict.reasons]
 
 
 def _size(pictures: Tensor) -> str:

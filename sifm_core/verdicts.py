@@ -58,6 +58,14 @@ class Verdict:
             return mismatch
         return None if mismatch is None or degraded is None else mismatch or degraded
 
+    @property
+    def word(self) -> str:
+        """What it says, in a word: "works", "mismatch", "degraded", "mismatch and degraded" or "unclear"."""
+        if self.success is None:
+            return "unclear"
+        defects = zip(("mismatch", "degraded"), map(self.answer, QUESTIONS), strict=True)
+        return " and ".join(defect for defect, seen in defects if seen) or "works"
+
 
 def judging(verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
     """Those with a say: all but the ground truth's, unless it is the only one."""

@@ -154,13 +154,17 @@ def test_the_ground_truth_is_shown_and_has_no_say():
     assert report.TRUTH not in clean.judges
 
 
-def test_half_an_answer_is_unclear_wherever_it_is_counted():
+def test_half_an_answer_is_unclear_wherever_it_is_counted_and_shown(tmp_path):
     """Only of the ground truth, which cannot always tell the degradation, does the mismatch alone count."""
     half = tuple(Verdict(judge, "ok", True, None) for judge in ("human:ann", report.TRUTH))
     one = record("sifm", "0", protection="sifm", verdicts=half)
     line = report.make([one], {}).parts[0].lines[0]
     assert (line.judges["human:ann"].unclear, line.isr.unclear, line.truth.rate) == (1, 1, 1.0)
     assert consensus(half) is None
+    with Store(tmp_path) as store:
+        picture = store.put_image(samples(1)[0].pixels()[None])
+        page = report.page(report.make([replace(one, source=picture, protected=picture, edited=picture)], {}), store)
+    assert "<dt>human:ann: mismatch" not in page and "<dt>human:ann: unclear" in page
 
 
 W, F = (False, False), (True, True)

@@ -60,6 +60,24 @@ def test_what_is_not_an_answer_says_nothing_whatever_it_carries():
     assert failure_axis([cut]) == "unclear" and not works([verdict(F, F, "truncated")])
 
 
+@pytest.mark.parametrize(
+    "judge, state, mismatch, degraded, word",
+    [
+        ("a", "ok", True, False, "mismatch"),
+        ("a", "ok", False, True, "degraded"),
+        ("a", "ok", True, True, "mismatch and degraded"),
+        ("a", "ok", False, False, "works"),
+        ("human:anna", "ok", False, None, "unclear"),
+        ("a", "refused", None, None, "unclear"),
+        ("miniature:renderer", "ok", False, None, "works"),
+        ("miniature:renderer", "ok", True, True, "mismatch and degraded"),
+        ("miniature:renderer", "error", None, None, "unclear"),
+    ],
+)
+def test_a_verdict_has_one_word(judge, state, mismatch, degraded, word):
+    assert verdict(mismatch, degraded, state, judge).word == word
+
+
 def test_agreement_is_strict():
     yes, no, none = verdict(F, T), verdict(F, F), verdict(U, U, "blocked")
     assert [consensus(said) for said in ([yes, yes], [yes, no], [no, no])] == [T, F, F]

@@ -17,7 +17,7 @@ from .. import miniature
 from ..format import number, percent, span, title
 from ..store import Store
 from ..types import Record
-from ..verdicts import CLEAN, Verdict, consensus
+from ..verdicts import CLEAN, consensus
 from .cells import agreement_table, categories, failures, measured, net, predictor_table, sheets, starred
 from .drawings import attacks, bar, curve, plot, told_apart
 from .figures import Line
@@ -151,17 +151,9 @@ def _card(record: Record, pictures: _Pictures) -> dict[str, Any]:
         "edit": pictures.uri(record.edited) if record.edited else "",
         "attacked": pictures.uri(record.protected) if changed else "",
         "delta": pictures.uri(record.protected, record.source) if changed else "",
-        "details": [(v.judge, _said(v), v.reasons) for v in record.verdicts],
+        "details": [(v.judge, v.word if v.state == "ok" else v.state, v.reasons) for v in record.verdicts],
         "metrics": " · ".join(f"{title(name)[:-2]} {number(m.value)}" for name, m in record.metrics.items()),
     }
-
-
-def _said(verdict: Verdict) -> str:
-    if verdict.state != "ok":
-        return verdict.state
-    mismatch = ["mismatch"] if verdict.semantic_mismatch else []
-    degraded = ["degraded"] if verdict.perceptual_degradation else []
-    return " and ".join(mismatch + degraded) or "fine"
 
 
 def _curves(records: Sequence[Record], store: Store) -> dict[str, list[str]]:

@@ -484,24 +484,12 @@ def test_a_card_shows_the_picture_as_it_is_and_a_large_one_smaller(tmp_path, mon
         assert max(small.size) == 512 and small.width * image.shape[1] == small.height * image.shape[2]
 
 
-@pytest.mark.parametrize(
-    "judge, state, mismatch, degraded, word",
-    [
-        ("a", "ok", True, False, "mismatch"),
-        ("a", "ok", False, True, "degraded"),
-        ("a", "ok", True, True, "mismatch and degraded"),
-        ("a", "ok", False, False, "works"),
-        ("human:anna", "ok", False, None, "unclear"),
-        ("a", "refused", None, None, "unclear"),
-        ("miniature:renderer", "ok", False, None, "works"),
-        ("miniature:renderer", "ok", True, True, "mismatch and degraded"),
-        ("miniature:renderer", "error", None, None, "unclear"),
-    ],
-)
-def test_a_verdict_has_one_word(judge, state, mismatch, degraded, word):
-    from nodes._cards import told
+def test_a_question_without_an_answer_is_unclear_in_the_table_and_never_ok():
+    from nodes.judge import _row
 
-    assert told(Verdict(judge, state, mismatch, degraded))["word"] == word
+    assert _row("protected", 0, Verdict("human:anna", "ok", False, None))[2:4] == ["no", "unclear"]
+    assert _row("protected", 0, Verdict("a", "refused"))[2:4] == ["refused", "refused"]
+    assert _row("protected", 0, Verdict("a", "truncated", True, True))[2:4] == ["truncated", "truncated"]
 
 
 def test_edits_of_another_number_or_size_are_refused(monkeypatch):
