@@ -88,7 +88,7 @@ class _Part(nn.Module):
 class ManagedEditor:
     """What flows through an editor socket: an engine editor whose networks ComfyUI moves, each on its own.
 
-    ``editor`` must have been loaded on the offload device; its ``pipe`` is a diffusers pipeline.
+    ``editor`` must have been loaded on the offload device.
     """
 
     def __init__(self, editor: Any) -> None:
@@ -97,8 +97,9 @@ class ManagedEditor:
 
         self.editor = editor
         self._device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
-        networks = {name: part for name, part in editor.pipe.components.items() if isinstance(part, nn.Module)}
-        patchers = {name: ModelPatcher(_Part(network), self._device, offload) for name, network in networks.items()}
+        patchers = {
+            name: ModelPatcher(_Part(network), self._device, offload) for name, network in editor.networks().items()
+        }
         self._text = [patcher for name, patcher in patchers.items() if name.startswith("text_encoder")]
         self._rest = [patcher for name, patcher in patchers.items() if not name.startswith("text_encoder")]
         self._return: Callable[[], None] = lambda: None

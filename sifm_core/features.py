@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from .errors import LayerError
 
-_TEXT_FIRST = {"JointTransformerBlock", "FluxTransformerBlock", "QwenImageTransformerBlock"}
-"""Blocks that return (text stream, image stream); everything else returns its hidden state first."""
-
 
 class _Complete(BaseException):
     """Every path has fired: leaves the forward pass. Only :func:`capture` raises and catches it."""
@@ -38,12 +35,17 @@ def resolve(net: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in known if name in found)
 
 
-def capture(net: nn.Module, paths: Sequence[str], run: Callable[[], Any]) -> dict[str, Tensor]:
+def capture(
+    net: nn.Module,
+    paths: Sequence[str],
+    run: Callable[[], Any],
+    hidden: Callable[[nn.Module, Any], Any] = lambda module, output: output,
+) -> dict[str, Tensor]:
     """Call ``run``, which runs ``net``, and return the hidden state that each path put out, in the order of ``paths``.
 
     The forward pass ends as soon as every path has fired, whatever their order; a path that fires again keeps its first
     output. The hooks are gone when this returns or raises, so a backward pass that recomputes checkpoints meets none.
-    Of a block that returns several tensors the image's hidden state is kept, (B, ...).
+    ``hidden`` says what of a module's output is wanted (:meth:`Editor.hidden`: the picture's); its first tensor counts.
     Raises LayerError for a path that is not in the network, never ran, or put out no tensor.
     """
     if not paths:
@@ -52,7 +54,10 @@ def capture(net: nn.Module, paths: Sequence[str], run: Callable[[], Any]) -> dic
     features: dict[str, Tensor] = {}
 
     def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
-        features.setdefault(path, hidden_state(path, module, output))
+        feature = first_tensor(hidden(module, output))
+        if feature is None:
+            raise LayerError(f"{path} put out no tensor: choose another layer")
+        features.setdefault(path, feature)
         if len(features) == len(modules):
             raise _Complete
 
@@ -80,15 +85,12 @@ def _module(net: nn.Module, path: str) -> nn.Module:
         raise LayerError(f"{type(net).__name__} has no layer {path!r}: {_near(path, known)}") from None
 
 
-def hidden_state(path: str, module: nn.Module, output: Any) -> Tensor:
-    """The image's hidden state (B, ...) in what a module put out. Raises LayerError when it put out no tensor."""
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor that a module put out, alone, in a tuple or as an output's `sample`; None for none."""
     if isinstance(output, tuple | list):
-        tensors = [part for part in output if isinstance(part, Tensor)]
-        output = tensors[-1 if type(module).__name__ in _TEXT_FIRST else 0] if tensors else None
+        output = next((part for part in output if isinstance(part, Tensor)), None)
     output = getattr(output, "sample", output)
-    if not isinstance(output, Tensor):
-        raise LayerError(f"{path} put out no tensor: choose another layer")
-    return output
+    return output if isinstance(output, Tensor) else None
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from .counting import counting
 from .editors.skeleton import skeleton
-from .errors import LayerError
-from .features import capture, hidden_state, resolve
+from .features import capture, first_tensor, resolve
 from .noise import Seed, fork, normal, uniform
 from .types import Cond, Editor, Image, OnStep, Step
 
@@ -62,10 +61,9 @@ def layers(source: str, *, every: bool = False, **options: Any) -> list[Layer]:
 
         def after(path: str, module: nn.Module, args: Any, output: Any) -> None:
             now = counter.flops
-            try:
-                found.setdefault(path, (hidden_state(path, module, output), now - started[path], now))
-            except LayerError:
-                return
+            feature = first_tensor(editor.hidden(module, output))
+            if feature is not None:
+                found.setdefault(path, (feature, now - started[path], now))
 
         z = editor.encode(x)
         spent = counter.flops
@@ -121,7 +119,7 @@ def probe(
         def features(image: Image, wanted: Sequence[str], step: Tensor = step, t: int = t) -> dict[str, Tensor]:
             z = editor.encode(image)
             noise = normal(z.shape, fork(seed, t)).to(z)
-            return capture(editor.net, wanted, lambda: editor.denoise(z, noise, step, cond))
+            return capture(editor.net, wanted, lambda: editor.denoise(z, noise, step, cond), editor.hidden)
 
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()

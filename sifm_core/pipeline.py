@@ -278,9 +278,7 @@ def prompt_distance(editor: Editor, one: str, other: str) -> Metric:
         cond = editor.prepare([one, other])
     except InputError as error:
         return Metric(None, APART, str(error))
-    if not hasattr(cond, "prompt"):
-        return Metric(None, APART, f"{editor.name} does not show what it makes of a prompt")
-    text, words = cond.prompt.cpu().double(), editor.words(cond).cpu()[..., None]
+    text, words = editor.embeddings(cond).cpu().double(), editor.words(cond).cpu()[..., None]
     if not bool(words.any(dim=1).all()):
         return Metric(None, APART, f"{editor.name} finds no words in {one!r} or {other!r}")
     means = (text * words).sum(dim=1) / words.sum(dim=1)

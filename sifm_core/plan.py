@@ -198,9 +198,7 @@ def _iteration(editor: str, size: int, layers: str | tuple[str, ...], checkpoint
     """With one timestep, and what each further one adds."""
     model = skeleton(editor, size=size, text=False)
     if checkpointing:
-        networks: list[Any] = [model.pipe.vae, model.net]
-        for network in networks:
-            network.enable_gradient_checkpointing()
+        model.checkpoint()
     x, cond = torch.zeros(1, 3, *model.work_size(size, size), device="meta"), model.blank(1)
     first = _one(model, x, cond, layers)
     with torch.no_grad():
@@ -228,8 +226,8 @@ def _one(model: Editor, x: Tensor, cond: Any, layers: str | tuple[str, ...]) -> 
 @cache
 def _parameters(editor: str) -> tuple[int, int, int]:
     """Of the networks in the loop, of the text encoders, and of T5 among these."""
-    parts = skeleton(editor).pipe.components.items()
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts if isinstance(part, nn.Module)}
+    networks = skeleton(editor).networks()
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     text = sum(size for name, size in sizes.items() if name.startswith("text_encoder"))
     return sum(sizes.values()) - text, text, sizes.get(T5[0], 0)
 

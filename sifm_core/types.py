@@ -7,9 +7,11 @@ as its images one by one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
 from .verdicts import State as State
 from .verdicts import Verdict as Verdict
@@ -83,78 +85,133 @@ Cond: TypeAlias = Any
 """What an editor made of prompts; opaque to everyone else. Row b conditions image b."""
 
 
-@runtime_checkable
-class Editor(Protocol):
-    """A text-guided diffusion editor, seen by methods and by the pipeline."""
+class Editor(ABC):
+    """A text-guided diffusion editor: all that methods, purifiers, plans and doors ask of one.
+
+    Fill in what is abstract; nothing here needs diffusers. A batch gives every image what it would get alone.
+    """
 
     name: str
     """What the user asked for: a built-in name, a folder or a hub id."""
     family: str
-    """"instruct-pix2pix" or "sd3": which methods and layer presets apply."""
+    """Which methods and layer presets apply, such as "instruct-pix2pix" or "sd3"."""
     net: nn.Module
     """The noise predictor, what :func:`sifm_core.features.capture` hooks."""
     device: torch.device
     dtype: torch.dtype
+    fingerprint: str
+    """Hash of the configuration and the weights: part of every record's key."""
+    settings: Mapping[str, Any]
+    """The defaults of an edit's options, and "size", the longer side at which pictures are edited."""
     num_train_timesteps: int
-    latent_shift: float
-    latent_scale: float
+    latent_shift: float = 0.0
+    latent_scale: float = 1.0
     """`encode` returns (posterior mode - shift) * scale."""
     layer_presets: Mapping[str, tuple[str, ...]]
     """Named sets of module-path globs, e.g. {"deep": ("mid_block", "up_blocks.0.resnets.*")}."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the configuration and the weights: part of every record's key."""
+    @abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Every network by name, those that read prompts as "text_encoder...": what a memory manager moves."""
 
+    @abstractmethod
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) at which this editor edits a picture of that size: native scale, allowed multiples."""
 
+    @abstractmethod
     def encode(self, x: Image, noise: Latent | None = None) -> Latent:
         """Posterior mode, scaled: deterministic and differentiable. x must have a size that `work_size` allows.
 
         With standard normal ``noise`` of the latent's shape, the posterior's draw mean + std * noise instead.
         """
 
+    @abstractmethod
     def decode(self, z: Latent) -> Image:
         """The picture of such a latent, in [0, 1] units, not clipped: differentiable."""
 
+    @abstractmethod
     def prepare(self, prompts: Sequence[str]) -> Cond:
         """Encode one prompt per image (cached)."""
 
-    def join(self, conds: Sequence[Cond]) -> Cond:
-        """The conditions of several batches as those of one, in their order."""
+    @abstractmethod
+    def blank(self, n: int) -> Cond:
+        """Conditions of zeros for n images, to count what work costs."""
 
-    def rows(self, height: int, width: int) -> int:
-        """How many rows of a batch the noise predictor runs at once for pictures of that working size, with gradients.
+    @abstractmethod
+    def embeddings(self, cond: Cond) -> Tensor:
+        """What the text encoder makes of the prompts, (B, tokens, width)."""
 
-        A rule of network, size and number type alone, never of what memory happens to be free: results follow from it.
-        """
-
-    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
-        """The noise schedule at timesteps t (B,): z_t = signal * z + spread * noise, each (B, 1, 1, 1)."""
-
-    def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
-        """The noise predictor's output for the clean latent z noised to t (B,) int64; hides where the source enters."""
-
-    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
-        """What `denoise` was trained to predict: epsilon, v or flow; same shape as its output."""
-
+    @abstractmethod
     def words(self, cond: Cond) -> Tensor:
         """Which positions of the encoded text are words of the prompt rather than padding, (B, tokens) bool."""
 
+    @abstractmethod
+    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
+        """The noise schedule at timesteps t (B,): z_t = signal * z + spread * noise, each (B, 1, 1, 1)."""
+
+    @abstractmethod
+    def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
+        """The noise predictor's output for the clean latent z noised to t (B,) int64; hides where the source enters."""
+
+    @abstractmethod
+    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
+        """What `denoise` was trained to predict: epsilon, v or flow; same shape as its output."""
+
+    @abstractmethod
     def draws(self, x: Image, seed: int | Sequence[int], **options: Any) -> Sequence[Tensor]:
         """What an edit of x draws from the seeds, on the CPU."""
 
+    @abstractmethod
     def generate(self, x: Image, cond: Cond, drawn: Sequence[Tensor], **options: Any) -> Image:
         """The attacker's edit with a gradient to x: the decoder's output in [0, 1] units, not clipped.
 
         ``drawn``: what :meth:`draws` gave for these options.
         """
 
+    @abstractmethod
     def edit(
         self, x: Image, cond: Cond, *, seed: int | Sequence[int], on_step: OnStep | None = None, **options: Any
     ) -> Image:
         """The attacker's edit, without gradient; one seed per image or one for all; same seed, same bytes."""
+
+    def join(self, conds: Sequence[Cond]) -> Cond:
+        """The conditions of several batches as those of one, in their order: here, of dataclasses of tensors."""
+        import torch
+
+        if len(conds) == 1:
+            return conds[0]
+        columns = zip(*(vars(cond).values() for cond in conds), strict=True)
+        return type(conds[0])(*map(torch.cat, columns))
+
+    def rows(self, height: int, width: int) -> int:
+        """How many rows of a batch the noise predictor runs at once for pictures of that working size, with gradients.
+
+        A rule of network, size and number type alone, never of what memory happens to be free: results follow from it.
+        """
+        return 1
+
+    def hidden(self, module: nn.Module, output: Any) -> Any:
+        """What of a module's output is the picture's hidden state: here all of it, whose first tensor counts."""
+        return output
+
+    def attention(self) -> AbstractContextManager[tuple[list[str], list[Tensor]]]:
+        """Inside, the paths of the layers in which the picture attends to text, and what they attended once `net` ran.
+
+        Each (B, heads, image positions, text positions), with a gradient. Raises EditorError where there is none.
+        """
+        from .errors import EditorError
+
+        raise EditorError(
+            f"{type(self.net).__name__} has no layer in which the image attends to text: choose another method"
+        )
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Inside, `net` keeps few activations and computes the others again on the way back, where it can."""
+        return nullcontext()
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Entered for every prompt that is new: who moves the networks brings the text encoders in here."""
+        return nullcontext()
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,6 @@ class Returns(nn.Module):
         return self.output
 
 
-class JointTransformerBlock(Returns):
-    """Named as diffusers names the block that returns the text stream first."""
-
-
 A, B = torch.zeros(1), torch.ones(1)
 
 
@@ -116,13 +112,18 @@ A, B = torch.zeros(1), torch.ones(1)
         (Returns(A), A),
         (Returns((A, (B, B))), A),
         (Returns((A, B)), A),
-        (JointTransformerBlock((A, B)), B),
-        (JointTransformerBlock((None, B)), B),
+        (Returns((None, B)), B),
+        (Returns([(A,), B]), B),
     ],
 )
-def test_takes_the_hidden_state_of_the_image(module: nn.Module, expected: Tensor) -> None:
+def test_takes_the_first_tensor_of_an_output(module: nn.Module, expected: Tensor) -> None:
     net = nn.ModuleList([module])
     assert capture(net, ["0"], module)["0"] is expected
+
+
+def test_who_knows_the_network_says_which_output_is_meant() -> None:
+    net = nn.ModuleList([Returns((A, B))])
+    assert capture(net, ["0"], net[0], lambda module, output: output[1])["0"] is B
 
 
 def test_a_layer_without_a_tensor_is_refused() -> None:
@@ -149,16 +150,16 @@ def test_real_u_net_blocks(ip2p_folder) -> None:
     assert torch.equal(found["mid_block"], capture(net, ["mid_block"], run)["mid_block"])
 
 
-def test_real_sd3_blocks_give_the_image_stream(sd3_folder) -> None:
-    from diffusers import SD3Transformer2DModel
+def test_the_picture_is_what_sd3s_blocks_put_out_second_and_other_layers_first(sd3_folder) -> None:
+    from sifm_core.editors import load_editor
 
-    net = SD3Transformer2DModel.from_pretrained(sd3_folder / "transformer")
-
-    def run() -> None:
-        net(torch.ones(1, 4, 8, 8), torch.ones(1, 24, 32), torch.ones(1, 32), torch.tensor([500.0]))
-
-    found = capture(net, resolve(net, ["transformer_blocks.*"]), run)
-    assert [tuple(feature.shape) for feature in found.values()] == [(1, 16, 16)] * 3  # 16 image tokens, not 24 of text
+    editor = load_editor(sd3_folder, device="cpu", size=16)
+    z, cond = torch.ones(1, 4, 8, 8), editor.prepare(["a hat"])
+    paths = resolve(editor.net, ["transformer_blocks.*", "norm_out", "pos_embed"])
+    run = lambda: editor.denoise(z, z, torch.tensor([500]), cond)  # noqa: E731
+    found = capture(editor.net, paths, run, editor.hidden)
+    assert {tuple(feature.shape) for feature in found.values()} == {(1, 16, 16)}, "16 image tokens, not those of text"
+    assert len(found) == 5
 
 
 def test_resolve_keeps_the_networks_order_and_wildcards_stay_in_one_part() -> None:

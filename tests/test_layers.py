@@ -29,7 +29,7 @@ def test_shapes_shares_and_presets_are_those_of_the_real_network(folder: str) ->
     editor = skeleton(folder, device="cpu", text=False, size=SIZE)
     z, cond = editor.encode(images(1)), editor.prepare(["a"])
     run = lambda: editor.denoise(z, z, torch.tensor([500]), cond)  # noqa: E731
-    features = capture(editor.net, list(found), run)
+    features = capture(editor.net, list(found), run, editor.hidden)
     assert {path: layer.shape for path, layer in found.items()} == {p: tuple(f.shape[1:]) for p, f in features.items()}
     for name, globs in editor.layer_presets.items():
         assert {path for path, layer in found.items() if name in layer.presets} == set(resolve(editor.net, globs))

@@ -83,7 +83,8 @@ def test_every_timestep_keeps_its_noise_and_the_clean_features(wanted: Settings)
     editor.denoise = lambda z, noise, t, c: seen.append(noise) or plain(z, noise, t, c)
     paths = features.resolve(editor.net, list(editor.layer_presets["deep"]))
     z = editor.encode(x)
-    found = features.capture(editor.net, paths, lambda: editor.denoise(z, z, torch.full((1,), 500), cond))
+    run = lambda: editor.denoise(z, z, torch.full((1,), 500), cond)  # noqa: E731
+    found = features.capture(editor.net, paths, run, editor.hidden)
     kept = 4 * seen[0].numel() + 4 * next(iter(found.values())).numel()  # Eq. 3's mean over layers of one shape
     kept += 8  # the timestep itself
     two, five, nine = (plan(replace(wanted, timesteps=n, rows=1), calibrate=False).cost.working for n in (2, 5, 9))

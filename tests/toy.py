@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,25 +11,52 @@ from torch import Tensor, nn
 
 from sifm_core.bench import Sample
 from sifm_core.noise import generators
-from sifm_core.types import Case, Step, Verdict
+from sifm_core.types import Case, Editor, OnStep, Step, Verdict
 
 
-class ToyEditor:
-    """Brightens the picture by a little net whose answer depends on picture, prompt and seed."""
+class ToyEditor(Editor):
+    """Brightens the picture by a little net whose answer depends on picture, prompt and seed; plain torch alone."""
 
     name, family, fingerprint = "toy", "toy", "f" * 64
-    device, dtype = torch.device("cpu"), torch.float32
-    num_train_timesteps, latent_shift, latent_scale = 1000, 0.0, 1.0
-    layer_presets = {"deep": ("0",)}  # noqa: RUF012
+    device = torch.device("cpu")
+    num_train_timesteps = 1000
+    layer_presets = {"deep": ("0",), "mid": ("1",)}  # noqa: RUF012
+    settings = {"size": 48, "strength": 0.3, "steps": 1}  # noqa: RUF012
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
-        self.net.requires_grad_(False)
+        self.net.requires_grad_(False).to(dtype)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"net": self.net}
+
+    def blank(self, n: int) -> Tensor:
+        return torch.zeros(n, 1, 1, 1, dtype=self.dtype)
+
+    def embeddings(self, cond: Tensor) -> Tensor:
+        return torch.cat([cond, 1 - cond], dim=-1)[:, 0]
+
+    def words(self, cond: Tensor) -> Tensor:
+        return torch.ones(len(cond), 1, dtype=torch.bool)
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         return height // 4 * 4, width // 4 * 4
+
+    @contextmanager
+    def attention(self) -> Iterator[tuple[list[str], list[Tensor]]]:
+        seen: list[Tensor] = []
+
+        def look(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen.append(output.mean(dim=1).flatten(1).sigmoid()[:, None, :, None])
+
+        hook = self.net[1].register_forward_hook(look)
+        try:
+            yield ["1"], seen
+        finally:
+            hook.remove()
 
     def rows(self, height: int, width: int) -> int:
         return 16
@@ -47,21 +75,35 @@ class ToyEditor:
         return nn.functional.interpolate(z, scale_factor=4)
 
     def prepare(self, prompts: Sequence[str]) -> Tensor:
-        return torch.tensor([sum(map(ord, prompt)) % 97 / 97 for prompt in prompts]).reshape(-1, 1, 1, 1)
+        return torch.tensor([sum(map(ord, p)) % 97 / 97 for p in prompts], dtype=self.dtype).reshape(-1, 1, 1, 1)
 
     def denoise(self, z: Tensor, noise: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return self.net(z + 0.1 * noise + cond)
+        return self.net(z + 0.1 * noise + cond.to(z))
 
     def target(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return noise
 
-    def edit(
-        self, x: Tensor, cond: Tensor, *, seed: int | Sequence[int], on_step=None, strength: float = 0.3
+    def draws(self, x: Tensor, seed: int | Sequence[int], **options: Any) -> tuple[Tensor, ...]:
+        return (torch.stack([torch.randn(1, 1, 1, generator=g) for g in generators(seed, len(x))]),)
+
+    def generate(
+        self, x: Tensor, cond: Tensor, drawn: Sequence[Tensor], *, strength: float = 0.3, steps: int = 1
     ) -> Tensor:
-        shift = torch.stack([torch.rand(1, 1, 1, generator=g) for g in generators(seed, len(x))])
+        return x + strength * self.net(x.to(self.dtype)) + 0.2 * cond + 0.02 * drawn[0].to(x)
+
+    def edit(
+        self,
+        x: Tensor,
+        cond: Tensor,
+        *,
+        seed: int | Sequence[int],
+        on_step: OnStep | None = None,
+        strength: float = 0.3,
+        steps: int = 1,
+    ) -> Tensor:
         if on_step is not None:
             on_step(Step("edit", 1, 1))
-        return (x + strength * self.net(x) + 0.2 * cond + 0.02 * shift).clamp(0, 1)
+        return self.generate(x, cond, self.draws(x, seed), strength=strength).clamp(0, 1)
 
 
 class ToyJudge:

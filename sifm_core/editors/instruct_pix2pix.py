@@ -103,10 +103,6 @@ class InstructPix2Pix(LatentEditor):
         text = torch.zeros(n, tokens, self.pipe.unet.config.cross_attention_dim, device=self.device, dtype=self.dtype)
         return Cond(text, text, torch.zeros(n, tokens, dtype=torch.bool, device=self.device))
 
-    def words(self, cond: Cond) -> Tensor:
-        """Which text positions are words of the prompt, (B, tokens) bool."""
-        return cond.words
-
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The U-Net at timestep ``t`` (B,), conditioned on the prompt and on the source's own latent, unscaled."""
         signal, spread = self.mix(t, z)

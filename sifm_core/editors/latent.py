@@ -6,40 +6,30 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import ImageError, InputError, unknown
 from ..memory import enough
-from ..types import Image, Latent, OnStep, Step
+from ..types import Editor, Image, Latent, OnStep, Step
 from . import folder as folders
+from .attention import watched
 
 LOADED = ("size", "t5_tokens")
 """Settings that are fixed when an editor is loaded; the others are also options of each edit."""
 
 
-class LatentEditor:
+class LatentEditor(Editor):
     """A frozen diffusers pipeline seen as an editor; families add denoise, target, edit and how a prompt is encoded."""
 
-    family: str
-    layer_presets: Mapping[str, tuple[str, ...]]
-    net: nn.Module
-    prepare: Any
-    blank: Any
-    words: Any
     positions_at_once: int
     """Latent positions (height x width) that the network runs at once with gradients, in 16 bits a number."""
-    mix: Any
-    denoise: Any
-    target: Any
-    draws: Any
-    generate: Any
-    edit: Any
 
     def __init__(
         self,
@@ -80,9 +70,7 @@ class LatentEditor:
         with enough(f"the networks of {self.name}", device):
             self.pipe.to(device)
         if checkpointing:
-            networks: list[Any] = [self.net, self.pipe.vae]
-            for network in networks:
-                network.enable_gradient_checkpointing()
+            self.checkpoint()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -108,7 +96,7 @@ class LatentEditor:
                 network.to(self.device)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """sha256 over the configuration and the weights, computed when first asked for."""
         return folders.fingerprint(self._folder, self._parts)
 
@@ -126,12 +114,41 @@ class LatentEditor:
         positions = math.prod(side // self.pipe.vae_scale_factor for side in (height, width))
         return max(1, self.positions_at_once * 2 // self.dtype.itemsize // positions)
 
-    def join(self, conds: Sequence[Any]) -> Any:
-        """The conditions of several batches as those of one."""
-        if len(conds) == 1:
-            return conds[0]
-        columns = zip(*(vars(cond).values() for cond in conds), strict=True)
-        return type(conds[0])(*map(torch.cat, columns))
+    def networks(self) -> dict[str, nn.Module]:
+        """The pipeline's, and the text encoders that wait on the CPU."""
+        parts = self.pipe.components | self._readers
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    def embeddings(self, cond: Any) -> Tensor:
+        """What the text encoders make of the prompts, (B, tokens, width)."""
+        return cond.prompt
+
+    def words(self, cond: Any) -> Tensor:
+        """Which text positions are words of the prompt, (B, tokens) bool."""
+        return cond.words
+
+    def attention(self) -> AbstractContextManager[tuple[list[str], list[Tensor]]]:
+        """As :meth:`Editor.attention` says, beside what the layers compute: fused kernels hide it."""
+        return watched(self.net)
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Gradient checkpointing inside the block; the network's own setting is restored."""
+        net: Any = self.net
+        if net.is_gradient_checkpointing:
+            yield
+            return
+        net.enable_gradient_checkpointing(_RECOMPUTED)
+        try:
+            yield
+        finally:
+            net.disable_gradient_checkpointing()
+
+    def checkpoint(self) -> None:
+        """Let network and autoencoder compute activations again on the way back from now on."""
+        networks: list[Any] = [self.net, self.pipe.vae]
+        for network in networks:
+            network.enable_gradient_checkpointing(_RECOMPUTED)
 
     def encode(self, x: Image, noise: Latent | None = None) -> Latent:
         """Posterior mode, (mode - shift) * scale, (B, c, h, w): deterministic and differentiable; at least float32.
@@ -214,6 +231,10 @@ class LatentEditor:
             if value is not None:
                 merged[name] = folders.positive(name, value, whole=isinstance(merged[name], int))
         return merged
+
+
+_RECOMPUTED = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+"""Nothing is drawn in a frozen network."""
 
 
 def run(pipe: Any, **arguments: Any) -> Any:

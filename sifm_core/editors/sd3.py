@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..noise import Seed, generators
@@ -99,6 +99,11 @@ class StableDiffusion3(LatentEditor):
             "last": _blocks(n - max(1, n // 4), n),
         }
 
+    def hidden(self, module: nn.Module, output: Any) -> Any:
+        """The picture's stream is the second that a joint block puts out."""
+        joint = isinstance(module, type(self.net.transformer_blocks[0]))  # type: ignore[index]
+        return output[1] if joint else output
+
     def prepare(self, prompts: Sequence[str]) -> Cond:
         """Embed one prompt per image. Raises InputError for a prompt longer than the longest text encoder reads."""
 
@@ -124,10 +129,6 @@ class StableDiffusion3(LatentEditor):
         text = torch.zeros(n, tokens, config.joint_attention_dim, **kind)
         pooled = torch.zeros(n, config.pooled_projection_dim, **kind)
         return Cond(text, text, pooled, pooled, torch.zeros(n, tokens, dtype=torch.bool, device=self.device))
-
-    def words(self, cond: Cond) -> Tensor:
-        """Which text positions, CLIP's and then T5's, are words of the prompt, (B, tokens) bool."""
-        return cond.words
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The transformer's velocity at timestep ``t`` (B,), for the source's latent mixed with noise by t."""

@@ -6,14 +6,10 @@ attack: minimise ||f(x + delta) - x_target||_2 over ||delta||_inf <= eps, f the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
 from ..gradients import direct
@@ -66,7 +62,7 @@ def build(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
     chosen = dict(edit_options or {})
-    strength = chosen.get("strength") or getattr(editor, "settings", {}).get("strength", 1)
+    strength = chosen.get("strength") or editor.settings.get("strength", 1)
     if "steps" in chosen:
         raise InputError("edit_options: expected no steps; how many the gradient passes is edit_steps")
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not strength > 0:
@@ -84,7 +80,7 @@ def build(
 
     def gradient(x_adv: Image, *drawn: Tensor) -> Gradient:
         count = len(drawn) // repeats
-        with _recomputing(editor.net):
+        with editor.recomputing():
             each = [direct(distance).gradient(x_adv, *drawn[k * count :][:count]) for k in range(repeats)]
         return Gradient(torch.stack([g.loss for g in each]).mean(0), torch.stack([g.grad for g in each]).mean(0))
 
@@ -105,16 +101,3 @@ def _steps(wanted: int, strength: float) -> int:
                 "the edit would begin at pure noise"
             )
     return n
-
-
-@contextmanager
-def _recomputing(net: Any) -> Iterator[None]:
-    """Gradient checkpointing inside the block; the network's own setting is restored."""
-    if net.is_gradient_checkpointing:
-        yield
-        return
-    net.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
-    try:
-        yield
-    finally:
-        net.disable_gradient_checkpointing()

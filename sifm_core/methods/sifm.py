@@ -97,7 +97,7 @@ def build(
     conds = [cond, *(editor.prepare([prompt] * len(x)) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
     def phi(z: Latent, batch: Rows) -> list[Tensor]:  # Eq. 3
-        features = capture(editor.net, paths, lambda: batch.denoise(editor, z))
+        features = capture(editor.net, paths, lambda: batch.denoise(editor, z), editor.hidden)
         return _aggregate({path: feature.to(z.dtype) for path, feature in features.items()}, aggregation)
 
     def term(z: Latent, *, batch: Rows, phi_orig: list[Tensor]) -> dict[str, Tensor]:

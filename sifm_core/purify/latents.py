@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import InputError
 from ..images import resize
 from ..noise import Seed, normal
-from ..types import Image, Latent, OnStep, Step
+from ..types import Editor, Image, Latent, OnStep, Step
 
 STRIDE = 10
 """Timesteps (of 1000) in one reverse step."""
 
 
-def needed(editor: Any, name: str) -> Any:
+def needed(editor: Editor | None, name: str) -> Editor:
     """The editor, or an InputError that says what ``name`` needs one for."""
     if editor is None:
         raise InputError(
@@ -27,18 +25,18 @@ def needed(editor: Any, name: str) -> Any:
     return editor
 
 
-def at_work_size(editor: Any, image: Image, purify: Callable[[Image], Image]) -> Image:
+def at_work_size(editor: Editor, image: Image, purify: Callable[[Image], Image]) -> Image:
     """``purify`` on ``image`` at the size that the editor takes, and back to its own size and device."""
     height, width = image.shape[-2:]
     return resize(purify(resize(image, editor.work_size(height, width))).to(image), (height, width))
 
 
-def decode(editor: Any, z: Latent) -> Image:
+def decode(editor: Editor, z: Latent) -> Image:
     """The picture of a scaled latent: (B, c, h, w) -> (B, 3, H, W) float32 in [0, 1], differentiable."""
     return editor.decode(z).float().clamp(0, 1)
 
 
-def noise_and_denoise(editor: Any, z: Latent, share: float, seed: Seed, on_step: OnStep | None = None) -> Latent:
+def noise_and_denoise(editor: Editor, z: Latent, share: float, seed: Seed, on_step: OnStep | None = None) -> Latent:
     """Noise ``z`` to that share of the schedule and take the noise away again by DDIM (Euler for flows), no prompt.
 
     Every network is asked for its unconditional prediction: a zero latent as the source and all of the noised latent as
@@ -69,11 +67,9 @@ def noise_and_denoise(editor: Any, z: Latent, share: float, seed: Seed, on_step:
     return z
 
 
-def _mix(editor: Any, t: int) -> tuple[float, float]:
+def _mix(editor: Editor, t: int) -> tuple[float, float]:
     """Shares of the clean latent and of the noise at timestep ``t``; (1, 0) at 0, the end."""
     if t == 0:
         return 1.0, 0.0
-    alphas: Tensor | None = getattr(editor.pipe.scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        return 1 - t / editor.num_train_timesteps, t / editor.num_train_timesteps
-    return float(alphas[t].double().sqrt()), float((1 - alphas[t].double()).sqrt())
+    signal, spread = editor.mix(torch.tensor([t]), torch.zeros(1, 1, 1, 1, dtype=torch.float64))
+    return float(signal), float(spread)

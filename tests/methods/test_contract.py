@@ -6,7 +6,6 @@ import inspect
 
 import pytest
 import torch
-from torch import nn
 
 from fakes import images
 from sifm_core import pipeline
@@ -23,8 +22,11 @@ GRADIENT = [name for name in METHODS if hasattr(get_method(name), "build")]
 DESCENDED = [name for name in GRADIENT if not getattr(get_method(name), "STOP_GRADIENT", False)]
 
 
-@pytest.fixture(scope="module", params=["ip2p", "sd3"])
+@pytest.fixture(scope="module", params=["ip2p", "sd3", "toy"])
 def editor(request: pytest.FixtureRequest) -> Editor:
+    """Two of diffusers' families, and one of plain torch that knows nothing of diffusers."""
+    if request.param == "toy":
+        return ToyEditor(torch.float64)
     return load_editor(request.getfixturevalue(f"{request.param}_folder"), device="cpu", dtype="float64", steps=3)
 
 
@@ -121,12 +123,12 @@ def test_an_interrupt_leaves_nothing_behind(name: str, editor: Editor) -> None:
     def stop(step: Step) -> None:
         raise Stop
 
-    parts = [part for part in editor.pipe.components.values() if isinstance(part, nn.Module)]
+    parts = list(editor.networks().values())
     modules = [module for part in parts for module in part.modules()]
 
     def state() -> list[object]:
         hooks = [dict(h) for m in modules for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
-        return [*hooks, *(m.training for m in modules), dict(editor.net.attn_processors)]
+        return [*hooks, *(m.training for m in modules), dict(getattr(editor.net, "attn_processors", {}))]
 
     build(
         name, editor, images(1).double(), PROMPTS[:1]

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,8 +33,7 @@ class World:
 
     def __init__(self, truth, prediction="noise", size=32):
         self.truth, self.prediction, self.size = self.encode(truth), prediction, size
-        schedule = {} if prediction == "flow" else {"alphas_cumprod": torch.linspace(0.999, 0.001, 1000)}
-        self.pipe = SimpleNamespace(scheduler=SimpleNamespace(**schedule))
+        self.alphas = torch.linspace(0.999, 0.001, 1000)
 
     def work_size(self, height, width):
         return self.size, self.size
@@ -49,21 +47,21 @@ class World:
     def prepare(self, prompts):
         assert set(prompts) == {""}
 
-    def mix(self, t):
+    def mix(self, t, like):
         t = t.reshape(-1, 1, 1, 1)
         if self.prediction == "flow":
             return 1 - t / 1000, t / 1000
-        alpha = self.pipe.scheduler.alphas_cumprod[t]
+        alpha = self.alphas[t].to(like)
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     def denoise(self, z, noise, t, cond):
         assert not z.any()  # the source must not be shown to the network
-        signal, spread = self.mix(t)
+        signal, spread = self.mix(t, noise)
         truth = self.truth[: len(noise)]
         return self.target(truth, (spread * noise - signal * truth) / spread, t)
 
     def target(self, z, noise, t):
-        signal, spread = self.mix(t)
+        signal, spread = self.mix(t, noise)
         return {"noise": noise, "flow": noise - z, "sample": z, "v": signal * noise - spread * z}[self.prediction]
 
 
