@@ -306,7 +306,12 @@ def test_prompts_that_were_not_compared_are_null_with_the_reason(tmp_path):
 
     one = samples(1)[0]
     some = [one, replace(one, prompt="something else", kind="unseen")]
-    for editor, said in ((ToyEditor(), "toy does not show"), (Deaf(), "no ears")):
+
+    class Wordless(ToyEditor):
+        def words(self, cond):
+            return torch.zeros(len(cond), 1, dtype=torch.bool)
+
+    for editor, said in ((Wordless(), "toy finds no words"), (Deaf(), "no ears")):
         records = bench.run(
             toy_grid(samples=some, editors=[editor], rows=ROWS[:1], batch=1, compare_prompts=True),
             Store(tmp_path / type(editor).__name__),
@@ -370,7 +375,9 @@ def test_a_changed_method_is_protected_anew_and_no_other(tmp_path, monkeypatch):
 
 def test_another_number_type_is_another_plan(tmp_path):
     class Half(ToyEditor):
-        dtype = torch.float16
+        def __init__(self):
+            super().__init__()
+            self.dtype = torch.float16
 
     plans = []
     for editor in (ToyEditor(), Half()):

@@ -235,7 +235,7 @@ def test_balanced_brings_each_terms_gradient_at_the_latent_to_its_length(familie
 
     def phi(z: Tensor, k: int) -> Tensor:
         run = lambda: editor.denoise(z, noises[k], torch.tensor([times[k]] * 2), cond)  # noqa: E731
-        return capture(editor.net, [layer], run)[layer].flatten(1)
+        return capture(editor.net, [layer], run, editor.hidden)[layer].flatten(1)
 
     leaf = x.clone().requires_grad_()
     encoded = editor.encode(leaf)
@@ -319,7 +319,7 @@ def test_the_distance_alone_starts_from_noise_or_is_refused(editor: Editor) -> N
 def test_timesteps(editor: Editor, monkeypatch: pytest.MonkeyPatch, timesteps: object, expected: list[int]) -> None:
     ran: list[int] = []
     denoise = editor.denoise
-    monkeypatch.setattr(editor, "denoise", lambda z, n, t, c: ran.append(int(t[0])) or denoise(z, n, t, c))
+    monkeypatch.setattr(editor, "denoise", lambda z, n, t, c: ran.extend(t.tolist()) or denoise(z, n, t, c))
     sifm.build(editor, images(1).double(), editor.prepare(["cat"]), timesteps=timesteps)
     assert ran == expected
 
