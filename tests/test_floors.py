@@ -13,6 +13,7 @@ FLOORS = [
     {
         "images",
         "memory",
+        "pretrained",
         "counting",
         "noise",
         "features",

@@ -16,8 +16,8 @@ import torch
 from ..errors import EditorError, InputError, SifmError
 from ..files import in_cache, read_text, sha256_of
 from ..memory import enough
+from ..pretrained import LIBRARIES, is_part, networks
 
-_LIBRARIES = ("diffusers", "transformers")
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 _WEIGHTLESS = ("scheduler", "tokenizer")
@@ -120,7 +120,7 @@ def check(folder: Path, parts: Sequence[str]) -> None:
         entry = index.get(part)
         if entry is None or not is_part(entry):
             raise EditorError(f"{folder} has no {part} in its model_index.json: give a folder with the whole pipeline")
-        if entry[0] not in _LIBRARIES:
+        if entry[0] not in LIBRARIES:
             raise EditorError(f"{folder}: {part} is of {entry[0]!r}, and code from elsewhere is never run; convert it")
         kind = part.rstrip("_23")
         file = folder / part / _CONFIGS.get(kind, "config.json")
@@ -166,18 +166,13 @@ def fingerprint(folder: Path, parts: Sequence[str]) -> str:
 def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
     """The folder as a frozen pipeline of class ``kind`` on the CPU; ``parts`` replace the folder's, None omits one.
 
-    Raises EditorError when a part does not load, or memory is too small.
+    Raises EditorError when a part does not load or lacks weights, or memory is too small.
     """
     try:
         with _quiet(), enough(f"loading {folder}", torch.device("cpu")):
-            pipe = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                **parts,
-            ).to("cpu")
+            here: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+            whole = networks(kind, folder, but=parts, **here)
+            pipe = kind.from_pretrained(folder, **here, trust_remote_code=False, **whole, **parts).to("cpu")
     except SifmError:
         raise
     except Exception as error:  # what another folder's configuration makes the libraries raise is nearly anything
@@ -232,11 +227,6 @@ def positive(name: str, value: Any, *, whole: bool, kind: type[SifmError] = Inpu
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < math.inf:
         raise kind(f"{name}: expected a {'whole ' if whole else ''}number above 0, got {value!r}")
     return value if whole else float(value)
-
-
-def is_part(entry: Any) -> bool:
-    """Is this entry of a model_index.json a part of the pipeline: [library, class]?"""
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(item, str) for item in entry)
 
 
 def _shards(weight_map: Any) -> set[str]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from ..errors import EditorError, SifmError
+from ..pretrained import is_part
 from . import BUILTIN, family, local_folder
-from .folder import check_sizes, is_part, named, read_json, settings
+from .folder import check_sizes, named, read_json, settings
 from .latent import LatentEditor
 
 _CLIP_L: dict[str, Any] = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import InputError, JudgeError
 from ..files import in_cache
+from ..pretrained import whole
 from ..types import Judge
 from .client import Client, Reply
 from .rubric import Form, Part
@@ -37,7 +38,8 @@ class TransformersClient(Client):
         place = in_cache(self.model) if local else self.model
         try:
             self._processor: Any = AutoProcessor.from_pretrained(place, local_files_only=local, trust_remote_code=False)
-            self._model: Any = AutoModelForImageTextToText.from_pretrained(
+            self._model: Any = whole(
+                AutoModelForImageTextToText,
                 place,
                 local_files_only=local,
                 trust_remote_code=False,

@@ -14,6 +14,7 @@ import torch
 from ..errors import InputError, SifmError
 from ..files import in_cache
 from ..images import check_image
+from ..pretrained import Incomplete, whole
 from ..types import Image, Metric
 
 MODEL = "openai/clip-vit-large-patch14"
@@ -59,8 +60,10 @@ def _load(model: str) -> tuple[Any, Any]:
 
     try:
         with torch.inference_mode(False):
-            clip = CLIPModel.from_pretrained(in_cache(model), use_safetensors=True, **HERE).float().eval()
-            return clip, CLIPProcessor.from_pretrained(in_cache(model), **HERE)
+            clip = whole(CLIPModel, in_cache(model), use_safetensors=True, **HERE)
+            return clip.float().eval(), CLIPProcessor.from_pretrained(in_cache(model), **HERE)
+    except Incomplete as error:
+        raise SifmError(f"unavailable: {model}: {error}; get a new copy") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
         raise SifmError(
             f"unavailable: no CLIP model at {model}; put a folder of one there, or download it into the hub's cache "

@@ -11,6 +11,7 @@ from ..errors import SifmError
 from ..files import in_cache
 from ..images import resize
 from ..noise import Seed, fork, generators
+from ..pretrained import networks
 from ..types import Image, OnStep, Step
 from . import gaussian_noise
 
@@ -55,9 +56,10 @@ def _load(source: str, device: torch.device) -> Any:
     from diffusers import StableDiffusionUpscalePipeline
 
     try:
-        pipe = StableDiffusionUpscalePipeline.from_pretrained(
-            in_cache(source, "model_index.json"), local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        folder = in_cache(source, "model_index.json")
+        here: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+        whole = networks(StableDiffusionUpscalePipeline, folder, **here)
+        pipe = StableDiffusionUpscalePipeline.from_pretrained(folder, **here, trust_remote_code=False, **whole)
     except Exception as error:  # what a folder that is none makes diffusers raise is nearly anything
         raise SifmError(
             f"noisy_upscale: expected a StableDiffusionUpscalePipeline at {source}, but it cannot be loaded; "

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors as hub
+from safetensors.torch import load_file, save_file
 
 from fakes import images
 from sifm_core import editors
@@ -164,6 +165,37 @@ def test_a_spoilt_folder_is_refused_with_what_is_wrong(folder: Path, name: str, 
     spoil(name, folder)
     with pytest.raises(EditorError, match=message):
         load_editor(folder, device="cpu")
+
+
+def without(file: Path, names: list[str]) -> None:
+    """Take weights out of a safetensors file, and put one in that no network has a place for."""
+    weights = load_file(file)
+    for name in names:
+        del weights[name]
+    save_file(weights | {"of_another_network": torch.ones(2)}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        *(("ip2p_folder", part) for part in ("unet", "vae", "text_encoder")),
+        *(("sd3_folder", part) for part in ("transformer", "vae", "text_encoder_2", "text_encoder_3")),
+    ],
+)
+def test_weights_that_partly_miss_are_named_and_nothing_random_stands_for_them(
+    family: str, part: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(request.getfixturevalue(family), tmp_path / "editor"))
+    (file,) = (folder / part).glob("*.safetensors")
+    names = sorted(load_file(file))
+    without(file, [])
+    load_editor(folder, device="cpu")
+    for missing in (names[-2:-1], names[1:-2]):
+        without(file, missing)
+        with pytest.raises(EditorError, match=f"could not be loaded: the files of {part} lack weights") as refused:
+            load_editor(folder, device="cpu")
+        assert missing[0] in str(refused.value) and len(str(refused.value)) < 700
+        assert ("more" in str(refused.value)) == (len(missing) > 3)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from judges.servers import QUALITY, SEMANTIC, case
 from sifm_core.errors import JudgeError
@@ -106,6 +108,17 @@ def test_an_answer_of_the_model_is_read(folder, monkeypatch):
     (verdict,) = judge.judge([case("make it night")])
     assert seen == [((2, 3, 16, 16), True)] * 2, "two pictures and the instruction, in two calls"
     assert (verdict.state, verdict.semantic_mismatch, verdict.perceptual_degradation) == ("ok", True, False)
+
+
+def test_a_judge_whose_weights_partly_miss_is_refused(folder, tmp_path):
+    spoilt = shutil.copytree(folder, tmp_path / "spoilt")
+    weights = load_file(spoilt / "model.safetensors")
+    missing = next(name for name in weights if "o_proj" in name)
+    save_file(
+        {name: weights[name] for name in weights.keys() - {missing}}, spoilt / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(JudgeError, match=r"spoilt lack weights of a Llava.*o_proj"):
+        load_judge(f"transformers:{spoilt}", device="cpu")
 
 
 def test_a_folder_without_a_model_is_a_clear_error(tmp_path):

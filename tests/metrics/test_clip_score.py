@@ -1,5 +1,8 @@
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 import fakes
@@ -43,6 +46,14 @@ def test_a_missing_model_is_none_with_its_reason(tmp_path):
         assert first.value is None
         assert "unavailable" in first.reason
         assert model in first.reason
+
+
+def test_a_model_with_missing_weights_gives_no_score_and_says_which(folder, tmp_path):
+    spoilt = shutil.copytree(folder, tmp_path / "spoilt")
+    weights = load_file(spoilt / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "visual_projection.weight"}, spoilt / "model.safetensors")
+    (metric,) = clip_score(torch.rand(1, 3, 32, 32), ["a"], model=str(spoilt))
+    assert metric.value is None and "spoilt lack weights of a CLIPModel: visual_projection.weight" in metric.reason
 
 
 def test_bad_input(folder):

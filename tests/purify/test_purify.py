@@ -9,6 +9,7 @@ import scipy.ndimage
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
 from PIL import Image as Pil
+from safetensors.torch import load_file, save_file
 from skimage import data
 
 import fakes
@@ -351,6 +352,12 @@ def test_noisy_upscale_runs_the_pipeline_and_keeps_the_size(tmp_path, monkeypatc
     assert torch.equal(after, purify.apply(image, "noisy_upscale:0.1", upscaler=str(tmp_path), seed=[1, 2]))
     alone = purify.apply(image[1:], "noisy_upscale:0.1", upscaler=str(tmp_path), seed=2)
     assert torch.allclose(after[1:], alone, atol=1e-4)
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: weights[name] for name in sorted(weights)[1:]}, file, {"format": "pt"})
+    noisy_upscale._load.cache_clear()
+    with pytest.raises(SifmError, match="the files of text_encoder lack weights"):
+        purify.apply(image, "noisy_upscale", upscaler=str(tmp_path))
     with pytest.raises(SifmError, match=r"expected a StableDiffusionUpscalePipeline at .*nowhere"):
         purify.apply(image, "noisy_upscale", upscaler=str(tmp_path / "nowhere"))
 
