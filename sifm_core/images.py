@@ -325,18 +325,18 @@ def from_uint8(array: np.ndarray) -> Tensor:
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:
-    """``image`` at ``size`` (height, width): Pillow's antialiased bicubic, clamped to [0, 1], differentiable.
-
-    Black and white have a gradient as well: torch's clamp has none at its ends.
-    """
+    """``image`` at ``size`` (height, width): Pillow's antialiased bicubic, clamped to [0, 1], differentiable."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     small = F.interpolate(image, tuple(size), mode="bicubic", antialias=True, align_corners=False)
-    if not small.requires_grad:
-        return small.clamp_(0, 1)
-    clamped = small.detach().clamp(0, 1)
-    inside = (small.detach() - clamped).abs() < _TINY
-    return torch.where(inside, small + (clamped - small.detach()), clamped)
+    return clamp(small) if small.requires_grad else small.clamp_(0, 1)
+
+
+def clamp(x: Tensor, most: float = 1.0) -> Tensor:
+    """``x`` clamped to [0, ``most``]. Black and white have a gradient as well: torch's clamp has none at its ends."""
+    clamped = x.detach().clamp(0, most)
+    inside = (x.detach() - clamped).abs() < most * _TINY
+    return torch.where(inside, x + (clamped - x.detach()), clamped)
 
 
 def on_grid(image: Image) -> Image:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError, unknown
-from .images import resize
+from .images import clamp, resize
 from .noise import Seed, generators, normal
 from .types import Image
 
@@ -64,18 +64,12 @@ def through(x: Image, transforms: Sequence[Transform], seed: Seed) -> Image:
 def jpeg(x: Image, quality: float) -> Image:
     """``x`` (B, 3, H, W) in [0, 1] as a JPEG file of ``quality`` 1 to 100 gives it back, 4:2:0 as most files are.
 
-    ITU-T T.81 with the tables of its annex K scaled as libjpeg does, and JFIF's colours. Rounding is exact forwards and
-    has slope 1 backwards (straight-through), so that the gradient is that of the same steps without it.
+    ITU-T T.81 with the tables of its annex K scaled as libjpeg does, and JFIF's colours. The gradient is that of the
+    same steps without rounding (straight-through), where the cosine transform and its inverse leave no trace.
     """
-    height, width = x.shape[-2:]
-    padded = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate") * 255
-    planes = _round(torch.einsum("ij,bjhw->bihw", _YCC.to(x), padded)) - _GREY.to(x)
-    luma = _blocks(planes[:, :1], _LUMA, quality)
-    chroma = F.interpolate(
-        _blocks(_round(F.avg_pool2d(planes[:, 1:], 2)), _CHROMA, quality), scale_factor=2, mode="bilinear"
-    )
-    back = torch.einsum("ij,bjhw->bihw", _YCC.inverse().to(x), torch.cat([luma, chroma], dim=1) + _GREY.to(x))
-    return _round(back[..., :height, :width].clamp(0, 255)) / 255
+    file = _coded(x.detach(), lambda plane, table: _blocks(plane, table, quality), Tensor.round)
+    plain = _coded(x, lambda plane, table: plane, lambda values: values)
+    return file + (plain - plain.detach())
 
 
 def blur(x: Image, sigma: float) -> Image:
@@ -96,7 +90,7 @@ def rescale(x: Image, factor: float) -> Image:
 
 def noisy(x: Image, sigma: float, seed: int) -> Image:
     """Gaussian noise of standard deviation ``sigma``, clipped to [0, 1]."""
-    return (x + sigma * normal(x.shape, seed).to(x)).clamp(0, 1)
+    return clamp(x + sigma * normal(x.shape, seed).to(x))
 
 
 KINDS: dict[str, Kind] = {
@@ -129,23 +123,31 @@ def _range(text: str) -> tuple[float, float]:
         return math.nan, math.nan
 
 
+def _coded(x: Image, coded: Callable[[Tensor, Tensor], Tensor], rounded: Callable[[Tensor], Tensor]) -> Image:
+    """To planes of brightness and, half as large, of colour, each ``coded`` with its table, and back."""
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate") * 255
+    planes = rounded(torch.einsum("ij,bjhw->bihw", _YCC.to(x), padded)) - _GREY.to(x)
+    luma = coded(planes[:, :1], _LUMA)
+    chroma = coded(rounded(F.avg_pool2d(planes[:, 1:], 2)), _CHROMA)
+    restored = torch.cat([luma, F.interpolate(chroma, scale_factor=2, mode="bilinear")], dim=1) + _GREY.to(x)
+    back = torch.einsum("ij,bjhw->bihw", _YCC.inverse().to(x), restored)
+    return rounded(clamp(back[..., :height, :width], 255)) / 255
+
+
 def _blocks(plane: Tensor, table: Tensor, quality: float) -> Tensor:
     """Planes (B, c, H, W) of whole 8x8 blocks after the transform, quantisation and back."""
     batch, channels, height, width = plane.shape
     dct, steps = _dct().to(plane), _steps(table, quality).to(plane)
     blocks = plane.reshape(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
     coefficients = dct @ blocks @ dct.T
-    restored = _round(dct.T @ (_round(coefficients / steps) * steps) @ dct)
+    restored = (dct.T @ ((coefficients / steps).round() * steps) @ dct).round()
     return restored.transpose(3, 4).reshape(batch, channels, height, width)
 
 
 def _steps(table: Tensor, quality: float) -> Tensor:
     scale = 5000 / quality if quality < 50 else 200 - 2 * quality
     return ((table * scale + 50) / 100).floor().clamp(1, 255)
-
-
-def _round(x: Tensor) -> Tensor:
-    return x + (x.detach().round() - x.detach())
 
 
 @cache

@@ -68,6 +68,23 @@ def test_every_transform_keeps_size_range_and_gradient(spec: str) -> None:
     assert bool(torch.autograd.grad(y.square().sum(), x)[0].any())
 
 
+@pytest.mark.parametrize("shade", [0.0, 1.0])
+@pytest.mark.parametrize("spec", ["none", "jpeg:10", "jpeg:75", "jpeg:99", "resize:0.5", "noise:0", "blur:1.0"])
+def test_black_and_white_have_a_gradient_through_every_transform(spec: str, shade: float) -> None:
+    x = picture()
+    x[..., 8:32, 8:40] = shade
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(through(x, parse([spec]), 5).sum(), x)
+    assert bool((grad[..., 16:24, 16:32] > 0.9).all()), "as many as where nothing is clipped"
+
+
+def test_what_noise_takes_out_of_range_has_no_gradient_and_the_rest_has_all_of_it() -> None:
+    x = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    y = noisy(x, 0.1, 3)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad, (y > 0).float()) and 0.3 < float(grad.mean()) < 0.7
+
+
 def test_each_image_draws_its_own_and_a_batch_equals_its_images() -> None:
     x, chosen = torch.cat([picture(seed=s) for s in range(3)]), parse(["jpeg:20-90", "noise:0.1", "blur:0.5-2"])
     batch = through(x, chosen, [7, 8, 9])
