@@ -26,7 +26,7 @@ from .noise import Seed, fork, generators
 from .pgd import SCHEDULES, Ball, Schedule, Update, pgd
 from .transforms import parse
 from .transforms import through as transformed
-from .types import Case, Editor, GradFn, Gradient, Image, Judge, Metric, OnStep, Step, Verdict
+from .types import Case, Editor, GradFn, Image, Judge, Metric, OnStep, Sampled, Step, Verdict
 
 EPS, STEPS, ALPHA = (methods.EQUAL_BUDGET[name] for name in ("eps", "steps", "alpha"))
 MOST = 1_000_000
@@ -122,13 +122,9 @@ def immunize(
         x, inside = resize(x0, size), f"{len(x0)} picture(s) at {size[1]}x{size[0]} in {editor.name}"
         with enough(inside, editor.device):
             inner = module.build(editor, x, editor.prepare(prompts), **given, **options)
-        inner = replayed(inner if size == tuple(x0.shape[-2:]) else through_resize(inner, size))
-
-        def grad_fn(x: Image, step: int) -> Gradient:
-            with enough(inside, editor.device):
-                return inner(x, step)
-
-        return grad_fn
+        within = enough(inside, editor.device)
+        inner = Sampled(inner.draw, within(inner.gradient)) if isinstance(inner, Sampled) else within(inner)
+        return replayed(inner if size == tuple(x0.shape[-2:]) else through_resize(inner, size))
 
     def rows(editor: Editor) -> dict[str, int]:
         """How many rows its network ran at once, of a method for which that matters."""
@@ -222,10 +218,12 @@ def edit(
         )
         image = image.mul(255).round().div(255)
     height, width = image.shape[-2:]
-    x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))
-    with enough(f"an edit of {len(x)} picture(s) at {x.shape[-2]}x{x.shape[-1]}", editor.device):
-        edited = editor.edit(x, editor.prepare(prompts), seed=seed, on_step=on_step, **options)
-    return resize(edited.float().cpu(), (height, width)).clamp(0, 1).mul_(255).round_().div_(255)
+    shown = f"{len(image)} picture(s) of {width}x{height} pixels"
+    with enough(shown, editor.device, pictures=True):
+        x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))
+        with enough(f"an edit of {len(x)} picture(s) at {x.shape[-2]}x{x.shape[-1]}", editor.device):
+            edited = editor.edit(x, editor.prepare(prompts), seed=seed, on_step=on_step, **options)
+        return resize(edited.float().cpu(), (height, width)).clamp(0, 1).mul_(255).round_().div_(255)
 
 
 def judge(

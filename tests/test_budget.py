@@ -144,6 +144,25 @@ def test_running_out_of_memory_says_what_to_lower(ip2p_folder, monkeypatch: pyte
         pipeline.edit(fakes.images(), editor, prompt="a")
 
 
+@pytest.mark.parametrize("verb", ["immunize", "edit"])
+def test_running_out_of_memory_at_the_pictures_own_size_is_not_blamed_on_the_editors(
+    ip2p_folder, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    editor, plain = load_editor(ip2p_folder, device="cpu", size=16, steps=2), torch.nn.functional.interpolate
+
+    def full(x: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
+        if named.get("antialias") and (x.requires_grad or verb == "edit"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(x, *given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", full)
+    with pytest.raises(EditorError, match=r"cpu for 2 picture\(s\) of 28x20 pixels: make them smaller or fewer"):
+        if verb == "edit":
+            pipeline.edit(fakes.images(2, (20, 28)), editor, prompt="a")
+        else:
+            pipeline.immunize(fakes.images(2, (20, 28)), editor, **FAST)
+
+
 def test_other_errors_of_the_runtime_come_through(ip2p_folder, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = load_editor(ip2p_folder, device="cpu", size=16)
     monkeypatch.setattr(editor, "denoise", lambda *_: torch.zeros(2) + torch.zeros(3))
