@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sifm_core import pipeline
-from sifm_core.bench.grid import LOOP
 from sifm_core.errors import InputError
+from sifm_core.loop import LOOP
 from sifm_core.store import Store, fingerprint
 from sifm_core.types import Image, Measured, Metric, OnStep, Record, RecordInfo, Step, Verdict
 from sifm_core.verdicts import CLEAN

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from comfy_api.latest import io
 
-from sifm_core import methods, purify, transforms
+from sifm_core import methods, purify
 from sifm_core.errors import InputError
 from sifm_core.judges.openai_compatible import URL
-from sifm_core.pgd import Ball, Schedule, Update
+from sifm_core.loop import LOOP, Loop, listed
+from sifm_core.options import Option
 
 from . import sockets
 
@@ -101,38 +102,57 @@ def chain_problem(chain: str | None) -> bool | str:
 def eot_problem(eot: str | None) -> bool | str:
     """True, or what is wrong with transforms typed into their widget; ones that come through a link are None."""
     try:
-        transforms.parse(eot or "")
+        Loop(eot=eot or "")
     except InputError as error:
         return str(error)
     return True
 
 
+RANGES: dict[str, dict[str, Any]] = {
+    "eps": {"min": 0.004, "max": 1.0, "step": 0.001, "round": False},
+    "steps": {"min": 1, "max": 10_000},
+    "alpha": {"min": 0.0001, "max": 1.0, "step": 0.0001, "round": False, "advanced": True},
+}
+"""The loop's budget, and what its widgets take."""
+HINTS = {
+    "eps": "0.03 is 7 of 255 levels.",
+    "alpha": "2/255 reaches the default budget in four steps.",
+    "schedule": "Those that decay go down to 1%.",
+    "eot": "Commas between several; empty: nothing.",
+}
+"""What a widget's tooltip says beside what every door says."""
+
+
+def budget_inputs() -> list[io.Input]:
+    """How much may change and in how many steps, in full sight; and the seed between them."""
+    eps, steps, alpha = (_loop_input(name) for name in RANGES)
+    return [eps, steps, seed_input(), alpha]
+
+
 def loop_inputs() -> list[io.Input]:
-    """What every method with a gradient can be told, folded; and a socket for a second editor."""
-
-    def combo(name: str, options: Sequence[str], tooltip: str) -> io.Input:
-        return io.Combo.Input(
-            name, options=list(options), default=options[0], optional=True, advanced=True, tooltip=tooltip
-        )
-
+    """What else every method with a gradient can be told, folded; and a socket for a second editor."""
     return [
         sockets.Editor.Input("also", optional=True, tooltip="A second editor to protect against at the same time."),
-        combo("ball", get_args(Ball), "What eps bounds: the largest change, or the root mean square of a picture's."),
-        combo("schedule", get_args(Schedule), "How the step size decays; linear and cosine go down to 1%."),
-        combo("update", get_args(Update), "Along the gradient (linf: its sign), or Adam's update."),
-        io.String.Input(
-            "eot",
-            default="",
-            optional=True,
-            advanced=True,
-            tooltip="What the protection is to survive, such as none, jpeg:50-95, resize:0.5, noise:0.02, blur:1; one "
-            "is drawn in each iteration. Empty: nothing.",
-        ),
-        combo("random_start", [*STARTS], "Start from noise inside the budget; auto: the method's own rule."),
+        *(_loop_input(name) for name in LOOP if name not in RANGES),
         io.Int.Input(
             "rows", default=0, min=0, max=100_000, optional=True, advanced=True, tooltip=_sentence(methods.ROWS)
         ),
     ]
+
+
+def _loop_input(name: str) -> io.Input:
+    kind, default, doc = LOOP[name]
+    tooltip = " ".join([doc, *([HINTS[name]] if name in HINTS else [])])
+    if name in RANGES:
+        number: Any = io.Int if kind is int else io.Float
+        return number.Input(name, default=default, tooltip=tooltip, **RANGES[name])
+    folded: dict[str, Any] = {"optional": True, "advanced": True}
+    if get_origin(kind) is Sequence:
+        return io.String.Input(name, default=",".join(default), tooltip=tooltip, **folded)
+    if kind == bool | None:
+        tooltip = tooltip.replace("default:", "auto:")
+    choices = list(STARTS if kind == bool | None else get_args(kind))
+    return io.Combo.Input(name, options=choices, default=choices[0], tooltip=tooltip, **folded)
 
 
 def _sentence(text: str) -> str:
@@ -140,11 +160,10 @@ def _sentence(text: str) -> str:
 
 
 def loop_options(widgets: dict[str, Any]) -> dict[str, Any]:
-    """The engine's arguments for what stands in :func:`loop_inputs`, taken out of ``widgets``; not the socket."""
-    names = ("ball", "schedule", "update", "eot", "random_start", "rows")
-    taken: dict[str, Any] = {name: widgets.pop(name) for name in names if name in widgets}
+    """The engine's settings for what stands in the loop's widgets, taken out of ``widgets``; not the socket."""
+    taken: dict[str, Any] = {name: widgets.pop(name) for name in (*LOOP, "rows") if name in widgets}
     if "eot" in taken:
-        taken["eot"] = [part.strip() for part in taken["eot"].split(",") if part.strip()]
+        taken["eot"] = list(listed(taken["eot"]))
     if "random_start" in taken:
         taken["random_start"] = STARTS[taken["random_start"]]
     return taken
@@ -170,7 +189,7 @@ def method_options(name: str, widgets: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _input(name: str, option: methods.Option) -> io.Input | None:
+def _input(name: str, option: Option) -> io.Input | None:
     about = {"default": option.default, "tooltip": option.doc, "advanced": True}
     if option.type is Any:
         return io.Image.Input(name, optional=True, tooltip=option.doc) if name.endswith("_image") else None

@@ -22,6 +22,7 @@ from . import sockets
 from ._attacks import Protection
 from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
 from ._inputs import (
+    budget_inputs,
     choice_problem,
     eot_problem,
     loop_inputs,
@@ -30,7 +31,6 @@ from ._inputs import (
     method_options,
     prompt_input,
     prompt_problem,
-    seed_input,
 )
 from ._store import editor_id, recall
 
@@ -75,18 +75,15 @@ class SifmImmunize(io.ComfyNode):
         image: Tensor,
         editor: ManagedEditor,
         prompt: str,
-        eps: float,
-        steps: int,
         seed: int,
-        alpha: float,
         mask: Tensor | None = None,
         hook: dict[str, Any] | None = None,
         also: ManagedEditor | None = None,
         **rest: Any,
     ) -> io.NodeOutput:
-        budget = {"eps": eps, "steps": steps, "alpha": alpha, "seed": seed, **loop_options(rest)}
+        loop = {"seed": seed, **loop_options(rest)}
         return _immunize(
-            image, editor, prompt, "sifm", method_options("sifm", rest) | (hook or {}), mask=mask, also=also, **budget
+            image, editor, prompt, "sifm", method_options("sifm", rest) | (hook or {}), mask=mask, also=also, **loop
         )
 
 
@@ -125,10 +122,7 @@ class SifmBaselineImmunize(io.ComfyNode):
         image: Tensor,
         editor: ManagedEditor,
         prompt: str,
-        eps: float,
-        steps: int,
         seed: int,
-        alpha: float,
         method: dict[str, Any],
         mask: Tensor | None = None,
         also: ManagedEditor | None = None,
@@ -136,8 +130,8 @@ class SifmBaselineImmunize(io.ComfyNode):
     ) -> io.NodeOutput:
         name = method["method"]
         options = method_options(name, {key: value for key, value in method.items() if key != "method"})
-        budget = {"eps": eps, "steps": steps, "alpha": alpha, "seed": seed, **loop_options(rest)}
-        return _immunize(image, editor, prompt, name, options, mask=mask, also=also, **budget)
+        loop = {"seed": seed, **loop_options(rest)}
+        return _immunize(image, editor, prompt, name, options, mask=mask, also=also, **loop)
 
 
 class SifmSaveProtected(io.ComfyNode):
@@ -185,29 +179,7 @@ def _common_inputs() -> list[io.Input]:
         io.Image.Input("image", tooltip="One picture or a batch; 8-bit values, any size."),
         sockets.Editor.Input("editor", tooltip="The editor to protect against."),
         prompt_input("An instruction that an attacker might give."),
-        io.Float.Input(
-            "eps",
-            default=pipeline.EPS,
-            min=0.004,
-            max=1.0,
-            step=0.001,
-            round=False,
-            tooltip="Budget: no value of any pixel changes by more than this, in [0, 1]. 0.03 is 7 of 255 levels.",
-        ),
-        io.Int.Input(
-            "steps", default=pipeline.STEPS, min=1, max=10_000, tooltip="Iterations of projected gradient descent."
-        ),
-        seed_input(),
-        io.Float.Input(
-            "alpha",
-            default=pipeline.ALPHA,
-            min=0.0001,
-            max=1.0,
-            step=0.0001,
-            round=False,
-            advanced=True,
-            tooltip="Step size in [0, 1]; 2/255 reaches the default budget in four steps.",
-        ),
+        *budget_inputs(),
         io.Mask.Input("mask", optional=True, tooltip="Where pixels may change; black stays as it is."),
     ]
 

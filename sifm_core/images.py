@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from torch import Tensor
 
 from .errors import BudgetError, ImageError, InputError
 from .files import write_atomically as write_atomically
+from .loop import Ball
 from .types import Image
 
 MIN_SIDE = 16
@@ -170,9 +171,7 @@ def check_image(image: Any, name: str = "image") -> Image:
     return image
 
 
-def round_to_budget(
-    x_adv: Image, x0: Image, eps: float, mask: Tensor | None = None, ball: Literal["linf", "l2"] = "linf"
-) -> Image:
+def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = None, ball: Ball = "linf") -> Image:
     """The 8-bit picture nearest to ``x_adv`` that stays within ``eps`` of ``x0`` and in [0, 1].
 
     ``x_adv``, ``x0`` (B, 3, H, W), ``x0`` exactly k/255; ``mask`` (broadcastable to them, in [0, 1]) scales the
@@ -204,7 +203,7 @@ def verify_budget(
     path: str | os.PathLike[str],
     x0: Image,
     eps: float,
-    ball: Literal["linf", "l2"] = "linf",
+    ball: Ball = "linf",
     mask: Tensor | None = None,
 ) -> float:
     """Read the saved picture back and return its largest difference from ``x0`` (1, 3, H, W), in [0, 1] units.

@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from .errors import EditorError, ImageError, InputError, unknown
+from .checks import check_choice
+from .errors import EditorError, ImageError, InputError
 from .images import check_image
+from .loop import Ball, Schedule, Update
 from .noise import Seed, uniform
 from .types import GradFn, Gradient, Image, OnStep, Step
 
-Ball = Literal["linf", "l2"]
-"""What eps bounds: the largest change of a value, or the root mean square (RMS) of the changes of an image."""
-Schedule = Literal["constant", "linear", "cosine"]
-Update = Literal["steepest", "adam"]
-"""Along the gradient as steep as the ball allows (linf: its sign), or Adam's update, which EditShield's code makes."""
-SCHEDULES: dict[str, Callable[[float], float]] = {
+SCHEDULES: dict[Schedule, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - 0.99 * done,
     "cosine": lambda done: 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2,
@@ -65,12 +62,9 @@ def pgd(
     that it would never move; EditorError when a loss or gradient is not finite.
     """
     _check(x0, eps, alpha, steps)
-    if schedule not in SCHEDULES:
-        raise unknown("schedule", str(schedule), SCHEDULES)
-    if ball not in ("linf", "l2"):
-        raise unknown("ball", str(ball), ("linf", "l2"))
-    if update not in ("steepest", "adam"):
-        raise unknown("update", str(update), ("steepest", "adam"))
+    check_choice(schedule, "schedule", SCHEDULES)
+    check_choice(ball, "ball", get_args(Ball))
+    check_choice(update, "update", get_args(Update))
     with torch.inference_mode(False), torch.enable_grad():
         x0 = x0.detach().clone()
         weight = torch.ones_like(x0[:, :1]) if mask is None else _check_mask(mask, x0)

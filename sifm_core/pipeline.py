@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,17 +19,14 @@ from .gradients import ensemble, through, through_resize
 from .graphs import replayed
 from .images import MIN_SIDE, bands, check_image, on_grid, resize, round_to_budget
 from .judges import load_judge
+from .loop import Ball, Schedule, Update
 from .memory import enough, peak
 from .metrics import measure as measure
 from .noise import Seed, fork, generators
-from .pgd import SCHEDULES, Ball, Schedule, Update, pgd
+from .pgd import pgd
 from .transforms import parse
 from .transforms import through as transformed
 from .types import Case, Editor, GradFn, Image, Judge, Metric, OnStep, Sampled, Step, Verdict
-
-EPS, STEPS, ALPHA = (methods.EQUAL_BUDGET[name] for name in ("eps", "steps", "alpha"))
-MOST = 1_000_000
-"""Of whatever is counted (steps, pictures): more is a slip of the hand."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def immunize(
     ball: Ball | None = None,
     schedule: Schedule | None = None,
     update: Update | None = None,
-    eot: Sequence[str] = (),
+    eot: Sequence[str] | None = None,
     random_start: bool | None = None,
     also: Sequence[Editor | str] = (),
     on_step: OnStep | None = None,
@@ -94,18 +90,16 @@ def immunize(
     """
     check_picture(image)
     prompts = check_prompts(prompt, len(image))
-    given = {"eps": eps, "steps": steps, "alpha": alpha, "ball": ball, "schedule": schedule, "update": update}
-    chosen = check_preset(method, preset, given)
-    loop = {name: chosen.pop(name) for name in given}
-    eps, alpha = check_budget(loop["eps"]), check_unit(loop["alpha"], "alpha")
-    steps, mask = check_count(loop["steps"], "steps"), check_mask(mask, image)
-    ball, schedule, update = loop["ball"], loop["schedule"], loop["update"]
+    budget = {"eps": eps, "steps": steps, "alpha": alpha}
+    descent = {"ball": ball, "schedule": schedule, "update": update, "eot": eot, "random_start": random_start}
+    loop, chosen = methods.configure(method, preset, budget | descent)
+    mask = check_mask(mask, image)
     check_seed(seed, len(image))
     options = check_method(method, chosen | options)
     module = methods.get_method(method)
     build = getattr(module, "build", None)
-    transforms = check_loop(ball, schedule, update, eot, random_start)
-    start_random = methods.random_start(method, options) if random_start is None else random_start
+    if loop.random_start is None:
+        loop = replace(loop, random_start=methods.random_start(method, options))
     editor, *others = [load_editor(e) if isinstance(e, str) else e for e in (editor, *_listed(also, "also"))]
 
     start = time.perf_counter()
@@ -137,34 +131,22 @@ def immunize(
         x0 = on_grid(image).to(editor.device)
         mask = mask if mask is None else mask.to(editor.device)
         if build is None:
-            x = module.perturb(x0, eps=eps, seed=seed, **options)
+            x = module.perturb(x0, eps=loop.eps, seed=seed, **options)
         else:
             grad_fn = gradient(editor, x0)
             if others:
                 grad_fn = ensemble([grad_fn, *(gradient(other, x0) for other in others)])
-            if transforms:
+            settings = loop.plain()
+            if transforms := parse(settings.pop("eot")):
                 grad_fn = through(grad_fn, lambda x, i: transformed(x, transforms, fork(seed, "eot", i)))
-            x = pgd(
-                x0,
-                grad_fn,
-                eps=eps,
-                alpha=alpha,
-                steps=steps,
-                seed=seed,
-                random_start=start_random,
-                mask=mask,
-                ball=ball,
-                schedule=schedule,
-                update=update,
-                on_step=keep,
-            )
+            x = pgd(x0, grad_fn, seed=seed, mask=mask, on_step=keep, **settings)
         x, mask = x.cpu(), None if mask is None else mask.cpu()  # rounding is in float64, which not every device has
-        protected = round_to_budget(x, x0.cpu(), eps, mask, ball if build else "linf")
+        protected = round_to_budget(x, x0.cpu(), loop.eps, mask, ball_of(method, loop.ball))
         rounding = _apart(protected, x)[1]
     settings = {
         "method": method,
         "options": options,
-        "eps": eps,
+        "eps": loop.eps,
         "seed": seed,
         "editor": editor.name,
         "prompt": prompts,
@@ -173,13 +155,7 @@ def immunize(
         settings |= {"steps": 0, "alpha": 0.0, "ball": "linf", "also": []}
     else:
         settings |= {
-            "steps": steps,
-            "alpha": alpha,
-            "ball": ball,
-            "schedule": schedule,
-            "update": update,
-            "eot": [str(spec) for spec in eot] if not isinstance(eot, str) else [eot],
-            "random_start": start_random,
+            **loop.plain(),
             "editor_fingerprint": editor.fingerprint,
             **rows(editor),
             "also": [{"editor": e.name, "editor_fingerprint": e.fingerprint, **rows(e)} for e in others],
@@ -320,44 +296,8 @@ def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
     return [text.strip() for text in prompts]
 
 
-def check_unit(value: Any, name: str) -> float:
-    """A number in (0, 1] as float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
-        raise InputError(f"{name}: expected a number above 0 and at most 1 (pixel values span [0, 1]), got {value!r}")
-    return float(value)
-
-
-def check_budget(eps: Any) -> float:
-    """eps as float; refuses budgets under one 8-bit level, which no saved picture could use."""
-    if check_unit(eps, "eps") < 1 / 255:
-        raise InputError(f"eps: {eps!r} is under one 8-bit level (1/255 = 0.0039): the saved picture could not change")
-    return float(eps)
-
-
-def check_loop(ball: str, schedule: str, update: str, eot: Sequence[str], random_start: bool | None) -> tuple[Any, ...]:
-    """The parsed transforms; raises InputError for a ball, schedule, update, transform or start that is none."""
-    if ball not in ("linf", "l2"):
-        raise unknown("ball", str(ball), ("linf", "l2"))
-    if schedule not in SCHEDULES:
-        raise unknown("schedule", str(schedule), SCHEDULES)
-    if update not in ("steepest", "adam"):
-        raise unknown("update", str(update), ("steepest", "adam"))
-    if random_start not in (None, True, False):
-        raise InputError(f"random_start: expected True, False or None (the method's own rule), got {random_start!r}")
-    return parse(eot)
-
-
 LONGEST_PROMPT = 10_000
 """Characters. Text encoders read a few hundred."""
-
-
-def check_count(value: Any, name: str) -> int:
-    """A whole number from 1 to :data:`MOST`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    if int(value) > MOST:
-        raise InputError(f"{name}: expected at most {MOST:,}, got {value!r}")
-    return int(value)
 
 
 def check_seed(seed: Any, n: int) -> None:
@@ -383,14 +323,6 @@ def check_mask(mask: Tensor | None, image: Image) -> Tensor | None:
     if not bool(mask.any()):
         raise ImageError("mask: all zero, so no pixel may change")
     return mask
-
-
-def check_preset(method: str, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's preset, with what is given (is not None) over it; InputError with near names for an unknown one."""
-    known = methods.presets(method)
-    if preset not in known:
-        raise unknown(f"preset of {method}", str(preset), known)
-    return known[preset] | {name: value for name, value in given.items() if value is not None}
 
 
 def check_method(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .checks import MOST, check_count
 from .counting import counting
 from .editors.sd3 import T5
 from .editors.skeleton import skeleton
 from .errors import InputError, LayerError
 from .methods import sifm
-from .pipeline import MOST, check_count
 from .types import Editor, GradFn
 
 CALIBRATION = 2.0

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"types", "errors", "files", "shapes", "verdicts"},
+    {"types", "errors", "files", "shapes", "verdicts", "checks", "options"},
     {
         "images",
         "memory",
@@ -19,6 +19,7 @@ FLOORS = [
         "features",
         "gradients",
         "graphs",
+        "loop",
         "pgd",
         "stats",
         "format",

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from ..errors import InputError, unknown
 from ..files import read_text
 from ..judges import REMOTE, VLM, load_judge, parted
-from ..methods import EQUAL_BUDGET
+from ..loop import Loop
 from ..metrics import DEFAULT
 from ..types import Judge
 
@@ -56,9 +56,9 @@ class Settings:
     judges: tuple[str, ...] = ("miniature:conv", "miniature:patch", "miniature:renderer")
     seeds: tuple[int, ...] = (0,)
     purifiers: tuple[str, ...] = ("",)
-    eps: float = EQUAL_BUDGET["eps"]
-    steps: int = EQUAL_BUDGET["steps"]
-    alpha: float = EQUAL_BUDGET["alpha"]
+    eps: float = Loop.eps
+    steps: int = Loop.steps
+    alpha: float = Loop.alpha
     batch: int = 8
     edit_options: dict[str, Any] = field(default_factory=dict)
     upscaler: str = ""
@@ -85,12 +85,12 @@ class RowSpec:
 
     def rows(self) -> list[Row]:
         """The rows that it stands for."""
-        from .grid import LOOP, Row
+        from .grid import SETTINGS, Row
 
         made = []
         for values in itertools.product(*self.sweep.values()):
             swept = dict(zip(self.sweep, values, strict=True))
-            loop = {key: value for key, value in swept.items() if key in LOOP}
+            loop = {key: value for key, value in swept.items() if key in SETTINGS}
             options = {key: value for key, value in swept.items() if key not in loop}
             name = _BRACES.sub(lambda found, swept=swept: self._named(found, swept), self.name)  # type: ignore[misc]
             made.append(

@@ -13,26 +13,17 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .. import purify
-from ..errors import InputError, unknown
-from ..methods import get_method, options, presets
-from ..pipeline import (
-    ALPHA,
-    EPS,
-    STEPS,
-    check_budget,
-    check_count,
-    check_loop,
-    check_options,
-    check_preset,
-    check_seed,
-    check_unit,
-)
+from ..checks import check_choice, check_count
+from ..errors import InputError
+from ..loop import LOOP, Loop
+from ..methods import configure, get_method, options
+from ..pipeline import check_options, check_seed
 from ..types import Editor, Judge
 from ..verdicts import CLEAN
 
 ARROW = "->"
 """In an editor's name: protected on the left one, attacked with the right one (the paper's Table V)."""
-LOOP = ("preset", "eps", "steps", "alpha", "ball", "schedule", "update", "eot", "random_start")
+SETTINGS = ("preset", *LOOP)
 """Settings of the loop that a row may have for itself."""
 BATCH, SEEDS, CELLS, RECORDS = 4096, 10_000, 1_000_000, 10_000_000
 """At most so many pictures at a time, attacks of each kind, records of one picture, and records of a grid."""
@@ -65,8 +56,8 @@ class Row:
     """One line of the table: how pictures are protected before the attack.
 
     ``method`` None leaves them as they are; ``options`` are the method's own; ``loop`` what else
-    :func:`sifm_core.pipeline.immunize` takes (:data:`LOOP`), over the grid's eps, steps and alpha; ``seed_shift`` makes
-    the attacker use another seed than the other rows do.
+    :func:`sifm_core.pipeline.immunize` takes (:data:`SETTINGS`), over the grid's eps, steps and alpha; ``seed_shift``
+    makes the attacker use another seed than the other rows do.
     """
 
     name: str
@@ -80,15 +71,18 @@ class Row:
         shared = {} if "preset" in self.loop else {"eps": grid.eps, "steps": grid.steps, "alpha": grid.alpha}
         return shared | dict(self.loop)
 
+    def resolved(self, grid: Grid) -> Loop:
+        """The loop that this comes to; InputError for one that could never run."""
+        given = {"preset": "equal_budget"} | self.settings(grid)
+        return configure(self.method or "", given.pop("preset"), given)[0]
+
     def eps(self, grid: Grid) -> float:
         """The budget; 0 where nothing is protected."""
-        if self.method is None:
-            return 0.0
-        return float(self._value("eps", grid))
+        return 0.0 if self.method is None else self.resolved(grid).eps
 
     def steps(self, grid: Grid) -> int:
         """How many iterations; noise has none."""
-        return int(self._value("steps", grid)) if takes_gradient(self) else 0
+        return self.resolved(grid).steps if takes_gradient(self) else 0
 
     def unusual(self) -> dict[str, Any]:
         """The options that are not the method's defaults: said or left out, a default is the same protection."""
@@ -96,11 +90,6 @@ class Row:
             return dict(self.options)
         known = options(self.method)
         return {name: value for name, value in self.options.items() if value != known[name].default}
-
-    def _value(self, name: str, grid: Grid) -> Any:
-        settings = self.settings(grid)
-        known = presets(self.method)[settings["preset"]] if self.method and "preset" in settings else {}
-        return (known | settings)[name]
 
 
 @dataclass(frozen=True)
@@ -121,9 +110,9 @@ class Grid:
     rows: Sequence[Row]
     seeds: Sequence[int] = (0,)
     purifiers: Sequence[str] = ("",)
-    eps: float = EPS
-    steps: int = STEPS
-    alpha: float = ALPHA
+    eps: float = Loop.eps
+    steps: int = Loop.steps
+    alpha: float = Loop.alpha
     batch: int = 8
     edit_options: Mapping[str, Any] = field(default_factory=dict)
     upscaler: str = ""
@@ -163,13 +152,8 @@ class Grid:
             return
         check_options(row.method, row.options)
         for name in row.loop:
-            if name not in LOOP:
-                raise unknown(f"setting of row {row.name}", name, LOOP)
-        given = {"preset": "equal_budget", "eot": (), "random_start": None} | row.settings(self)
-        apart = {name: given.pop(name) for name in ("preset", "eot", "random_start")}
-        loop = check_preset(row.method, apart["preset"], given)
-        check_budget(loop["eps"]), check_unit(loop["alpha"], "alpha"), check_count(loop["steps"], "steps")
-        check_loop(loop["ball"], loop["schedule"], loop["update"], apart["eot"], apart["random_start"])
+            check_choice(name, f"setting of row {row.name}", SETTINGS)
+        row.resolved(self)
 
     def attacked(self) -> list[str]:
         """The editors' names as given, "A -> B" for a transfer."""

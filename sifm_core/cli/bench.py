@@ -13,7 +13,8 @@ import typer
 
 from ..errors import InputError, SifmError
 from .app import app
-from .judging import Asking, options
+from .flags import options
+from .judging import Asking
 from .output import dump, forecast, show_table, tell
 from .shared import Device, Dtype, Json, distinct
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .judging import AskingAlone, load_judges, options, run_store
+from .flags import options
+from .judging import AskingAlone, load_judges, run_store
 from .output import dump, progress, tell
 from .shared import EDITOR, JUDGES, Device, Download, Dtype, EditorName, Json, Judges, Seed, load_editor
 
@@ -46,9 +47,10 @@ def calibrate(
     """
     from .. import controls, pipeline
     from ..bench.config import samples as samples_of
+    from ..checks import check_count
     from ..judges.calibration import calibrate as ask
 
-    pipeline.check_count(images, "images")
+    check_count(images, "images")
     pipeline.check_seed(seed, 1)
     store = run_store(run) if run else None
     settings = ((store.get("run", "config") if store else None) or {}).get("settings", {})

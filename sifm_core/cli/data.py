@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .judging import Calling, load_model, options
+from .flags import options
+from .judging import Calling, load_model
 from .output import progress
 
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

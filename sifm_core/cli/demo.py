@@ -8,18 +8,19 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
+from ..loop import Loop
 from .app import app
 from .bench import fill
-from .shared import EDITOR, Alpha, Device, Dtype, EditorName, Eps, Json, Judges, distinct
+from .shared import EDITOR, Alpha, Device, Dtype, EditorName, Eps, Json, Judges, Steps, distinct
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Report, pictures, records.")] = Path("sifm-demo"),
     images: Annotated[int, typer.Option("--images", metavar="N", help="How many of the benchmark.")] = 8,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Iterations.")] = 100,
-    eps: Eps = 0.03,
-    alpha: Alpha = 2 / 255,
+    steps: Steps = Loop.steps,
+    eps: Eps = Loop.eps,
+    alpha: Alpha = Loop.alpha,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Attacks per picture, each its own seed.")] = 1,
     unseen: Annotated[int, typer.Option("--unseen", metavar="N", help="Attack with so many other prompts too.")] = 0,
     editor: EditorName = EDITOR,
@@ -34,20 +35,21 @@ def demo(
     Immunize, attack, measure, judge, ISR with its controls, one HTML report. Run again with the same settings, it goes
     on where it was stopped. It is `sifm bench run demo`: its folder is a run like any other.
     """
-    from .. import pipeline
     from ..bench import config
+    from ..checks import check_count
 
     for value, name in ((images, "images"), (steps, "steps"), (seeds, "seeds"), (batch, "batch")):
-        pipeline.check_count(value, name)
+        check_count(value, name)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder for the report, but this is a file")
+    loop = Loop(eps=eps, steps=steps, alpha=alpha)
     plan = config.load(
         "demo",
         images=images,
         unseen=unseen,
-        steps=steps,
-        eps=pipeline.check_budget(eps),
-        alpha=pipeline.check_unit(alpha, "alpha"),
+        steps=loop.steps,
+        eps=loop.eps,
+        alpha=loop.alpha,
         seeds=list(range(seeds)),
         editors=[editor],
         judges=distinct(judges) if judges else None,

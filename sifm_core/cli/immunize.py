@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .app import app
+from .flags import LOOP_PANEL, Looping, options
 from .output import progress
 from .pictures import KEY, Pictures
 from .shared import (
@@ -34,13 +35,11 @@ from .shared import (
     check_writable,
     load_editor,
     method_options,
-    number,
 )
-
-LOOP = "Loop (of every method with a gradient)"
 
 
 @app.command()
+@options
 def immunize(
     context: typer.Context,
     source: Source,
@@ -52,14 +51,8 @@ def immunize(
         str,
         typer.Option("--preset", metavar="NAME", help="What is not given: eps 0.03, 100 steps of 2/255; or paper."),
     ] = "equal_budget",
-    eps: Annotated[
-        float | None,
-        typer.Option("--eps", metavar="E", parser=number, help="Budget: the most a value may change, in [0, 1]."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Iterations.")] = None,
-    alpha: Annotated[
-        float | None, typer.Option("--alpha", metavar="A", parser=number, help="Step size, in [0, 1].")
-    ] = None,
+    *,
+    loop: Looping,
     seed: Seed = 0,
     mask: Annotated[
         Path | None, typer.Option("--mask", metavar="FILE", help="A picture of the same size: black stays as it is.")
@@ -75,51 +68,12 @@ def immunize(
             "with --option part_norms=true each term's gradient norm too.",
         ),
     ] = None,
-    ball: Annotated[
-        str | None,
-        typer.Option(
-            "--ball",
-            metavar="linf|l2",
-            rich_help_panel=LOOP,
-            help="What eps bounds: the largest change, or the root mean square of a picture's changes.",
-        ),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            "--schedule", metavar="NAME", rich_help_panel=LOOP, help="Of the step size: constant, linear or cosine."
-        ),
-    ] = None,
-    update: Annotated[
-        str | None,
-        typer.Option(
-            "--update", metavar="NAME", rich_help_panel=LOOP, help="steepest (linf: the gradient's sign) or adam."
-        ),
-    ] = None,
-    eot: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--eot",
-            metavar="KIND:STRENGTH",
-            rich_help_panel=LOOP,
-            help="What the protection is to survive: jpeg:50-95, resize:0.5, noise:0.02, blur:1 or none; may be "
-            "repeated, and one is drawn in each iteration.",
-        ),
-    ] = None,
-    random_start: Annotated[
-        bool | None,
-        typer.Option(
-            "--random-start/--no-random-start",
-            rich_help_panel=LOOP,
-            help="Start from noise; default: the method's rule.",
-        ),
-    ] = None,
     also: Annotated[
         list[str] | None,
         typer.Option(
             "--also",
             metavar="NAME|FOLDER|HUB_ID",
-            rich_help_panel=LOOP,
+            rich_help_panel=LOOP_PANEL,
             help="A further editor to protect against at once; may be repeated.",
         ),
     ] = None,
@@ -136,27 +90,14 @@ def immunize(
 
     It is changed by at most eps, so that the editor no longer edits it as asked, and saved as PNG.
     """
-    from .. import images, pipeline
+    from .. import images, methods, pipeline
 
     images.colour(background)
     pictures = Pictures(context, source, out)
     if log is not None:
         check_writable(log)
-    options = method_options(method, option or [])
-    loop: dict[str, Any] = {
-        "eps": eps,
-        "steps": steps,
-        "alpha": alpha,
-        "ball": ball,
-        "schedule": schedule,
-        "update": update,
-    }
-    chosen = pipeline.check_preset(method, preset, loop)
-    transforms = [part for text in eot or () for part in text.split(",")]
-    pipeline.check_budget(chosen["eps"])
-    pipeline.check_unit(chosen["alpha"], "alpha")
-    pipeline.check_count(chosen["steps"], "steps")
-    pipeline.check_loop(chosen["ball"], chosen["schedule"], chosen["update"], transforms, random_start)
+    own = method_options(method, option or [])
+    settings = methods.configure(method, preset, loop)[0]
     pipeline.check_prompts(prompt, 1)
     pipeline.check_seed(seed, 1)
     cover = None if mask is None else images.load_picture(mask, background).pixels.mean(dim=1, keepdim=True)
@@ -165,7 +106,7 @@ def immunize(
     load = partial(load, offload=offload, checkpointing=checkpointing)
     loaded = load(editor, size=size, t5=False if no_t5 else None)
     others = [load(name) for name in also or ()]
-    ball = pipeline.ball_of(method, chosen["ball"])
+    ball = pipeline.ball_of(method, settings.ball)
     change = "at most {linf:.4f}" if ball == "linf" else "{rms:.4f} RMS, {rounding:.4f} by rounding"
     text = "{output}: changed by " + change + " (" + ball + " eps {eps:g}) with {method} in {seconds:.1f} s"
     with _logged(log, pictures.folder) as keep, pictures.report(as_json, text) as results, progress() as on_step:
@@ -185,18 +126,16 @@ def immunize(
                     preset=preset,
                     seed=seed,
                     mask=cover if seen is None else seen if cover is None else cover * seen,
-                    eot=transforms,
-                    random_start=random_start,
                     also=others,
                     on_step=on_step(path.name),
                     **loop,
-                    **options,
+                    **own,
                 )
                 keep({"source": str(path), "step": s.i, "loss": s.loss, **s.log} for s in done.history)
                 about = {"sifm": pipeline.public(done.settings), **({KEY: key} if key else {})}
                 images.save_png(done.image, target, like=picture, metadata=about)
                 weight = cover if seen is None else (seen > 0).float() if cover is None else cover * (seen > 0)
-                images.verify_budget(target, picture.stored, chosen["eps"], ball, weight)
+                images.verify_budget(target, picture.stored, settings.eps, ball, weight)
                 linf, rms = done.linf, done.rms
                 if picture.under is not None:  # the file's own values, which are only seen through its alpha
                     linf, rms = images.change(images.load_image(target), picture.stored)

@@ -12,7 +12,8 @@ import typer
 from ..errors import SifmError
 from ..types import Case, Judge, OnStep, Step, Verdict
 from .app import app
-from .judging import AskingAlone, load_judges, options
+from .flags import options
+from .judging import AskingAlone, load_judges
 from .output import dump, progress, tell
 from .pictures import Account, matched
 from .shared import JUDGES, Background, Json, Judges, Prompt

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
-from inspect import Parameter, Signature, signature
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from ..judges.vlm import VlmJudge
     from ..store import Store
     from ..types import Judge
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,32 +63,6 @@ class AskingAlone(Asking):
         float | None,
         typer.Option("--patience", metavar="SECONDS", help="With --batch: wait so long, then collect later."),
     ] = None
-
-
-def options(command: Callable[..., T]) -> Callable[..., T]:
-    """A command whose parameters of a dataclass's type become one option for each field, made one object again."""
-    hints = get_type_hints(command, include_extras=True)
-    parameters: list[Parameter] = []
-    groups: dict[str, Any] = {}
-    for name, parameter in signature(command).parameters.items():
-        if is_dataclass(kind := hints[name]):
-            groups[name] = kind
-            types = get_type_hints(kind, include_extras=True)
-            parameters += [
-                Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
-                for field in fields(kind)
-            ]
-        else:
-            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
-
-    @wraps(command)
-    def spread(**given: Any) -> T:
-        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
-        return command(**given, **made)
-
-    spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return spread
 
 
 def load_judges(specs: Iterable[str], asking: AskingAlone) -> list[Judge]:

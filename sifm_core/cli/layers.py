@@ -47,11 +47,12 @@ def layers(
             print(f"{one.path:<44}{shape:>18}{one.share:>8.1%}{one.reached:>9.1%}  {', '.join(one.presets)}")
         return
     from .. import pipeline
+    from ..checks import check_unit
     from ..images import load_image, resize
     from ..methods.sifm import times_of
 
     pipeline.check_seed(seed, 1)
-    eps, picture = pipeline.check_unit(eps, "eps"), load_image(image, "white")
+    eps, picture = check_unit(eps, "eps"), load_image(image, "white")
     loaded = load_editor(editor, device, dtype, download)
     times = times_of(timesteps, loaded.num_train_timesteps)
     x = resize(picture, loaded.work_size(*picture.shape[-2:])).to(loaded.device)

@@ -8,15 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ..loop import Loop
 from .app import app
-from .shared import EDITOR, Checkpointing, Device, Dtype, EditorName, Json, NoT5, Offload, Size
+from .shared import EDITOR, Checkpointing, Device, Dtype, EditorName, Json, NoT5, Offload, Size, Steps
 
 
 @app.command()
 def plan(
     editor: EditorName = EDITOR,
     timesteps: Annotated[int, typer.Option("--timesteps", metavar="T", help="How many.")] = 10,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Iterations.")] = 100,
+    steps: Steps = Loop.steps,
     layers: Annotated[str, typer.Option("--layers", help="Presets of the editor or module paths.")] = "deep",
     batch: Annotated[int, typer.Option("--batch", metavar="B", help="Pictures at a time.")] = 1,
     rows: Annotated[

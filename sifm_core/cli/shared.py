@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, bounded
+from ..loop import LOOP
 
 if TYPE_CHECKING:
     from ..types import Editor
@@ -41,12 +42,11 @@ Out = Annotated[
 EditorName = Annotated[str, typer.Option("--editor", metavar="NAME|FOLDER|HUB_ID", help="See `sifm list editors`.")]
 Prompt = Annotated[str, typer.Option("--prompt", metavar="TEXT", help="The instruction, such as 'make it night'.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Same seed, same bytes.")]
-Eps = Annotated[
-    float, typer.Option("--eps", metavar="E", parser=number, help="Budget: the most a value may change, in [0, 1].")
-]
+Eps = Annotated[float, typer.Option("--eps", metavar="E", parser=number, help=LOOP["eps"].doc)]
 Alpha = Annotated[
-    float, typer.Option("--alpha", metavar="A", parser=number, show_default="2/255", help="Step size, in [0, 1].")
+    float, typer.Option("--alpha", metavar="A", parser=number, show_default="2/255", help=LOOP["alpha"].doc)
 ]
+Steps = Annotated[int, typer.Option("--steps", metavar="N", help=LOOP["steps"].doc)]
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of its own; may be repeated.")
 ]

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin
 
+from ..checks import check_choice
 from ..errors import unknown
+from ..loop import LOOP, Loop
+from ..options import Option, options_of
 
 METHODS: dict[str, str] = {
     "sifm": "sifm_core.methods.sifm",
@@ -31,14 +33,7 @@ METHODS: dict[str, str] = {
     "random_noise": "sifm_core.methods.random_noise",
 }
 
-EQUAL_BUDGET: dict[str, Any] = {
-    "eps": 0.03,
-    "steps": 100,
-    "alpha": 2 / 255,
-    "ball": "linf",
-    "schedule": "constant",
-    "update": "steepest",
-}
+EQUAL_BUDGET: dict[str, Any] = {name: option.default for name, option in LOOP.items() if option.default}
 """What the SIFM paper's tables give every method (section V-A), in [0, 1]; the step size is the engine's default."""
 ROWS = (
     "how many rows of one batch (pictures x timesteps x prompts) the network runs at once; 0: the editor's rule, which "
@@ -52,14 +47,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Option(NamedTuple):
-    """One setting of a method: its type as annotated, its default and one sentence about it."""
-
-    type: Any
-    default: Any
-    doc: str
-
-
 def get_method(name: str) -> ModuleType:
     """The method's module. Raises InputError with near names for a name that is not in the table."""
     if name not in METHODS:
@@ -70,7 +57,8 @@ def get_method(name: str) -> ModuleType:
 def options(name: str) -> dict[str, Option]:
     """What can be set on a method, in the order of its signature; the seed and the budget belong to the caller."""
     module = get_method(name)
-    return _options(getattr(module, "build", None) or module.perturb)
+    known = options_of(getattr(module, "build", None) or module.perturb)
+    return {option: about for option, about in known.items() if option not in ("seed", "eps")}
 
 
 class About(NamedTuple):
@@ -107,6 +95,17 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
     return {key: EQUAL_BUDGET | preset for key, preset in {"equal_budget": {}, **own}.items()}
 
 
+def configure(name: str, preset: str, given: Mapping[str, Any]) -> tuple[Loop, dict[str, Any]]:
+    """The loop, and the method's own options, as a preset says with what is given (is not None) over it.
+
+    ``given`` holds settings of either kind. Raises InputError, with near names for an unknown preset.
+    """
+    known = presets(name)
+    settings = known[check_choice(preset, f"preset of {name}", known)]
+    settings = settings | {key: value for key, value in given.items() if value is not None}
+    return Loop(**{key: settings.pop(key) for key in LOOP if key in settings}), settings
+
+
 def random_start(name: str, chosen: Mapping[str, Any]) -> bool:
     """Whether PGD must start from noise under these options: by the method's own rule, else its ``RANDOM_START``."""
     module = get_method(name)
@@ -124,21 +123,10 @@ def configured(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         import torch  # here, since who reads a table of methods needs none of it
 
-        for name, option in _options(function).items():
+        for name, option in options_of(function).items():
             if get_origin(option.type) is Literal and kwargs.get(name, option.default) not in get_args(option.type):
                 raise unknown(name, str(kwargs[name]), get_args(option.type))
         with torch.inference_mode(False):
             return function(*args, **kwargs)
 
     return checked
-
-
-def _options(function: Callable[..., Any]) -> dict[str, Option]:
-    hints = get_type_hints(function, include_extras=True)
-    found = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("seed", "eps"):
-            hint = hints[name]
-            kind, doc = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, "")
-            found[name] = Option(kind, parameter.default, doc)
-    return found
