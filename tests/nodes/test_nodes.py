@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sifm_core import methods
+from sifm_core import loop, methods
 from sifm_core.types import Metric, Verdict
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -223,6 +223,19 @@ LOOP = {
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("node", ["sifm", "photoguard_encoder"])
+@pytest.mark.parametrize("name", ["SifmImmunize", "SifmBaselineImmunize"])
+def test_saved_graphs_find_the_loops_widgets_where_they_were(comfy, name):
+    from nodes import immunize as module
+
+    made = {made.id: made for made in getattr(module, name).define_schema().inputs}
+    folded = ["also", "ball", "schedule", "update", "eot", "random_start", "rows"]
+    assert list(made)[3:8] == ["eps", "steps", "seed", "alpha", "mask"] and list(made)[-7:] == folded
+    assert [made[setting].default for setting in ("eps", "steps", "alpha")] == [0.03, 100, 2 / 255]
+    defaults = [made[setting].default for setting in folded[1:]]
+    assert defaults == ["linf", "constant", "steepest", "", "auto", 0]
+    assert made.keys() >= set(loop.LOOP), "a setting that no widget sets"
+
+
 @pytest.mark.parametrize("name", LOOP)
 def test_every_option_of_the_loop_keeps_its_budget_in_the_file(
     editor, tmp_path, monkeypatch, name: str, node: str, masked: bool
