@@ -221,8 +221,6 @@ LOOP = {
 }
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("node", ["sifm", "photoguard_encoder"])
 @pytest.mark.parametrize("name", ["SifmImmunize", "SifmBaselineImmunize"])
 def test_saved_graphs_find_the_loops_widgets_where_they_were(comfy, name):
     from nodes import immunize as module
@@ -236,6 +234,8 @@ def test_saved_graphs_find_the_loops_widgets_where_they_were(comfy, name):
     assert made.keys() >= set(loop.LOOP), "a setting that no widget sets"
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("node", ["sifm", "photoguard_encoder"])
 @pytest.mark.parametrize("name", LOOP)
 def test_every_option_of_the_loop_keeps_its_budget_in_the_file(
     editor, tmp_path, monkeypatch, name: str, node: str, masked: bool
