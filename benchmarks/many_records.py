@@ -24,7 +24,7 @@ from sifm_core.metrics import DEFAULT, METRICS
 from sifm_core.store import Store
 from sifm_core.types import Metric, Record, Verdict
 
-JUDGES = ("gemini:gemini-2.5-pro", "gemini:gemini-2.5-flash", "openai:some-vision-model")
+JUDGES = ("gemini:gemini-3.8-flash", "gemini:gemini-3.5-flash-lite", "openai:some-vision-model")
 
 
 def fill(store: Store, n: int, seed: int = 0) -> None:

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from sifm_core import methods, purify
 from sifm_core.errors import InputError
+from sifm_core.judges import BACKENDS
 from sifm_core.judges.openai_compatible import URL
 from sifm_core.loop import LOOP, Loop, listed
 from sifm_core.options import Option
@@ -35,8 +36,14 @@ def choice_problem(name: str, chosen: Any, known: Sequence[str]) -> bool | str:
     return chosen is not None or f"{name}: expected one of {', '.join(known)}"
 
 
+def gemini_key() -> str:
+    """Where the key of the Gemini models is looked for."""
+    return f"The key: {' or '.join(BACKENDS['gemini'].keys)}."
+
+
 def credentials() -> list[io.Input]:
     """Which server of OpenAI's kind, and the *name* of the key for it: a key itself never stands in a workflow."""
+    own = BACKENDS["openai"].keys[0]
     found = {name for name in os.environ if name.endswith("API_KEY")}
     return [
         io.String.Input(
@@ -46,7 +53,7 @@ def credentials() -> list[io.Input]:
         ),
         io.Combo.Input(
             "key_variable",
-            options=["OPENAI_API_KEY", *sorted(found - {"OPENAI_API_KEY"})],
+            options=[own, *sorted(found - {own})],
             tooltip="The environment variable of the ComfyUI server that holds the key, if there is one. X_API_KEY is "
             "sent only to this machine and to the host that the server's X_BASE_URL names.",
         ),
@@ -61,7 +68,7 @@ def check_key(variable: str, base_url: str) -> None:
     if not os.environ.get(variable, "").strip() or _LOOPBACK.match(base_url.lower()):
         return
     home = variable.removesuffix("API_KEY") + "BASE_URL"
-    own = os.environ.get(home, "").strip() or (URL if variable == "OPENAI_API_KEY" else "")
+    own = os.environ.get(home, "").strip() or (URL if variable in BACKENDS["openai"].keys else "")
     host = base_url.lower().split("/")[:3]
     if own.lower().split("/")[:3] != host:
         raise InputError(

@@ -15,6 +15,7 @@ from sifm_core.errors import ImageError, InputError, JudgeError, SifmError
 from sifm_core.format import percent
 from sifm_core.judges import load_judge
 from sifm_core.judges.client import check_base_url
+from sifm_core.judges.models import read_models
 from sifm_core.judges.openai_compatible import URL
 from sifm_core.miniature import benchmark
 from sifm_core.types import Case, Verdict
@@ -23,7 +24,7 @@ from sifm_core.verdicts import QUESTIONS
 from . import sockets
 from ._cards import ARMS, Seen, card, shown
 from ._comfy import engine_room, reporter, to_engine
-from ._inputs import check_key, choice_problem, cost_input, credentials, prompt_input, prompt_problem
+from ._inputs import check_key, choice_problem, cost_input, credentials, gemini_key, prompt_input, prompt_problem
 from ._store import ANNOTATIONS, digest, home
 from ._text import markdown, table
 
@@ -127,9 +128,7 @@ def _backends() -> list[io.DynamicCombo.Option]:
         io.DynamicCombo.Option(
             "gemini",
             [
-                io.String.Input(
-                    "model", default="gemini-2.5-pro", tooltip="The key: GEMINI_API_KEY or GOOGLE_API_KEY."
-                ),
+                io.String.Input("model", default=read_models().role("gemini", "strong"), tooltip=gemini_key()),
                 cost_input(),
             ],
         ),

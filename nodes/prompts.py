@@ -10,9 +10,10 @@ from torch import Tensor
 from sifm_core.data.build import asked
 from sifm_core.data.prompts import TEMPLATES, from_model, from_templates
 from sifm_core.errors import InputError
+from sifm_core.judges.models import read_models
 
 from ._comfy import reporter, to_engine
-from ._inputs import choice_problem, cost_input, credentials, prompt_input, prompt_problem, seed_input
+from ._inputs import choice_problem, cost_input, credentials, gemini_key, prompt_input, prompt_problem, seed_input
 from .judge import load
 
 SOURCES = ("templates", "gemini", "openai")
@@ -26,9 +27,7 @@ class SifmUnseenPrompts(io.ComfyNode):
             default="qwen2.5vl",
             tooltip="A model of the server; one that sees, if there is a picture.",
         )
-        google = io.String.Input(
-            "model", default="gemini-2.5-flash", tooltip="The key: GEMINI_API_KEY or GOOGLE_API_KEY."
-        )
+        google = io.String.Input("model", default=read_models().role("gemini", "fast"), tooltip=gemini_key())
         caption = io.String.Input("caption", default="", tooltip="What the picture shows, in words; may be empty.")
         return io.Schema(
             node_id="SIFM_UnseenPrompts",

@@ -16,12 +16,6 @@ from .bench import hardware, package_version
 from .editors import BUILTIN
 
 NEEDED = ("torch", "torchvision", "diffusers", "transformers", "lpips", "piq", "scipy", "PIL", "safetensors")
-OPTIONAL = {"google-genai": "the gemini judges", "openai": "judges on OpenAI-compatible servers"}
-KEYS = {
-    "GEMINI_API_KEY": "the gemini judges",
-    "OPENAI_API_KEY": "judges on servers that ask for a key",
-    "HF_TOKEN": "gated editors",
-}
 _DISTRIBUTIONS = {"PIL": "pillow"}
 
 
@@ -86,7 +80,7 @@ def _purifier(name: str) -> dict[str, Any]:
 
 
 def _judge(name: str) -> dict[str, Any]:
-    return {"about": (importlib.import_module(judges.BACKENDS[name]).__doc__ or "").strip().partition("\n")[0]}
+    return {"about": (importlib.import_module(judges.BACKENDS[name].module).__doc__ or "").strip().partition("\n")[0]}
 
 
 def _python() -> Iterator[Finding]:
@@ -112,10 +106,11 @@ def _packages() -> Iterator[Finding]:
     error = _import_error("diffusers", "StableDiffusionInstructPix2PixPipeline")
     cure = "the line above that fails is the cause; if none does: pip install -U diffusers transformers"
     yield Finding("editor pipeline", "problem" if error else "ok", error or "imports", cure if error else "")
-    for name, use in OPTIONAL.items():
-        version = package_version(name)
-        cure = "" if version else f"pip install {name}, if you want {use}"
-        yield Finding(name, "ok" if version else "note", version or "not installed", cure)
+    for name, backend in judges.BACKENDS.items():
+        if package := backend.package:
+            version = package_version(package)
+            cure = "" if version else f"pip install {package}, if you want the {name} judges"
+            yield Finding(package, "ok" if version else "note", version or "not installed", cure)
 
 
 def _weights() -> Iterator[Finding]:
@@ -140,7 +135,8 @@ def _lpips() -> Iterator[Finding]:
 
 
 def _keys() -> Iterator[Finding]:
-    for name, use in KEYS.items():
+    uses = {backend.keys[0]: f"the {name} judges" for name, backend in judges.BACKENDS.items() if backend.keys}
+    for name, use in {**uses, "HF_TOKEN": "gated editors"}.items():
         there = bool(os.environ.get(name))
         yield Finding(name, "ok" if there else "note", "set" if there else "not set", "" if there else f"for {use}")
 

@@ -100,6 +100,7 @@ def test_a_broken_module_costs_its_own_line_of_the_list_alone(what, kind, tmp_pa
     monkeypatch.setattr(room, "__path__", [*room.__path__, str(tmp_path)])
     table = {"methods": methods.METHODS, "purifiers": purify.PURIFIERS, "judges": judges.BACKENDS}[kind]
     entry = purify.PURIFIERS["blur"] if kind == "purifiers" else f"{room.__name__}.broken_one"
+    entry = judges.Backend(entry) if kind == "judges" else entry
     whole = doctor.catalogue()
     monkeypatch.setitem(table, "broken_one", entry)
     try:

@@ -96,7 +96,7 @@ def sifm(capsys: pytest.CaptureFixture[str], *words: str) -> object:
 
 def test_a_judge_is_one_file_and_one_line(here, monkeypatch, capsys) -> None:
     module = add(judges, "kind", JUDGE, here, monkeypatch)
-    monkeypatch.setitem(judges.BACKENDS, "kind", module)
+    monkeypatch.setitem(judges.BACKENDS, "kind", judges.Backend(module))
     picture = images(1, 24)[0]
     assert load_judge("kind:hearted").judge([Case(picture, picture, "a")])[0].success is False
     said = sifm(capsys, "judge", "a.png", "b.png", "--prompt", "a", "--judge", "kind:hearted")

@@ -185,6 +185,56 @@ def test_the_headline_says_no_more_than_the_table(rows, said):
     assert said in report.make(records_of(**rows), {}).headline
 
 
+def by(judge: str, requested: str, served: str, failed: bool) -> Verdict:
+    return Verdict(judge, "ok", failed, False, model_requested=requested, model_served=served)
+
+
+def test_a_table_that_other_models_made_says_so_in_its_headline():
+    """Two that were asked for and are answered by one are no two judges."""
+    pro, flash = "gemini:gemini-2.5-pro", "gemini:gemini-3.8-flash"
+
+    def headline(served: str, requested: str = "gemini-2.5-pro") -> str:
+        rows = {"clean": False, "noise": False, "sifm": True}
+        records = [
+            record(
+                method,
+                str(i),
+                protection=_PROTECTION[method],
+                verdicts=(
+                    by(pro, requested, served if i else requested, failed),
+                    by(flash, "gemini-3.8-flash", "gemini-3.8-flash", failed),
+                ),
+            )
+            for method, failed in rows.items()
+            for i in (1, 2, 0)
+        ]
+        made = report.make(records, {})
+        assert "another model" not in made.headline or "another model" in markdown(made)
+        return made.headline
+
+    said = headline("gemini-3.5-flash-lite")
+    assert f"{pro} did not answer itself: 6 of its 9 verdicts are by gemini-3.5-flash-lite, another model." in said
+    assert "sifm made 3 of 3" in said and "one model" not in said
+    for itself in ("gemini-2.5-pro", "gemini-2.5-pro-002"):
+        assert "another model" not in headline(itself)
+    assert "6 of its 9 verdicts are by a and b" in headline("a + b")
+    evil = headline("x\x1b[31m" + "y" * 500)
+    assert "\x1b" not in evil and "y" * 81 not in evil
+
+
+def test_judges_that_are_one_model_are_no_two_judges():
+    pro, flash = "gemini:gemini-2.5-pro", "gemini:gemini-3.8-flash"
+    both = (
+        by(pro, "gemini-2.5-pro", "gemini-3.8-flash", True),
+        by(flash, "gemini-3.8-flash", "gemini-3.8-flash", True),
+    )
+    said = report.make([record("sifm", "0", protection="sifm", verdicts=both)], {}).headline
+    assert f"{pro} and {flash} are one model, gemini-3.8-flash" in said
+
+
+_PROTECTION = {"clean": "", "noise": "random_noise", "sifm": "sifm"}
+
+
 # ---- the paper's layout
 
 

@@ -74,7 +74,7 @@ function slider(before, after, title, said) {
   range.focus();
 }
 
-// "gemini:gemini-2.5-pro" -> "gemini-2.5-pro", "openai:llava@http://..." -> "llava"
+// "gemini:gemini-3.8-flash" -> "gemini-3.8-flash", "openai:llava@http://..." -> "llava"
 const short = (judge) => judge.replace(/^[^:]*:/, "").replace(/@.*$/, "");
 const why = (verdict) => (verdict.state === "ok" ? verdict.reasons : `${verdict.state}: ${verdict.reasons}`);
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from layout import Graph, Node, Out
+
+from sifm_core.judges.models import read_models
 
 HERE = Path(__file__).parent
 FULL = ("photoguard_encoder", "photoguard_diffusion", "editshield", "ace", "sds", "mist", "semantic_attack")
@@ -31,8 +33,9 @@ ON_MINIATURE = (
     "**count** make it quick."
 )
 ITS_JUDGES = (
-    " The judges are the paper's and need a key (`GEMINI_API_KEY`); without one every edit stays unclear. On the "
-    "miniature choose *miniature* with *conv* and *patch*, which know its pictures."
+    " The judges are a strong and a fast model of today, in place of the paper's, which end on 1 December 2026; they "
+    "need a key (`GEMINI_API_KEY`), and without one every edit stays unclear. On the miniature choose *miniature* with "
+    "*conv* and *patch*, which know its pictures."
 )
 AS_IN_THE_PAPER = (
     "**As in the paper**: the editor is taken from `models/diffusers` or the Hugging Face cache; write the name of "
@@ -60,14 +63,14 @@ RESULT = (
 )
 WIDE = 1320
 """Pixels of a table that shows original and unseen instructions side by side."""
-GEMINI = ("gemini-2.5-pro", "gemini-2.5-flash")
+GEMINI = tuple(read_models().role("gemini", role) for role in ("strong", "fast"))
 
 
 class Study(Graph):
     """Parts that the paper's workflows share."""
 
     def start(self, title: str, text: str, *editors: str, count: int = 10, judged: bool = True) -> list[Node]:
-        """Title, how to run it, and what all arms share; ``judged``: by the paper's judges."""
+        """Title, how to run it, and what all arms share; ``judged``: by the two Gemini judges."""
         said = [f"**{title}**", text]
         if papers := [name for name in editors if name in MINIATURES]:
             instead = " and ".join(f"**{MINIATURES[name]}** in place of *{name}*" for name in papers)

@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..errors import unknown
-from ..judges import BACKENDS, REMOTE, parted
-from ..judges.prices import price_of, read_prices
+from ..judges import BACKENDS, parted
+from ..judges.models import read_models
 from ..store import Store
 from ..types import Case
 from .config import Plan
@@ -122,16 +122,20 @@ def _dollars(plan: Plan, grid: Grid, jobs: int, preset: str, prices: str | os.Pa
 
     if preset not in PRESETS:
         raise unknown("judging preset", preset, PRESETS)
-    known, total = read_prices(prices), 0.0
+    known, total = read_models(prices), 0.0
     pixel, longest = torch.zeros(3, 1, 1), max((sample.prompt for sample in grid.samples), key=len, default="")
     asked = [question.parts(Case(pixel, pixel, longest)) for question in PRESETS[preset]]
     for spec in plan.settings.judges:
         backend = spec.partition(":")[0]
-        if backend in BACKENDS and backend not in REMOTE:
-            continue
-        price = price_of(known, backend, parted(spec)[1]) if backend in BACKENDS else None
-        if price is None:
+        if backend not in BACKENDS:
             return None
-        limit = signature(import_module(BACKENDS[backend]).load).parameters["max_output_tokens"].default
-        total += sum(price.at_most("".join(p for p in parts if isinstance(p, str)), 2, limit) for parts in asked)
+        if not BACKENDS[backend].prices:
+            continue
+        dearest = known.dearest(BACKENDS[backend].prices, parted(spec)[1])
+        if not dearest:
+            return None
+        limit = signature(import_module(BACKENDS[backend].module).load).parameters["max_output_tokens"].default
+        for parts in asked:
+            text = "".join(part for part in parts if isinstance(part, str))
+            total += max(price.at_most(text, 2, limit) for price in dearest)
     return total * jobs / max(len(plan.settings.judges), 1)

@@ -68,7 +68,7 @@ def prompts_(
     llm: Annotated[
         str,
         typer.Option(
-            "--llm", metavar="BACKEND:MODEL[@URL]", help="Such as gemini:gemini-2.5-flash, openai:llava@http://..."
+            "--llm", metavar="BACKEND:MODEL[@URL]", help="Such as gemini:gemini-3.5-flash-lite, openai:llava@http://..."
         ),
     ],
     text_only: Annotated[bool, typer.Option("--text-only", help="Do not show the model the picture.")] = False,

@@ -8,28 +8,46 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, unknown
 from ..types import Judge
 
-BACKENDS: dict[str, str] = {
-    "miniature": "sifm_core.judges.miniature",
-    "gemini": "sifm_core.judges.gemini",
-    "openai": "sifm_core.judges.openai_compatible",
-    "transformers": "sifm_core.judges.transformers_vlm",
-    "human": "sifm_core.judges.human",
+
+@dataclass(frozen=True)
+class Backend:
+    """A provider of judges, whose ``load(model, *, base_url=None, ...) -> Judge`` is in ``module``.
+
+    ``remote``: a server, whose address may follow the model; ``vision``: its judges take the options of
+    :class:`sifm_core.judges.vlm.VlmJudge`; ``keys``: the environment variables that may hold its key, the usual one
+    first; ``package``: what has to be installed besides; ``prices``: its table in ``models.toml`` ("": it is free).
+    """
+
+    module: str
+    remote: bool = False
+    vision: bool = False
+    keys: tuple[str, ...] = ()
+    package: str = ""
+    prices: str = ""
+
+
+BACKENDS: dict[str, Backend] = {
+    "miniature": Backend("sifm_core.judges.miniature"),
+    "gemini": Backend(
+        "sifm_core.judges.gemini", True, True, ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "google-genai", "gemini"
+    ),
+    "openai": Backend("sifm_core.judges.openai_compatible", True, True, ("OPENAI_API_KEY",), "openai", "openai"),
+    "transformers": Backend("sifm_core.judges.transformers_vlm", vision=True),
+    "human": Backend("sifm_core.judges.human"),
 }
-"""Backend -> its module; the signature of its ``load(model, *, base_url=None, ...) -> Judge`` says the options."""
+"""Name -> backend; what else needs to know of one (command line, nodes, doctor, estimate) reads it here."""
 
 LONGEST = 4096
 """Characters of a spec, a path of a file or an address included."""
 
-REMOTE = ("gemini", "openai")
-"""Backends that are servers, whose address may follow the model."""
-
-VLM = ("gemini", "openai", "transformers")
-"""Backends whose judges take the options of :class:`sifm_core.judges.vlm.VlmJudge` (cache, max_cost, preset ...)."""
+REMOTE = tuple(name for name, backend in BACKENDS.items() if backend.remote)
+VLM = tuple(name for name, backend in BACKENDS.items() if backend.vision)
 
 
 def load_judge(spec: str, *, base_url: str | None = None, **options: Any) -> Judge:
@@ -41,9 +59,11 @@ def load_judge(spec: str, *, base_url: str | None = None, **options: Any) -> Jud
     """
     backend, model, address = parted(spec, whole=base_url is not None)
     base_url = base_url or address or None
-    if "@" in model and not base_url and backend in REMOTE:  # what is meant for another server must not go to its own
+    if (
+        "@" in model and not base_url and BACKENDS[backend].remote
+    ):  # what is meant for another server must not go to its own
         raise InputError(f'after the "@" expected an address with its http:// or https://: {backend}:MODEL@http://HOST')
-    return importlib.import_module(BACKENDS[backend]).load(model, base_url=base_url, **options)
+    return importlib.import_module(BACKENDS[backend].module).load(model, base_url=base_url, **options)
 
 
 def parted(spec: str, *, whole: bool = False) -> tuple[str, str, str]:

@@ -25,7 +25,8 @@ class Reply:
 
     ``state`` "ok" means that text arrived, not that it is an answer; ``tokens`` (in, out with thinking); ``billed``:
     whether it was paid; ``wait``: None if the reply is final, else the seconds that the server asks to wait, or 0;
-    ``unsent``: the settings that were left out, because the model refuses them.
+    ``unsent``: the settings that were left out, because the model refuses them; ``unnamed``: the server refused the
+    request with them and did not say for which.
     """
 
     state: State
@@ -37,6 +38,7 @@ class Reply:
     wait: float | None = None
     seconds: float = 0.0
     unsent: tuple[str, ...] = ()
+    unnamed: bool = False
 
     @classmethod
     def of(cls, kept: Any) -> Reply:

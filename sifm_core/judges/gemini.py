@@ -2,28 +2,31 @@
 
 Facts that shape this file: thinking counts as output, so the limit leaves room for it; safety filters strike even when
 all are off, and come in two places; one of a family's models may answer for another, so the served version is recorded;
-newer models refuse settings that older ones take.
+newer models refuse settings that older ones take: what each takes stands in ``models.toml``, and a model that is not
+listed there is sent none of them.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from ..errors import JudgeError
+from ..errors import InputError, JudgeError
 from ..types import Judge, State
+from . import BACKENDS
 from .client import JobClient, Reply, check_base_url, environment_key
+from .models import read_models
 from .reading import body_of, count, ended, failure_in, field, joined, text
 from .remote import RemoteClient
 from .rubric import Form, Part, Question
 from .vlm import VlmJudge
 from .wire import ANSWER_BYTES, Wire
 
-KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 URL = "https://generativelanguage.googleapis.com"
 _HARMS = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
 _ENDED = {"SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"}
@@ -39,7 +42,9 @@ class GeminiClient(RemoteClient, JobClient):
     optional: ClassVar = {
         "temperature": "temperature",
         "seed": "seed",
-        "thinking_budget": r"(generation_?config\.)?thinking_?(budget|config)\w*",
+        "thinking_budget": r"thinking[ _]?(budget|config)\w*",
+        "thinking_level": r"thinking[ _]?(level|config)\w*",
+        "media_resolution": r"media[ _]?resolution\w*",
     }
     job_bytes = 18_000_000  # of the 20 MB that a request may weigh
 
@@ -79,7 +84,7 @@ class GeminiClient(RemoteClient, JobClient):
         requests = [
             types.InlinedRequest(
                 contents=_contents(parts),
-                config=self._config(question, self.settings()),
+                config=self._config(question, self.settings(self._unsent)),
                 metadata={"place": str(place)},
             )
             for place, (parts, question) in enumerate(calls)
@@ -129,7 +134,7 @@ class GeminiClient(RemoteClient, JobClient):
         for number in range(calls):
             mine = [_read_item(item) for item in found.get(str(number), ())]
             if len(mine) == 1:
-                replies += mine
+                replies.append(replace(mine[0], unsent=self._unsent, unnamed=self._unnamed))
             elif not mine:
                 why = f"the job ended ({state.lower()}) and holds no answer to this question, which may have been paid"
                 replies.append(Reply("unreachable", reason=why, billed="maybe"))
@@ -158,14 +163,16 @@ class GeminiClient(RemoteClient, JobClient):
     def _config(self, form: Form, settings: Mapping[str, Any]) -> Any:
         from google.genai import types
 
-        given = dict(settings)
-        budget = given.pop("thinking_budget", None)
+        plain = dict(settings)
+        thinking = {name: plain.pop(name) for name in ("thinking_budget", "thinking_level") if name in plain}
+        if "media_resolution" in plain:
+            plain["media_resolution"] = f"MEDIA_RESOLUTION_{plain['media_resolution'].upper()}"
         return types.GenerateContentConfig(
-            **given,
+            **plain,
             max_output_tokens=self.config["max_output_tokens"],
             response_mime_type="application/json",
             response_schema=form.answer,
-            thinking_config=None if budget is None else types.ThinkingConfig(thinking_budget=budget),
+            thinking_config=types.ThinkingConfig(**thinking) if thinking else None,
             safety_settings=[
                 types.SafetySetting(
                     category=types.HarmCategory(f"HARM_CATEGORY_{harm}"), threshold=types.HarmBlockThreshold.OFF
@@ -236,29 +243,51 @@ def load(
     model: str,
     *,
     base_url: str | None = None,
-    temperature: float | None = 0.0,
-    seed: int | None = 0,
-    thinking_budget: int | None = 1024,
+    temperature: float | None = None,
+    seed: int | None = None,
+    thinking_budget: int | None = None,
+    thinking_level: str | None = None,
+    media_resolution: str | None = None,
     max_output_tokens: int = 8192,
     timeout: float = 120.0,
     offline: bool = False,
     **asking: Any,
 ) -> Judge:
-    """A Gemini model, such as "gemini-2.5-pro"; the key comes from GEMINI_API_KEY or GOOGLE_API_KEY.
+    """A Gemini model, such as "gemini-3.8-flash"; the key comes from GEMINI_API_KEY or GOOGLE_API_KEY.
 
-    ``thinking_budget`` in tokens (None: the model's own), part of ``max_output_tokens``; ``timeout`` in seconds;
-    ``asking``: see :class:`sifm_core.judges.vlm.VlmJudge`.
+    Settings that are None are what ``models.toml`` has for the model, and are not sent where it has none:
+    ``temperature``; ``seed``; ``thinking_budget`` in tokens, part of ``max_output_tokens``, or ``thinking_level``
+    ("minimal" to "high"), never both; ``media_resolution`` ("low" to "high"). ``timeout`` in seconds; ``asking``: see
+    :class:`sifm_core.judges.vlm.VlmJudge`. Warns where the model is switched off.
     """
-    key = environment_key(KEYS, os.environ)
+    backend = BACKENDS["gemini"]
+    key = environment_key(backend.keys, os.environ)
     if not key and not offline:
-        raise JudgeError(f"gemini needs a key in the environment variable {' or '.join(KEYS)}")
+        raise JudgeError(f"gemini needs a key in the environment variable {' or '.join(backend.keys)}")
+    if thinking_budget is not None and thinking_level is not None:
+        raise InputError("expected a thinking_budget or a thinking_level, got both; leave one out")
     url = check_base_url(base_url or URL)
-    config = {
+    given = {
         "temperature": temperature,
         "seed": seed,
         "thinking_budget": thinking_budget,
-        "max_output_tokens": max_output_tokens,
+        "thinking_level": thinking_level,
+        "media_resolution": media_resolution,
     }
-    client = GeminiClient(model, url, key, config=config, timeout=timeout)
+    known = read_models(asking.get("prices")).of(backend.prices, model)
+    if known and known.ended():
+        then = f"{known.then} answers in its place, at its own price" if known.then else "nothing answers in its place"
+        warnings.warn(f"{model} was switched off on {known.ends}: {then}", stacklevel=2)
+    takes = dict(known.takes) if known else {}
+    client = GeminiClient(
+        model,
+        url,
+        key,
+        takes=takes,
+        known=bool(takes),
+        given=given,
+        max_output_tokens=max_output_tokens,
+        timeout=timeout,
+    )
     name = f"gemini:{model}" + (f"@{url}" if base_url else "")
     return VlmJudge(client, name=name, offline=offline, **asking)

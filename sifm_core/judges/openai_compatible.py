@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 from ..errors import JudgeError
 from ..types import Judge, State
+from . import BACKENDS
 from .client import Reply, check_base_url, environment_key
+from .models import read_models
 from .reading import count, ended, field, joined, text
 from .remote import RemoteClient
 from .rubric import Form, Part
@@ -105,19 +107,19 @@ def load(
     model: str,
     *,
     base_url: str | None = None,
-    temperature: float | None = 0.0,
-    seed: int | None = 0,
+    temperature: float | None = None,
+    seed: int | None = None,
     max_output_tokens: int = 4096,
     timeout: float = 120.0,
-    key_variable: str = "OPENAI_API_KEY",
+    key_variable: str = BACKENDS["openai"].keys[0],
     offline: bool = False,
     **asking: Any,
 ) -> Judge:
     """A model of an OpenAI-compatible server; ``base_url`` None means OpenAI itself, which needs OPENAI_API_KEY.
 
     Other servers get the key in ``key_variable`` if it is set; without one, nothing is billed. ``temperature`` and
-    ``seed`` are not sent if None, nor after the model has refused them; ``timeout`` in seconds; ``asking``: see
-    :class:`sifm_core.judges.vlm.VlmJudge`.
+    ``seed`` (None: what the table has for the model, else 0) are not sent after the model has refused them; ``timeout``
+    in seconds; ``asking``: see :class:`sifm_core.judges.vlm.VlmJudge`.
     """
     key = environment_key((key_variable,), os.environ)
     if not key and not base_url and not offline:
@@ -126,7 +128,16 @@ def load(
             f"openai:{model}@http://127.0.0.1:11434/v1"
         )
     url = check_base_url(base_url or URL)
-    config = {"temperature": temperature, "seed": seed, "max_output_tokens": max_output_tokens}
-    client = OpenAiClient(model, url, key, config=config, timeout=timeout)
+    known = read_models(asking.get("prices")).of(BACKENDS["openai"].prices, model)
+    client = OpenAiClient(
+        model,
+        url,
+        key,
+        takes=known.takes if known and known.takes else {"temperature": 0.0, "seed": 0},
+        known=bool(known and known.takes),
+        given={"temperature": temperature, "seed": seed},
+        max_output_tokens=max_output_tokens,
+        timeout=timeout,
+    )
     name = f"openai:{model}" + (f"@{url}" if base_url else "")
     return VlmJudge(client, name=name, offline=offline, **asking)

@@ -27,6 +27,7 @@ _BROKEN = {
     "language", "malformed_function_call", "unexpected_tool_call", "too_many_tool_calls", "malformed_response",
 }  # fmt: skip
 """Ends that are not good ones, in lower case. Any other word is a good end, and so is none."""
+_UNNAMED = re.compile(r"^\W*(request contains an )?invalid[ _]argument\W*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Failure:
 
     def reply(self) -> Reply:
         return http_failure(self.code, self.words, self.wait)
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether it is a refusal of some setting that does not say of which, as Gemini's are at times."""
+        return self.code == 400 and not self.setting and bool(_UNNAMED.search(self.words))
 
     def about(self, names: Mapping[str, str]) -> tuple[str, ...]:
         """Which of these settings (name -> pattern of what servers call it) a refusal is about."""

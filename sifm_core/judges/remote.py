@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from .client import Client, Reply
 from .reading import body_of, failure_in
 from .rubric import Form, Part
@@ -17,27 +17,50 @@ from .wire import Wire
 
 _REFUSES = (400, 422, 501)
 _LEAST = {"timeout": 0.001, "temperature": 0.0, "max_output_tokens": 1, "thinking_budget": -1}
+_WORDS = {
+    "thinking_level": ("minimal", "low", "medium", "high"),
+    "media_resolution": ("low", "medium", "high"),
+}
 
 
 class RemoteClient(Client):
     """A server that is spoken to through a provider's package, which writes the requests.
 
-    ``optional``: settings that some models refuse -> a pattern of what servers call them. Which are refused is found
-    out by asking, remembered, and said in the reply. ``rungs``: in how many ways an answer can be asked for, from the
-    strictest; a refused one leads to the next.
+    ``optional``: settings that some models refuse -> a pattern of what servers call them. ``takes`` holds those that
+    the model is known to take, with what is sent where ``given`` says nothing (None); what is given to a model whose
+    settings are ``known``, and is none of them, is left out at once. Which others are refused is found out by asking,
+    remembered, and said in the reply. ``rungs``: in how many ways an answer can be asked for, from the strictest; a
+    refused one leads to the next.
     """
 
     optional: ClassVar[Mapping[str, str]]
     rungs: ClassVar[int] = 1
     _rung = 0
     _unsent: tuple[str, ...] = ()
+    _unnamed = False
     wire: Wire
 
-    def __init__(self, model: str, base_url: str, key: str, *, config: Mapping[str, Any], timeout: float) -> None:
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        key: str,
+        *,
+        takes: Mapping[str, Any],
+        known: bool,
+        given: Mapping[str, Any],
+        max_output_tokens: int,
+        timeout: float,
+    ) -> None:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        config = {**takes, **chosen, "max_output_tokens": max_output_tokens}
         for name, value in {"timeout": timeout, **config}.items():
-            if value is not None and not _LEAST.get(name, -math.inf) <= value < math.inf:
+            if name in _WORDS and value not in _WORDS[name]:
+                raise unknown(name, value, _WORDS[name])
+            if name not in _WORDS and not _LEAST.get(name, -math.inf) <= value < math.inf:
                 raise InputError(f"{name}: expected a number of at least {_LEAST.get(name)}, got {value!r:.40}")
         super().__init__(model, base_url, key, config=config, timeout=timeout)
+        self._unsent = tuple(name for name in self.optional if known and name in chosen and name not in takes)
 
     @abstractmethod
     def call(self, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], rung: int) -> object:
@@ -47,17 +70,17 @@ class RemoteClient(Client):
     def read(self, body: Any) -> Reply:
         """What a body of JSON that reports no error holds."""
 
-    def settings(self, unsent: Sequence[str] = ()) -> dict[str, Any]:
+    def settings(self, unsent: Sequence[str]) -> dict[str, Any]:
         """The optional settings that are to be sent."""
-        return {k: v for k in self.optional if k not in unsent and (v := self.config[k]) is not None}
+        return {name: self.config[name] for name in self.optional if name in self.config and name not in unsent}
 
     def send(self, parts: Sequence[Part], form: Form) -> Reply:
-        rung, unsent, until = self._rung, self._unsent, self.wire.deadline()
+        rung, unsent, unnamed, until = self._rung, self._unsent, self._unnamed, self.wire.deadline()
         while True:
             settings = self.settings(unsent)
             came = self.wire.carry(partial(self.call, parts, form, settings, rung), until=until)
             if isinstance(came, Reply):
-                return replace(came, unsent=unsent)
+                return replace(came, unsent=unsent, unnamed=unnamed)
             body = body_of(came)
             failure = failure_in(came, body)
             if failure is None:
@@ -70,11 +93,13 @@ class RemoteClient(Client):
                 break
             if refused := failure.about({name: self.optional[name] for name in settings}):
                 unsent += refused
+            elif settings and failure.unnamed:
+                unsent, unnamed = (*unsent, *settings), True
             elif failure.code in _REFUSES and rung < self.rungs - 1:
                 rung += 1
             else:
                 reply = failure.reply()
                 break
         if reply.billed == "yes":
-            self._rung, self._unsent = rung, unsent
-        return replace(reply, unsent=unsent)
+            self._rung, self._unsent, self._unnamed = rung, unsent, unnamed
+        return replace(reply, unsent=unsent, unnamed=unnamed)

@@ -23,7 +23,7 @@ from .cache import Cache, key_of
 from .cases import case_problem
 from .client import Client, JobClient, Reply
 from .jobs import Jobs, over_cap
-from .prices import FREE, Price, price_of, read_prices, same_model
+from .models import FREE, Price, read_models, same_model
 from .rubric import PRESETS, Answer, Form, Part, parse, preset_hash
 
 _LONGEST_WAIT = 60.0
@@ -56,7 +56,7 @@ class VlmJudge:
     - ``preset``: a name in :data:`sifm_core.judges.rubric.PRESETS`.
     - ``cache``: a file (or :class:`Cache`) that keeps answers and spending; None keeps them in memory only.
     - ``max_cost``: US dollars that everything in the cache, together, may cost at most.
-    - ``prices``: a file with prices that add to the shipped table or replace its entries.
+    - ``prices``: a file with models and their prices that add to the shipped table or replace its entries.
     - ``repeat``: the number of this draw, where one question is to be asked several times.
     - ``offline``: send nothing, answer from the cache alone; needs no key.
     - ``resend_lost``: send calls again whose answer never arrived though they may have been paid (None: only where
@@ -101,10 +101,10 @@ class VlmJudge:
         self.prompt_hash = preset_hash(self.questions)
         self.cache = cache if isinstance(cache, Cache) else Cache(cache)
         self.max_cost = max_cost
-        self._prices = read_prices(prices)
+        self._models = read_models(prices)
         self._batch = batch
-        price = self._price_of(client.model)
-        self._charged = [] if price is None else [price]
+        priced = self._price_of(client.model) is not None
+        self._charged = [client.model]
         self._unpriced = ""
         self._repeat = repeat
         self._offline = offline
@@ -122,10 +122,10 @@ class VlmJudge:
             self._heed(served)
         self.served = key_of(config=dict(client.config), prompt=self.prompt_hash, repeat=repeat)[:12]
         """What else than the name this judge's answers depend on: part of what a run keeps them under."""
-        if max_cost is not None and price is None and not offline:
+        if max_cost is not None and not priced and not offline:
             raise JudgeError(
                 f"max_cost needs a price to hold: none is known for {client.backend} model {client.model!r}; "
-                f'give one with prices="FILE.toml" (the form is that of sifm_core/judges/prices.toml)'
+                f'give one with prices="FILE.toml" (the form is that of sifm_core/judges/models.toml)'
             )
 
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:
@@ -220,7 +220,8 @@ class VlmJudge:
         others = [s for s in served.split(" + ") if s and not same_model(self.client.model, s)]
         notes = [self._rerouted(other) for other in others]
         if unsent := dict.fromkeys(name for reply, _ in replies for name in reply.unsent):
-            notes.append(f"asked without {' and '.join(unsent)}, which {self.client.model} refuses")
+            refuses = "refuses, without saying which" if any(reply.unnamed for reply, _ in replies) else "refuses"
+            notes.append(f"asked without {' and '.join(unsent)}, which {self.client.model} {refuses}")
         costs = [cost for _, cost in replies]
         raw = json.dumps([reply.text for reply, _ in replies], ensure_ascii=False) if replies else ""
         return Verdict(
@@ -318,12 +319,11 @@ class VlmJudge:
     def _heed(self, served: str) -> None:
         """From now on, reserve what the dearest of the models that answer may cost."""
         if served and not same_model(self.client.model, served):
-            price = self._price_of(served)
             with self._lock:
-                if price is None:
+                if self._price_of(served) is None:
                     self._unpriced = served
-                elif price not in self._charged:
-                    self._charged.append(price)
+                elif served not in self._charged:
+                    self._charged.append(served)
 
     def _closed(self) -> Reply | None:
         """Why nothing may be sent any more; None where something may."""
@@ -336,12 +336,16 @@ class VlmJudge:
     def _price_of(self, model: str) -> Price | None:
         if not self.client.key:
             return FREE
-        price = price_of(self._prices, self.client.backend, model)
+        price = self._models.price(self.client.backend, model)
         return price.in_batch() if price and self._batch else price
 
     def _at_most(self, parts: Sequence[Part]) -> float:
+        if not self.client.key:
+            return 0.0
         limit = self.client.config["max_output_tokens"]
-        return max((price.at_most(*_weight(parts), limit) for price in self._charged), default=0.0)
+        prices = [price for model in self._charged for price in self._models.dearest(self.client.backend, model)]
+        charged = (price.in_batch() if self._batch else price for price in prices)
+        return max((price.at_most(*_weight(parts), limit) for price in charged), default=0.0)
 
     def _cost(self, reply: Reply, parts: Sequence[Part]) -> float | None:
         """US dollars; None where the price is unknown, or the server's figures cannot be those of such a call."""

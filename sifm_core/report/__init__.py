@@ -30,7 +30,7 @@ from .columns import Frame, frame
 from .curves import Series, plots
 from .document import markdown
 from .drawings import grid as grid
-from .figures import Agreement, Part, Predictor, agreements, headline, parts, predictors
+from .figures import Agreement, Part, Predictor, agreements, headline, parts, predictors, rerouted
 from .html import first_attacks, page
 from .overview import together as together
 from .text import as_csv, latex
@@ -96,7 +96,7 @@ def make(
     return Report(
         title=plan.title if plan else title,
         about=plan.about if plan else "",
-        headline=headline(table),
+        headline=" ".join(filter(None, (headline(table), rerouted(f)))),
         frame=f,
         parts=table,
         layout=layout,

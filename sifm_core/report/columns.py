@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..data.prompts import distance
+from ..judges.models import same_model
 from ..types import Measured, Record, RecordInfo
 from ..verdicts import AXES, CLEAN, FAILURE_AXES, TRUTH, Cell, Verdict, cell, consensus, failure_axis
 
@@ -34,9 +35,10 @@ class Frame:
 
     ``cell`` numbers the cells (:func:`sifm_core.verdicts.cell`), ``attack`` the same without their seeds; ``floor`` is
     the row of the cell's clean record, -1 where there is none; ``consensus`` what the judges agree on, ``answers`` what
-    each says by axis; ``axis`` the place in :data:`sifm_core.verdicts.FAILURE_AXES`; ``memory`` bytes; unknown values
-    are NaN. ``distance`` and ``meaning``: how far the prompts of attack and protection are apart in words and for the
-    editor.
+    each says by axis; ``axis`` the place in :data:`sifm_core.verdicts.FAILURE_AXES`;
+    ``others`` counts by judge the answers that other models gave than the one asked, ``answered`` all of its answers;
+    ``memory`` bytes; unknown values are NaN. ``distance`` and ``meaning``: how far the prompts of attack and protection
+    are apart in words and for the editor.
     """
 
     blocks: dict[Block, int] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class Frame:
     missing: Counter[str] = field(default_factory=Counter)
     definitions: set[str] = field(default_factory=set)
     served: dict[str, str] = field(default_factory=dict)
+    answered: Counter[str] = field(default_factory=Counter)
+    others: dict[str, Counter[str]] = field(default_factory=dict)
     uncompared: int = 0
     cost: float = 0.0
     kept: list[Record] = field(default_factory=list)
@@ -156,6 +160,11 @@ def _verdicts(f: Frame, verdicts: Sequence[Verdict], n: int) -> None:
         f.answers.setdefault(judge, {axis: array("b", [-1]) * n for axis in AXES})
         if verdict.model_served:
             f.served[judge] = verdict.model_served
+        if verdict.state == "ok":
+            f.answered[judge] += 1
+            names = verdict.model_served.split(" + ") if verdict.model_requested and verdict.model_served else []
+            if others := [name for name in names if not same_model(verdict.model_requested, name)]:
+                f.others.setdefault(judge, Counter())[" and ".join(others)] += 1
         if verdict.state != "ok":
             f.missing[f"{judge} gave no answer ({verdict.state}): {verdict.reasons}"] += 1
     for judge, columns in f.answers.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..bench.config import Layout, Paper
-from ..format import NONE, figure, span
+from ..format import NONE, figure, one_line, span
 from ..metrics import METRICS
 from ..rates import Isr, isr, worst_of
 from ..stats import Interval, agreement, auc, bootstrap, cohen_kappa, holm, mcnemar, prevalence
@@ -25,6 +25,8 @@ RESAMPLED = 300
 """Pictures up to which intervals of means are found by resampling."""
 SHARED = 2
 """Methods that may share a mark; what more have in common distinguishes none."""
+LONGEST = 80
+"""Characters of a model's name in the headline."""
 _SAID = (False, True, None)
 """A frame's 0, 1 and -1."""
 
@@ -228,6 +230,24 @@ def headline(table: Sequence[Part]) -> str:
     if (best.isr.net or 0) <= (control.isr.net or 0):
         return f"{text}. That is no more than noise does, so nothing is shown."
     return f"{text}. The 95% interval of that share is {span(best.isr.net_low, best.isr.net_high)}."
+
+
+def rerouted(frame: Frame) -> str:
+    """Whose verdicts another model gave, and which judges are one model; "" where every judge is the one asked for."""
+    said = []
+    judges_of: dict[str, list[str]] = {}
+    for judge in frame.judges:
+        if others := frame.others.get(judge):
+            names = " or ".join(one_line(name)[:LONGEST] for name, _ in others.most_common(3))
+            share = f"{others.total()} of its {frame.answered[judge]} verdicts"
+            said.append(f"{judge} did not answer itself: {share} are by {names}, another model.")
+        judges_of.setdefault(frame.served.get(judge, ""), []).append(judge)
+    for served, judges in judges_of.items():
+        if served and len(judges) > 1 and any(judge in frame.others for judge in judges):
+            said.append(
+                f"{' and '.join(judges)} are one model, {one_line(served)[:LONGEST]}, so that they agree says less."
+            )
+    return " ".join(said)
 
 
 def net_count(rate: Isr) -> str:

@@ -152,7 +152,7 @@ def test_a_paper_workflow_runs_on_the_miniature_with_nothing_but_its_editor_chan
     if "needs the package" not in text:
         pytest.skip("ComfyUI's Python has google-genai, which would go out into the network")
     assert "| dist only" in text and "PSNR" in text
-    assert "gemini:gemini-2.5-pro gave no answer (error)" in text
+    assert "gemini:gemini-3.8-flash gave no answer (error)" in text
 
 
 def test_clip_says_what_is_missing(server):

@@ -14,7 +14,7 @@ import torch
 from judges.servers import PAPER, QUALITY, SEMANTIC
 from sifm_core.errors import InputError, JudgeError
 from sifm_core.judges import BACKENDS, load_judge
-from sifm_core.judges.prices import Price, read_prices
+from sifm_core.judges.models import Price, read_models
 from sifm_core.judges.rubric import LONG_SIDE, PRESETS, Paper, Quality, Semantic, parse, picture, preset_hash
 from sifm_core.judges.vlm import same_model
 from sifm_core.types import Case, Verdict
@@ -48,8 +48,8 @@ def test_a_spec_without_an_end_is_named_by_its_length():
 )
 def test_prices_that_are_none_are_refused_in_one_sentence(tmp_path, price):
     (tmp_path / "prices.toml").write_text(f'[openai."m"]\n{price}\n')
-    with pytest.raises(InputError, match=r"expected prices as in .*prices\.toml") as caught:
-        read_prices(tmp_path / "prices.toml")
+    with pytest.raises(InputError, match=r"expected prices as in .*models\.toml") as caught:
+        read_models(tmp_path / "prices.toml")
     assert len(str(caught.value)) < 1000
 
 
@@ -62,7 +62,7 @@ def test_unknown_names_suggest_near_ones():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_loads_by_one_signature(backend):
-    module = importlib.import_module(BACKENDS[backend])
+    module = importlib.import_module(BACKENDS[backend].module)
     names = list(inspect.signature(module.load).parameters)
     assert names[:2] == ["model", "base_url"]
 
@@ -261,18 +261,18 @@ def test_which_served_models_count_as_the_one_asked_for(requested, served, same)
 
 
 def test_prices_add_up_and_expire(tmp_path):
-    shipped = read_prices()
-    assert all(price.input < price.output and price.image_tokens for price in shipped.values())
+    shipped = read_models()
+    assert all(price.input < price.output and price.image_tokens for m in shipped.known.values() for price in m.prices)
     own = tmp_path / "prices.toml"
     own.write_text('[openai.mine]\ninput = 2\noutput = 4\n[gemini."old"]\ninput = 1\noutput = 1\nuntil = 2020-01-01\n')
-    prices = read_prices(own)
-    assert prices["openai", "mine"] == Price(2, 4)
-    assert prices["openai", "mine"].cost(1_000_000, 500_000) == pytest.approx(4.0)
-    assert ("gemini", "old") not in prices and shipped.items() <= prices.items()
+    models = read_models(own)
+    assert models.price("openai", "mine") == Price(2, 4)
+    assert models.price("openai", "mine").cost(1_000_000, 500_000) == pytest.approx(4.0)
+    assert models.price("gemini", "old") is None and shipped.known.items() <= models.known.items()
     for bad in ("[openai.m]\ninput = 1\n", "[openai.m]\ninput = -1\noutput = 1\n", "not toml", "[openai]\nm = 3\n"):
         own.write_text(bad)
         with pytest.raises(InputError, match=r"prices\.toml"):
-            read_prices(own)
+            read_models(own)
 
 
 def test_unusable_cache_is_a_clear_error(tmp_path, monkeypatch):

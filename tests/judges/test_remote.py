@@ -425,8 +425,9 @@ def test_what_a_model_refuses_is_left_out_and_the_verdict_says_so(monkeypatch, t
 
 def test_newer_geminis_are_asked_without_what_they_refuse_and_the_verdict_says_so(monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    given = {"temperature": 0.0, "seed": 0, "thinking_budget": 1024}
     with FakeServer("gemini") as fake:
-        first, second = judge_for(fake, concurrency=1).judge([case("newer"), case("newer 2")])
+        first, second = judge_for(fake, concurrency=1, **given).judge([case("newer"), case("newer 2")])
     settings = {"thinkingConfig", "temperature", "seed"}
     sent = [settings & r.body["generationConfig"].keys() for r in fake.requests]
     assert sent == [settings, {"temperature", "seed"}, set(), set(), set(), set()]
