@@ -56,8 +56,8 @@ class Case(NamedTuple):
         return f"{self.editor} {self.work}{times} x{self.batch} {self.form}".strip()
 
 
-def cases(editors: Sequence[str], only: str = "") -> list[Case]:
-    """The table, an editor's cases together, what matters most first."""
+def cases(editors: Sequence[str], only: Sequence[str] = ()) -> list[Case]:
+    """The table, an editor's cases together, what matters most first; of those only what has one of the words."""
     found = []
     for editor in editors:
         found += [Case(editor, "sifm", form, t, 1) for t in (4, 10) for form in (*reversed(ROWS_OF), "literal")]
@@ -65,7 +65,7 @@ def cases(editors: Sequence[str], only: str = "") -> list[Case]:
         others = [name for name in methods.METHODS if name != "sifm" and hasattr(methods.get_method(name), "build")]
         found += [Case(editor, name, form, None, 1) for name in others for form in ("rows, graph", "sequential")]
         found += [Case(editor, "edit", "", None, batch) for batch in (1, 4, 8, 16)]
-    return [case for case in found if only in str(case)]
+    return [case for case in found if not only or any(words in str(case) for words in only)]
 
 
 def measure(case: Case, editor: Editor, size: int, iterations: int) -> dict[str, Any]:
@@ -190,7 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or with --json an object a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--editor", action="append", help="a built-in name, folder or hub id; may be repeated")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name, such as 'sifm T=4'")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="cases with this in their name, such as 'sifm T=4'; may be repeated",
+    )
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--iterations", type=int, default=8, help="timed, of each case")
     parser.add_argument("--minutes", type=float, default=6, help="after which no further case is started")
