@@ -23,6 +23,8 @@ PREVIEW_SIDE = 256
 """Smaller pictures are enlarged to this many pixels for the live preview, so that single pixels can be seen."""
 GRADIENT_BYTES_PER_PIXEL = 16 * 1024
 """Activations that a backward pass keeps: Stable Diffusion 1.5's VAE encoder counts 12 KiB a pixel in fp32."""
+TIMESTEPS = 10
+"""Rows that a picture has by default."""
 
 
 @contextmanager
@@ -118,8 +120,7 @@ class ManagedEditor:
             for managed in team:
                 managed.editor.device = managed._device
                 managed.editor.prepare(list(prompts))
-            sizes = [managed.editor.work_size(*image.shape[-2:]) for managed in team]
-            memory = len(image) * GRADIENT_BYTES_PER_PIXEL * max(height * width for height, width in sizes)
+            memory = max(_working(managed.editor, image) for managed in team)
             load = functools.partial(_load, [patcher for managed in team for patcher in managed._rest], memory)
             load()
             try:
@@ -135,6 +136,13 @@ class ManagedEditor:
         _load(self._text)
         yield
         self._return()
+
+
+def _working(editor: Editor, image: Image) -> int:
+    """Bytes of an iteration: the autoencoder's for every picture, the network's for the rows that it runs at once."""
+    height, width = editor.work_size(*image.shape[-2:])
+    rows = max(len(image), min(TIMESTEPS * len(image), editor.rows(height, width)))
+    return len(image) * GRADIENT_BYTES_PER_PIXEL * height * width + rows * editor.row_bytes(height, width)
 
 
 def _load(patchers: list[Any], memory: int = 0) -> None:

@@ -122,9 +122,8 @@ def immunize(
 
     def rows(editor: Editor) -> dict[str, int]:
         """How many rows its network ran at once, of a method for which that matters."""
-        if "rows" not in methods.options(method):
-            return {}
-        return {"rows": options.get("rows") or editor.rows(*editor.work_size(*image.shape[-2:]))}
+        rows = methods.rows_of(method, editor, editor.work_size(*image.shape[-2:]), options.get("rows", 0))
+        return {} if rows is None else {"rows": rows}
 
     shown = f"{len(image)} picture(s) of {image.shape[-1]}x{image.shape[-2]} pixels"
     with torch.inference_mode(False), peak(editor.device) as measured, enough(shown, editor.device, pictures=True):

@@ -190,6 +190,10 @@ class Editor(ABC):
         """
         return 1
 
+    def row_bytes(self, height: int, width: int) -> int:
+        """About how much one such row keeps until its gradient is taken; 0: not known."""
+        return 0
+
     def hidden(self, module: nn.Module, output: Any) -> Any:
         """What of a module's output is the picture's hidden state: here all of it, whose first tensor counts."""
         return output

@@ -63,6 +63,7 @@ class InstructPix2Pix(LatentEditor):
 
     family = "instruct-pix2pix"
     positions_at_once = 40_960  # 10 rows at 512x512
+    bytes_per_position = 75_000
 
     def __init__(self, name: str, folder: Path, pipe: Any, settings: Mapping[str, Any]) -> None:
         levels = len(pipe.unet.config.block_out_channels)

@@ -30,6 +30,8 @@ class LatentEditor(Editor):
 
     positions_at_once: int
     """Latent positions (height x width) that the network runs at once with gradients, in 16 bits a number."""
+    bytes_per_position: int
+    """What each of them keeps until its gradient is taken, measured on a GPU with the deep layers."""
 
     def __init__(
         self,
@@ -111,8 +113,14 @@ class LatentEditor(Editor):
 
     def rows(self, height: int, width: int) -> int:
         """How many rows of a batch the network runs at once: :attr:`positions_at_once`, half in float32; at least 1."""
-        positions = math.prod(side // self.pipe.vae_scale_factor for side in (height, width))
-        return max(1, self.positions_at_once * 2 // self.dtype.itemsize // positions)
+        return max(1, self.positions_at_once * 2 // self.dtype.itemsize // self._positions(height, width))
+
+    def row_bytes(self, height: int, width: int) -> int:
+        """About how much one row keeps until its gradient is taken."""
+        return self._positions(height, width) * self.bytes_per_position * self.dtype.itemsize // 2
+
+    def _positions(self, height: int, width: int) -> int:
+        return math.prod(side // self.pipe.vae_scale_factor for side in (height, width))
 
     def networks(self) -> dict[str, nn.Module]:
         """The pipeline's, and the text encoders that wait on the CPU."""
@@ -157,7 +165,7 @@ class LatentEditor(Editor):
         of the mode. Raises ImageError for a size that :meth:`work_size` does not give.
         """
         self.check_size(x)
-        with _attention(x, math.prod(x.shape[-2:]) // self.pipe.vae_scale_factor**2):
+        with _attention(x, self._positions(*x.shape[-2:])):
             posterior = self.pipe.vae.encode((2 * x - 1).to(self.device, self.dtype)).latent_dist
         raw = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
         return (wide(raw) - self.latent_shift) * self.latent_scale

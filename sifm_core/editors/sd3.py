@@ -82,6 +82,7 @@ class StableDiffusion3(LatentEditor):
 
     family = "sd3"
     positions_at_once = 20_480  # 5 rows at 512x512
+    bytes_per_position = 300_000
 
     def __init__(self, name: str, folder: Path, parts: Sequence[str], pipe: Any, settings: Mapping[str, Any]) -> None:
         multiple = pipe.vae_scale_factor * pipe.patch_size

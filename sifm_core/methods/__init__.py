@@ -20,6 +20,7 @@ from ..checks import check_choice
 from ..errors import unknown
 from ..loop import LOOP, Loop
 from ..options import Option, options_of
+from ..types import Editor
 
 METHODS: dict[str, str] = {
     "sifm": "sifm_core.methods.sifm",
@@ -104,6 +105,18 @@ def configure(name: str, preset: str, given: Mapping[str, Any]) -> tuple[Loop, d
     settings = known[check_choice(preset, f"preset of {name}", known)]
     settings = settings | {key: value for key, value in given.items() if value is not None}
     return Loop(**{key: settings.pop(key) for key in LOOP if key in settings}), settings
+
+
+def rows_of(name: str, editor: Editor, size: tuple[int, int], rows: int = 0) -> int | None:
+    """How many rows of the network a method runs at once at the working ``size``; None for one that has no such option.
+
+    ``rows``: the option, 0 for the rule.
+    """
+    if "rows" not in options(name):
+        return None
+    from .rows import at_once
+
+    return at_once(editor, size, rows, getattr(get_method(name), "KEEPS", 1))
 
 
 def random_start(name: str, chosen: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..types import Cond, Editor, Image, Latent
+from ..types import Cond, Editor, Latent
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,27 @@ class Rows:
         return values.unflatten(0, (self.count, -1)).sum(dim=0)
 
 
-def split(editor: Editor, x: Image, runs: Sequence[tuple[int, Latent, Cond]], rows: int = 0) -> list[Rows]:
-    """Runs (timestep, noise (B, c, h, w), condition) of the network on pictures ``x`` (B, 3, h, w), as few batches.
+def at_once(editor: Editor, size: tuple[int, int], rows: int = 0, keeps: int = 1) -> int:
+    """``rows``, or for 0 what the editor's rule says at the working ``size`` (height, width).
 
-    No batch has more than ``rows`` rows (0: :meth:`Editor.rows`), but each at least one run. Raises InputError for a
-    negative number.
+    ``keeps``: how many times as much as the network itself a method keeps of each row. Raises InputError for a negative
+    number.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
         raise InputError(f"rows: expected a whole number of at least 0 (0: the editor's rule), got {rows!r}")
-    most = max(1, (rows or editor.rows(*x.shape[-2:])) // len(x))
+    return rows or max(1, editor.rows(*size) // keeps)
+
+
+def split(editor: Editor, runs: Sequence[tuple[int, Latent, Cond]], rows: int) -> list[Rows]:
+    """Runs (timestep, noise (B, c, h, w), condition) of the network on B pictures, as few batches.
+
+    No batch has more than ``rows`` rows, but each at least one run.
+    """
+    pictures = len(runs[0][1])
+    most = max(1, rows // pictures)
     batches = []
     for start in range(0, len(runs), most):
         times, noises, conds = zip(*runs[start : start + most], strict=True)
-        t = torch.cat([torch.full((len(x),), t, device=noise.device) for t, noise in zip(times, noises, strict=True)])
+        t = torch.cat([torch.full((pictures,), t, device=n.device) for t, n in zip(times, noises, strict=True)])
         batches.append(Rows(len(times), t, torch.cat(noises), editor.join(conds)))
     return batches

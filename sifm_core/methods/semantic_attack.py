@@ -21,13 +21,15 @@ from ..gradients import through_latent
 from ..noise import Seed, fork, normal
 from ..types import Cond, Editor, Image, Latent, Sampled, Term
 from . import ROWS, configured
-from .rows import Rows, split
+from .rows import Rows, at_once, split
 
 PROVENANCE = (
     "reconstructed from the paper (no official code known); adapted: projected onto the budget, which the update as "
     "printed may leave, and on transformers the attention of image positions to text in the joint layers"
 )
 RANDOM_START = False
+KEEPS = 2
+"""The attention of every layer is kept beside what the network keeps of a row: about as much again."""
 PRESETS: dict[str, dict[str, Any]] = {"paper": {"eps": 0.03, "steps": 100, "timesteps": 10, "threshold": 0.5}}
 """kappa 0.06 in [-1, 1]; its step size is not known to us and stays the engine's."""
 
@@ -81,7 +83,8 @@ def build(
         z = editor.encode(x)
         noises = normal((len(z), len(times), *z.shape[1:]), fork(seed, "noise")).to(z).unbind(dim=1)
         found = []
-        for batch in split(editor, x, [(t, noise, text) for t, noise in zip(times, noises, strict=True)], rows):
+        runs = [(t, noise, text) for t, noise in zip(times, noises, strict=True)]
+        for batch in split(editor, runs, at_once(editor, (x.shape[-2], x.shape[-1]), rows, KEEPS)):
             heat = attention(z, batch)
             mask = (heat > threshold * heat.amax(dim=(1, 2), keepdim=True)).to(z)
             found.append(partial(term, batch=batch, mask=mask))

@@ -23,7 +23,7 @@ from ..gradients import through_latent
 from ..noise import Seed, fork, normal
 from ..types import Cond, Editor, Image, Latent, Sampled, Term
 from . import PART_NORMS, ROWS, configured
-from .rows import Rows, split
+from .rows import Rows, at_once, split
 
 PROVENANCE = "reconstructed from the paper (no official code known); what it leaves open is an option of `build`"
 RANDOM_START = False
@@ -92,7 +92,7 @@ def build(
     if not (math.isfinite(lam) and lam >= 0):
         raise InputError(f"lam: expected a weight of at least 0, got {lam!r}")
     paths = resolve(editor.net, _patterns(layers, editor.layer_presets))
-    times = times_of(timesteps, editor.num_train_timesteps)
+    times, size = times_of(timesteps, editor.num_train_timesteps), (x.shape[-2], x.shape[-1])
     prompts = [prompts] if isinstance(prompts, str) else prompts
     conds = [cond, *(editor.prepare([prompt] * len(x)) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
@@ -113,7 +113,10 @@ def build(
     def terms(encode: Callable[[Image], Latent], noises: Tensor) -> list[Term]:  # line 3: Phi_orig
         z = encode(x)
         runs = [(t, eps, c) for t, eps in zip(times, noises.to(z).unbind(dim=1), strict=True) for c in conds]
-        return [partial(term, batch=batch, phi_orig=phi(z, batch)) for batch in split(editor, x, runs, rows)]
+        return [
+            partial(term, batch=batch, phi_orig=phi(z, batch))
+            for batch in split(editor, runs, at_once(editor, size, rows))
+        ]
 
     def draw(seed: Seed) -> Sequence[Tensor]:  # the noise of E(x, t)_noisy, and perhaps of the latent
         named = {"noise": (len(times),), **({"posterior": ()} if posterior == "sample" else {})}

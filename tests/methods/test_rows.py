@@ -9,8 +9,8 @@ from literal import close
 from fakes import images
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError
-from sifm_core.methods import METHODS, get_method, options
-from sifm_core.methods.rows import split
+from sifm_core.methods import METHODS, get_method, options, rows_of
+from sifm_core.methods.rows import at_once
 from sifm_core.pipeline import immunize
 from sifm_core.types import Editor
 
@@ -41,10 +41,10 @@ def test_the_gradient_is_the_same_however_many_rows_run_at_once(name: str, edito
     runs = 5 * (3 if name == "sifm" else 1)
     expected = get_method(name).build(editor, x0, cond, rows=1, seed=[3, 4], **CHOSEN[name])(x, 0)
     assert sizes == [2] * 2 * runs, "one run of both pictures at a time, clean and protected"
-    for rows, at_once in ((6, 3), (0, runs)):
+    for rows, together in ((6, 3), (0, runs)):
         sizes.clear()
         found = get_method(name).build(editor, x0, cond, rows=rows, seed=[3, 4], **CHOSEN[name])(x, 0)
-        assert max(sizes) == 2 * at_once and sum(sizes) == 2 * 2 * runs
+        assert max(sizes) == 2 * together and sum(sizes) == 2 * 2 * runs
         assert close(found.grad, expected.grad) and torch.allclose(found.loss, expected.loss, rtol=1e-10)
         for key, value in expected.log.items():
             assert torch.allclose(found.log[key], value, rtol=1e-9), key
@@ -77,7 +77,15 @@ def test_the_rule_follows_size_and_number_type_alone(ip2p_folder, sd3_folder) ->
 @pytest.mark.parametrize("rows", [-1, True, 2.0, "3"])
 def test_a_number_of_rows_that_is_none_is_refused(rows: object, editor: Editor) -> None:
     with pytest.raises(InputError, match="rows: expected a whole number of at least 0"):
-        split(editor, images(1), [], rows)
+        at_once(editor, (16, 16), rows)
+
+
+def test_a_method_that_keeps_more_runs_fewer_rows_and_its_settings_say_so(ip2p_folder) -> None:
+    editor = load_editor(ip2p_folder, device="cpu", size=16)
+    most = {name: rows_of(name, editor, (16, 16)) for name in METHODS}
+    assert most["semantic_attack"] == most["sifm"] // 2 == editor.rows(16, 16) // 2 and most["mist"] is None
+    done = immunize(images(1), editor, prompt="a hat", method="semantic_attack", steps=1, timesteps=1)
+    assert done.settings["rows"] == most["semantic_attack"]
 
 
 def test_what_ran_at_once_stands_in_the_settings(ip2p_folder) -> None:
