@@ -218,14 +218,30 @@ def toy_judges(monkeypatch) -> None:
     monkeypatch.setattr("sifm_core.judges.load_judge", judges.__getitem__)
 
 
-@pytest.mark.parametrize(
-    "judges, failed", [(["hard"], True), (["soft"], False), (["hard", "soft"], False), (["hard", "mute"], None)]
-)
+@pytest.mark.parametrize("judges, failed", [(["hard"], True), (["soft"], False), (["hard", "soft"], False)])
 def test_judges_must_agree(here, sifm, toy_judges, judges, failed):
     asked = [word for judge in judges for word in ("--judge", f"toy:{judge}")]
     said = sifm("judge", "cat.png", "photos/a.png", "--prompt", "a", *asked, "--json")
     assert said["edit_failed"] is failed
     assert [v["judge"] for v in said["verdicts"]] == [f"toy:{judge}" for judge in judges]
+
+
+def test_a_judge_that_gives_no_answer_leaves_it_open_which_the_exit_code_says(here, toy_judges, capsys):
+    words = [
+        "judge",
+        "cat.png",
+        "photos/a.png",
+        "--prompt",
+        "a",
+        "--judge",
+        "toy:hard",
+        "--judge",
+        "toy:mute",
+        "--json",
+    ]
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["edit_failed"] is None and "1 of 2 verdicts are missing (refused)" in err
 
 
 def test_judging_folders_and_text(here, sifm, toy_judges):
@@ -260,7 +276,7 @@ def test_no_answer_at_all_is_a_failure_that_still_prints_the_verdicts(here, toy_
     assert cli.main(["judge", "cat.png", "cat.png", "--prompt", "a", "--judge", "toy:mute", "--json"]) == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["verdicts"][0]["state"] == "refused"
-    assert err == "sifm: no judge gave an answer; the verdicts say why\n"
+    assert "all verdicts are missing (refused) and say why" in err and err.count("\n") == 1
 
 
 # ---- looking around
