@@ -49,6 +49,65 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
 
 
+class Corrected(NamedTuple):
+    """A rate without the errors of who counted it, and its interval."""
+
+    rate: float
+    low: float
+    high: float
+
+
+class Counted(NamedTuple):
+    """So many of so many; counts that depend on each other stand for fewer, see :func:`independent`."""
+
+    hits: float
+    n: float
+
+
+def independent(rate: float, interval: Interval, confidence: float = 0.95) -> Counted:
+    """The independent samples of this rate that would have this Wilson interval, such as :func:`clustered_wilson`'s.
+
+    From p - bound = z sqrt(bound (1 - bound) / n), which both bounds solve.
+    """
+    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
+    bound = max(interval, key=lambda one: abs(one - rate))
+    n = 0.0 if bound in (0, 1) else z * z * bound * (1 - bound) / (rate - bound) ** 2
+    return Counted(rate * n, n)
+
+
+def rogan_gladen(
+    found: Counted, sensitivity: Counted, specificity: Counted, confidence: float = 0.95
+) -> Corrected | None:
+    """How many of the samples that a fallible judge counted really are what it says, by its known errors.
+
+    ``found``: of the samples, those that it says are; ``sensitivity``: of cases that are, those that it says are;
+    ``specificity``: of cases that are not, those that it says are not. With p, Se and Sp their shares the rate is (p +
+    Sp - 1) / (Se + Sp - 1), kept in [0, 1] (Rogan and Gladen 1978, Am. J. Epidemiol. 107). The interval also holds what
+    is not known of Se and Sp: Lang and Reiczigel 2014, Prev. Vet. Med. 113. Simulated coverage of 95% intervals, 24 to
+    400 samples, 24 to 100 cases, Se and Sp of 0.7 to 0.99, true rates of 0.05 to 0.9, 2000 runs each: 93.2-100%, means
+    of 95.5-96.8%; the raw rate's own interval covers 28-64%: ``python -m benchmarks.judges_errors``. None where there
+    is nothing to tell from: no sample or case, or a judge whose answers are no better than chance, Se + Sp <= 1.
+    """
+    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
+    if min(found.n, sensitivity.n, specificity.n) <= 0:
+        return None
+    p, se, sp = (count.hits / count.n for count in (found, sensitivity, specificity))
+    if se + sp <= 1:
+        return None
+    rate = min(1.0, max(0.0, (p + sp - 1) / (se + sp - 1)))
+    n, n_se, n_sp = found.n + z * z, sensitivity.n + 2, specificity.n + 2
+    p, se, sp = (found.hits + z * z / 2) / n, (sensitivity.hits + 1) / n_se, (specificity.hits + 1) / n_sp
+    youden = se + sp - 1
+    if youden <= 0:
+        return Corrected(rate, 0.0, 1.0)
+    centre = (p + sp - 1) / youden
+    of_se, of_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
+    half = z * math.sqrt(p * (1 - p) / n + centre**2 * of_se + (1 - centre) ** 2 * of_sp) / youden
+    centre += 2 * z * z * (centre * of_se - (1 - centre) * of_sp)
+    low, high = (min(1.0, max(0.0, bound)) for bound in (centre - half, centre + half))
+    return Corrected(rate, min(low, rate), max(high, rate))
+
+
 def clustered_wilson(values: Sequence[bool | None], clusters: Sequence[Hashable], confidence: float = 0.95) -> Interval:
     """Wilson's interval when samples share a cause, as prompts and seeds of one image do.
 

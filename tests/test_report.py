@@ -20,10 +20,11 @@ from PIL import Image as Pil
 
 from sifm_core import bench, controls, miniature, report
 from sifm_core.bench import config
+from sifm_core.format import span
 from sifm_core.images import to_uint8
-from sifm_core.judges.calibration import calibrate
+from sifm_core.judges.calibration import Calibration, Rate, calibrate
 from sifm_core.rates import isr
-from sifm_core.report.cells import failures, measured, sheets
+from sifm_core.report.cells import corrected, failures, measured, sheets
 from sifm_core.report.compare import runs
 from sifm_core.report.curves import MEANING, WORDS, stage
 from sifm_core.report.document import markdown
@@ -31,7 +32,7 @@ from sifm_core.report.drawings import attacks, told_apart
 from sifm_core.report.figures import Line
 from sifm_core.report.html import MAX_SIDE
 from sifm_core.report.text import as_csv, latex, tex
-from sifm_core.stats import mcnemar
+from sifm_core.stats import mcnemar, wilson
 from sifm_core.store import Store
 from sifm_core.types import Metric, Record, Verdict
 from sifm_core.verdicts import consensus
@@ -399,6 +400,35 @@ def test_the_judges_calibration_stands_beside_the_rates(tmp_path):
     assert re.sub(r"\s+", " ", page).count("finds 100%, clears 0%") == 1 and "sifm calibrate" in page
     rows = {(r["block"], r["method"], r["column"]): r for r in csv.DictReader(io.StringIO(as_csv(found)))}
     assert float(rows["calibration", "j0", "sensitivity"]["low"]) == sensitivity.low
+
+
+def test_a_calibrated_judges_rate_stands_beside_itself_without_the_judges_errors(tmp_path):
+    finds, clears = Rate(90, 100, *wilson(90, 100)), Rate(80, 100, *wilson(80, 100))
+    known = Calibration("j0", 200, 0, {"success": finds}, {"success": clears}, {})
+    with Store(tmp_path) as store:
+        for r in records_of(clean=[W, F, F, F] * 5, sifm=[F, F, F, W] * 5):
+            store.put_record(r)
+        without = report.build(store)
+        assert all(
+            "orrected" not in text for text in (markdown(without), as_csv(without), report.page(without, store, 0))
+        )
+        found = replace(without, calibrations={"j0": known})
+        page = report.page(found, store, 0)
+    rate = (0.75 + 0.8 - 1) / (0.9 + 0.8 - 1)
+    rows = {(r["method"], r["column"]): r for r in csv.DictReader(io.StringIO(as_csv(found)))}
+    row = rows["sifm", "judge:j0:corrected"]
+    assert float(row["value"]) == pytest.approx(rate) and float(row["low"]) < rate < float(row["high"])
+    assert ("sifm", "judge:j1:corrected") not in rows
+    shown = f"{rate:.0%} ({span(float(row['low']), float(row['high']))})"
+    assert f"corrected {shown}" in page and shown in markdown(found) and "j0, corrected" in markdown(found)
+
+
+def test_a_judge_no_better_than_chance_corrects_nothing(tmp_path):
+    half = Rate(50, 100, *wilson(50, 100))
+    known = Calibration("j0", 200, 0, {"success": half}, {"success": half}, {})
+    made = replace(report.make(records_of(clean=[W] * 4, sifm=[F] * 4), {}), calibrations={"j0": known})
+    assert corrected(made.parts[0].lines, made.calibrations)["j0, corrected"] == ["–", "–"]
+    assert "judge:j0:corrected" not in as_csv(made)
 
 
 def test_preprocessing_has_a_row_each_and_a_plot_by_strength():

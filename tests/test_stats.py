@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import numpy as np
@@ -107,6 +108,75 @@ def test_the_net_rate_of_clustered_pairs_is_covered():
     share = np.linspace(0, 1, 100_001)
     truth = ((0.2 + 0.7 * share) * (1 - 0.3 * share)).mean()
     assert 0.93 <= covered(*zip(*found, strict=True), truth) <= 0.97
+
+
+CASES = list(itertools.product((0.7, 0.85, 0.99), (0.7, 0.85, 0.99), (0.1, 0.5, 0.9)))
+
+
+@pytest.mark.parametrize("sensitivity, specificity, rate", CASES)
+def test_a_judges_errors_are_taken_out_without_bias_and_the_interval_covers(sensitivity, specificity, rate):
+    """Of 100 samples with 100 cases of each kind; the raw rate is far off and its interval knows nothing of it."""
+    rng, n, draws = np.random.default_rng(7), 100, 1500
+    found = rng.binomial(n, rate * sensitivity + (1 - rate) * (1 - specificity), draws)
+    finds, clears = rng.binomial(n, sensitivity, draws), rng.binomial(n, specificity, draws)
+    made = [
+        stats.rogan_gladen(stats.Counted(a, n), stats.Counted(b, n), stats.Counted(c, n))
+        for a, b, c in zip(found.tolist(), finds.tolist(), clears.tolist(), strict=True)
+    ]
+    assert abs(np.mean([one.rate for one in made]) - rate) < 0.025
+    assert np.mean([one.low <= rate <= one.high for one in made]) > 0.93
+    raw = [stats.wilson(a, n) for a in found.tolist()]
+    if abs(off := rate * sensitivity + (1 - rate) * (1 - specificity) - rate) > 0.1:
+        assert np.mean([one.low <= rate <= one.high for one in raw]) < 0.6, off
+
+
+def test_a_perfect_judge_known_for_certain_is_not_corrected():
+    sure = stats.Counted(1e9, 1e9)
+    found = stats.rogan_gladen(stats.Counted(30, 100), sure, sure)
+    assert found.rate == pytest.approx(0.3)
+    assert found[1:] == pytest.approx(proportion_confint(30, 100, method="agresti_coull"), abs=1e-6)
+
+
+def test_what_cannot_be_corrected_is_none_and_what_is_hardly_known_is_wide():
+    ten = stats.Counted(10, 10)
+    for nothing in (
+        stats.rogan_gladen(stats.Counted(0, 0), ten, ten),
+        stats.rogan_gladen(ten, stats.Counted(0, 0), ten),
+        stats.rogan_gladen(ten, stats.Counted(5, 10), stats.Counted(5, 10)),
+    ):
+        assert nothing is None
+    one = stats.rogan_gladen(stats.Counted(5, 10), stats.Counted(1, 1), stats.Counted(1, 1))
+    assert one.rate == 0.5 and one.low == 0 and one.high == 1
+    assert stats.rogan_gladen(stats.Counted(0, 10), ten, stats.Counted(6, 10)).rate == 0, "never below 0"
+
+
+@pytest.mark.parametrize("hits, n", [(0, 10), (10, 10), (3, 10), (77.5, 80.25)])
+def test_samples_that_depend_on_each_other_count_as_the_independent_ones_of_their_interval(hits, n):
+    assert stats.independent(hits / n, stats.wilson(hits, n)) == pytest.approx((hits, n))
+
+
+def test_of_samples_that_count_as_none_nothing_follows():
+    assert stats.independent(0.5, stats.Interval(0.0, 1.0)) == (0, 0)
+
+
+def test_the_corrected_interval_covers_where_samples_and_cases_share_pictures():
+    """24 pictures of 5 samples each, which fail together more often than chance; 24 pictures of controls."""
+    rng, rate, sensitivity, specificity, runs, covered = random.Random(3), 0.4, 0.9, 0.8, 300, 0
+    pictures = [i for i in range(24) for _ in range(5)]
+
+    def shared(mean: float) -> list[bool]:
+        chances = [rng.betavariate(4 * mean, 4 * (1 - mean)) for _ in range(24)]
+        return [rng.random() < chances[picture] for picture in pictures]
+
+    def counted(values: list[bool]) -> stats.Counted:
+        return stats.independent(sum(values) / len(values), stats.clustered_wilson(values, pictures))
+
+    for _ in range(runs):
+        truth = shared(rate)
+        said = [rng.random() < (sensitivity if failed else 1 - specificity) for failed in truth]
+        found = stats.rogan_gladen(counted(said), counted(shared(sensitivity)), counted(shared(specificity)))
+        covered += found.low <= rate <= found.high
+    assert covered / runs > 0.92
 
 
 def test_bootstrap_of_a_mean_covers_95_percent():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..format import percent
-from ..stats import clustered_wilson
+from ..rates import Isr
+from ..stats import Corrected, Counted, Interval, clustered_wilson, independent, rogan_gladen
 from ..types import Case, Judge, OnStep
 from ..verdicts import AXES
 
@@ -52,6 +53,11 @@ class Rate:
     def value(self) -> float | None:
         return self.right / self.n if self.n else None
 
+    @property
+    def counted(self) -> Counted:
+        """The independent answers that tell as much."""
+        return independent(self.right / self.n, Interval(self.low, self.high)) if self.n else Counted(0.0, 0.0)
+
     def __str__(self) -> str:
         if not self.n:
             return "– (none known)"
@@ -73,6 +79,16 @@ class Calibration:
     sensitivity: Mapping[str, Rate]
     specificity: Mapping[str, Rate]
     by_kind: Mapping[str, Rate]
+
+    def corrected(self, raw: Isr) -> Corrected | None:
+        """The judge's own rate without its errors on such cases as these controls; None where that cannot be told.
+
+        Controls of one picture depend on each other, and so do a picture's samples: the interval counts them for less.
+        """
+        if raw.rate is None or raw.low is None or raw.high is None:
+            return None
+        found = independent(raw.rate, Interval(raw.low, raw.high))
+        return rogan_gladen(found, self.sensitivity["success"].counted, self.specificity["success"].counted)
 
     def sentence(self) -> str:
         """What to read beside an ISR that this judge had a part in."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from ..bench.config import Layout
 from ..format import NONE, figure, number, percent, ranged, span, title
+from ..judges.calibration import Calibration
 from ..metrics import DEFAULT
 from ..rates import Isr
 from ..verdicts import FAILURE_AXES
@@ -118,6 +119,31 @@ def rates(lines: Sequence[Line]) -> Columns:
     if any(line.truth for line in lines):
         columns["ground truth"] = [percent(line.truth.rate) if line.truth else NONE for line in lines]
     return columns
+
+
+def corrected(lines: Sequence[Line], calibrations: Mapping[str, Calibration]) -> Columns:
+    """Each calibrated judge's own rate, raw and without its errors; nothing where no judge is calibrated."""
+    known = [judge for judge in (lines[0].judges if lines else ()) if judge in calibrations]
+    columns = {METHOD: [line.name for line in lines]} if known else {}
+    for judge in known:
+        columns[judge] = [percent(line.judges[judge].rate) for line in lines]
+        columns[f"{judge}, corrected"] = [without_errors(line, judge, calibrations) for line in lines]
+    return columns
+
+
+def without_errors(line: Line, judge: str, calibrations: Mapping[str, Calibration]) -> str:
+    """A judge's own rate without its errors, with its interval; "" where the judge is not calibrated."""
+    if judge not in calibrations:
+        return ""
+    found = calibrations[judge].corrected(line.judges[judge])
+    return f"{percent(found.rate)} ({span(found.low, found.high)})" if found else NONE
+
+
+CORRECTED = (
+    "Corrected: each judge's own rate without its errors on the gold controls, with a 95% interval that holds what is "
+    "not known of them (Rogan and Gladen 1978; Lang and Reiczigel 2014). It is as good as the controls are like the "
+    "edits: the failed ones among them are plain, so a judge may miss more of real ones; then the true rate is higher."
+)
 
 
 def distances(lines: Sequence[Line]) -> Columns:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from ..format import one_line, percent
 from ..verdicts import AXES
 from .cells import (
+    CORRECTED,
     Cell,
     Sheet,
     agreement_table,
     categories,
+    corrected,
     failures,
     measured,
     plotted,
@@ -80,6 +82,8 @@ def document(report: Report) -> list[Element]:
     for part in report.parts[: report.beside]:
         parts += [Heading(part.title)] if len(report.parts) > 1 else []
         parts += [table(columns) for make in (rates, failures, categories, measured) if (columns := make(part.lines))]
+        if columns := corrected(part.lines, report.calibrations):
+            parts += [table(columns), Text([CORRECTED])]
     if (others := len(report.parts) - report.beside) > 0:
         parts += [Text([f"The other {others} blocks stand in report.csv in the same detail."])]
     for name, series in drawn_only(report).items():

@@ -18,7 +18,18 @@ from ..format import number, percent, span, title
 from ..store import Store
 from ..types import Record
 from ..verdicts import CLEAN, consensus
-from .cells import agreement_table, categories, failures, measured, net, predictor_table, sheets, starred
+from .cells import (
+    CORRECTED,
+    agreement_table,
+    categories,
+    failures,
+    measured,
+    net,
+    predictor_table,
+    sheets,
+    starred,
+    without_errors,
+)
 from .drawings import attacks, bar, curve, plot, told_apart
 from .figures import Line
 
@@ -69,6 +80,8 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         percent=percent,
         span=span,
         net=net,
+        without_errors=without_errors,
+        corrected_means=CORRECTED.removeprefix("Corrected: ").capitalize(),
         zip=zip,
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..bench.config import Layout
 from ..files import cell
 from ..format import one_line
+from ..judges.calibration import Calibration
 from ..rates import Isr
 from .cells import Cell, distances, rates, sheets
 from .document import STAR, drawn_only
@@ -112,15 +113,15 @@ CSV = [
 def as_csv(report: Report) -> str:
     """One row per block, method and figure: value, interval, counts, net, p, and the paper's figure.
 
-    After the layout's columns stand the metrics that it leaves out, "judge:" rates, "ground truth", "category:" rates,
-    "visible:" metrics (protected against clean picture), "axis:" rates, "improved", "worst_of_seeds", "seconds" a
-    picture and "peak_bytes"; plots by distance and judges' calibrations have blocks of their own. Names that a
-    spreadsheet would take for formulas have an apostrophe before them.
+    After the layout's columns stand the metrics that it leaves out, "judge:" rates (":corrected" without the judge's
+    errors), "ground truth", "category:" rates, "visible:" metrics (protected against clean picture), "axis:" rates,
+    "improved", "worst_of_seeds", "seconds" a picture and "peak_bytes"; plots by distance and judges' calibrations
+    have blocks of their own. Names that a spreadsheet would take for formulas have an apostrophe before them.
     """
     rows: list[Sequence[Any]] = [CSV]
     for part in report.parts:
         for line in part.lines:
-            for column, value in _figures(line, report.layout).items():
+            for column, value in (_figures(line, report.layout) | _corrected(line, report.calibrations)).items():
                 paper = part.paper.get(line.name, {}).get(column)
                 p = line.p if column == "isr" else None
                 rows.append([part.title, line.name, line.kind, column, *value, p, paper])
@@ -141,6 +142,11 @@ def _share(isr: Isr | None) -> tuple[float | None, ...]:
     if isr is None:
         return (None,) * 8
     return isr.rate, isr.low, isr.high, isr.n, isr.unclear, isr.net, isr.net_low, isr.net_high
+
+
+def _corrected(line: Line, calibrations: Mapping[str, Calibration]) -> dict[str, tuple[float | None, ...]]:
+    found = {judge: known.corrected(line.judges[judge]) for judge, known in calibrations.items()}
+    return {f"judge:{judge}:corrected": (*own, *[None] * 5) for judge, own in found.items() if own}
 
 
 def _figures(line: Line, layout: Layout) -> dict[str, tuple[float | None, ...]]:
