@@ -5,7 +5,7 @@
 Each piece of work runs in a process of its own; the figure is by how much resident memory rose above what the process
 held with its libraries loaded, the picture itself included (12 bytes a pixel as float32). The editor is a stand-in that
 works at 64 pixels: what is measured is loading, resizing, composing, rounding into the budget, saving, reading the file
-back and the measures of visibility. The loop of the gradient methods holds more, see the piece `loop`.
+back and the measures of visibility. Of the loops' figures 24 bytes are its input and the gradient.
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ def rounding(file: Path, ball: Any = "linf") -> None:
     round_to_budget(x0 * 0.99 + 0.005, x0, 0.03, None, ball)
 
 
-def loop(file: Path) -> None:
+def loop(file: Path, masked: bool = False, **chosen: Any) -> None:
     x0 = load_picture(file).pixels
     gradient = torch.zeros_like(x0).fill_(1e-3)
-    pgd(x0, lambda x, i: Gradient(torch.zeros(1), gradient), eps=0.03, alpha=0.01, steps=2)
+    mask = torch.ones_like(x0[:, :1]) if masked else None
+    pgd(x0, lambda x, i: Gradient(torch.zeros(1), gradient), eps=0.03, alpha=0.1, steps=2, mask=mask, **chosen)
 
 
 def compare(file: Path, name: str) -> None:
@@ -83,7 +84,11 @@ PIECES: dict[str, Callable[[Path], None]] = {
     "edit, file to file": edit,
     "rounding, linf": rounding,
     "rounding, l2": lambda file: rounding(file, "l2"),
-    "loop (with a gradient)": loop,
+    "loop, linf": loop,
+    "loop, linf, mask": lambda file: loop(file, masked=True),
+    "loop, l2": lambda file: loop(file, ball="l2"),
+    "loop, l2, mask": lambda file: loop(file, masked=True, ball="l2"),
+    "loop, adam": lambda file: loop(file, update="adam"),
     "psnr of two": lambda file: compare(file, "psnr"),
     "ssim of two": lambda file: compare(file, "ssim"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checks import check_choice
 from .errors import EditorError, ImageError, InputError
-from .images import check_image
+from .images import bands, check_image
 from .loop import Ball, Schedule, Update
 from .noise import Seed, uniform
 from .types import GradFn, Gradient, Image, OnStep, Step
@@ -56,7 +56,8 @@ def pgd(
     log with "grad" (the L2 norm of the gradient at the image) and "saturated" (linf: the share of values at the edge of
     their budget; l2: the share of eps that is used), and the image after it; what it raises comes through. On CUDA it
     is called :data:`LATE` steps late, so that the device need not wait for the host. Works inside
-    ``torch.inference_mode``.
+    ``torch.inference_mode``. On the CPU the loop holds two pictures beside ``x0`` and the gradient (an l2 ball with a
+    mask: three; Adam: two more), and each image that ``on_step`` keeps.
 
     Raises InputError for arguments out of range, and when an image's gradient is zero everywhere at the first step, so
     that it would never move; EditorError when a loss or gradient is not finite.
@@ -66,21 +67,31 @@ def pgd(
     check_choice(ball, "ball", get_args(Ball))
     check_choice(update, "update", get_args(Update))
     with torch.inference_mode(False), torch.enable_grad():
-        x0 = x0.detach().clone()
-        weight = torch.ones_like(x0[:, :1]) if mask is None else _check_mask(mask, x0)
-        room = (_Linf if ball == "linf" else _L2)(x0, weight, eps)
-        delta = room.project(uniform(x0.shape, seed).to(x0) * eps * weight if random_start else torch.zeros_like(x0))
-        x = (x0 + delta).clamp(0, 1)
+        x0 = x0.detach()
+        weight = x0.new_ones(1, 1, 1, 1) if mask is None else _check_mask(mask, x0)
+        slices = list(bands(x0)) if x0.device.type == "cpu" else [slice(None)]
+        room = (_Linf if ball == "linf" else _L2)(x0, weight, eps, slices)
+        delta = uniform(x0.shape, seed).to(x0).mul_(eps).mul_(weight) if random_start else torch.zeros_like(x0)
+        room.project(delta)
+        x = torch.add(x0, delta).clamp_(0, 1)
         towards = room.direction if update == "steepest" else _Adam()
         reports = _Reports(on_step, steps, LATE if x0.is_cuda else 0)
         for i in range(steps):
             gradient = grad_fn(x, i)
-            direction = towards(gradient.grad)
+            direction, length = towards(gradient.grad), alpha * SCHEDULES[schedule](i / steps)
+            del x  # where on_step has not kept it, the memory is free for the next
+            moved = []
+            for rows in slices:
+                change = direction(rows)
+                delta[..., rows, :] -= length * change
+                if i == 0:
+                    moved.append(change.flatten(1).any(dim=1))
             if i == 0:
-                _refuse_zero(direction)
-            delta = room.project(delta - alpha * SCHEDULES[schedule](i / steps) * direction)
-            x = (x0 + delta).clamp(0, 1)
+                _refuse_zero(torch.stack(moved).any(dim=0))
+            room.project(delta)
+            x = torch.add(x0, delta).clamp_(0, 1)
             reports.add(gradient, room.used(delta), x)
+            del gradient, direction
         reports.finish()
         return x
 
@@ -102,8 +113,8 @@ class _Reports:
 
     def add(self, gradient: Gradient, used: Tensor, x: Image) -> None:
         values = {"": gradient.loss, **gradient.log, "grad": gradient.grad.flatten(1).norm(dim=1), "saturated": used}
-        numbers = (gradient.loss[:, None], gradient.grad)
-        broken = torch.stack([~torch.isfinite(value).flatten(1).all(dim=1) for value in numbers])
+        ends = [torch.aminmax(value.flatten(1), dim=1) for value in (gradient.loss[:, None], gradient.grad)]
+        broken = torch.stack([~(torch.isfinite(end.min) & torch.isfinite(end.max)) for end in ends])
         means = torch.stack([value.mean().to(gradient.loss) for value in values.values()])
         done = None
         if x.is_cuda:
@@ -135,53 +146,87 @@ class _Reports:
             self._on_step(Step("immunize", i + 1, self._steps, log.pop(""), log, x))
 
 
-class _Linf:
+class _Room:
+    """Where a perturbation may be, worked on in ``slices`` of rows: what is in between needs little room."""
+
+    def __init__(self, x0: Image, weight: Tensor, eps: float, slices: Sequence[slice]) -> None:
+        self._x0, self._weight, self._eps, self._slices = x0, weight, eps, slices
+        self._count = 3 * (weight > 0).expand(len(x0), 1, *x0.shape[-2:]).flatten(1).sum(dim=1)
+
+    def _weights(self, rows: slice) -> Tensor:
+        return self._weight if self._weight.numel() == 1 else self._weight[..., rows, :]
+
+    def _written(self, out: Tensor, band: Callable[[slice], Tensor]) -> Tensor:
+        for rows in self._slices:
+            out[..., rows, :] = band(rows)
+        return out
+
+
+class _Linf(_Room):
     """Every value within eps times its weight."""
 
-    def __init__(self, x0: Image, weight: Tensor, eps: float) -> None:
-        self._budget, self._free = eps * weight, weight > 0
+    def direction(self, grad: Tensor) -> Callable[[slice], Tensor]:
+        return lambda rows: (grad[..., rows, :] * (self._weights(rows) > 0)).sign()
 
-    def direction(self, grad: Tensor) -> Tensor:
-        return (grad * self._free).sign()
+    def project(self, delta: Tensor) -> None:
+        def clipped(rows: slice) -> Tensor:
+            budget = self._eps * self._weights(rows)
+            return delta[..., rows, :].clamp(-budget, budget)
 
-    def project(self, delta: Tensor) -> Tensor:
-        return delta.clamp(-self._budget, self._budget)
+        self._written(delta, clipped)
 
     def used(self, delta: Tensor) -> Tensor:
-        return ((delta.abs() >= self._budget) & self._free).sum() / (3 * self._free.sum())
+        def spent(rows: slice) -> Tensor:
+            weight = self._weights(rows)
+            return ((delta[..., rows, :].abs() >= self._eps * weight) & (weight > 0)).sum()
+
+        return torch.stack([spent(rows) for rows in self._slices]).sum() / self._count.sum()
 
 
-class _L2:
+class _L2(_Room):
     """An RMS of at most eps, over the values that may change, each divided by its weight."""
 
-    def __init__(self, x0: Image, weight: Tensor, eps: float) -> None:
-        self._weight, self._inverse = weight, torch.where(weight > 0, 1 / weight, 0)
-        self._low, self._high = -x0 * self._inverse, (1 - x0) * self._inverse
-        self._count = 3 * (weight > 0).flatten(1).sum(dim=1).to(x0)
-        self._eps = eps
+    def direction(self, grad: Tensor) -> Callable[[slice], Tensor]:
+        factor = 1 / self._rms(grad if self._weight.numel() == 1 else grad * self._weight).clamp_min(1e-38)
 
-    def direction(self, grad: Tensor) -> Tensor:
-        return _scaled(grad * self._weight, 1 / self._rms(grad * self._weight).clamp_min(1e-38)) * self._weight
+        def scaled(rows: slice) -> Tensor:
+            weight = self._weights(rows)
+            return _scaled(grad[..., rows, :] * weight, factor) * weight
 
-    def project(self, delta: Tensor) -> Tensor:
+        return scaled
+
+    def project(self, delta: Tensor) -> None:
         """The nearest point of ball and box: the values shrunk by one factor and clipped, the factor by bisection."""
-        u = delta * self._inverse
-        inside = self._rms(self._clip(u)) <= self._eps
-        low, high = inside.to(u), torch.ones_like(self._count)
+        u, one, shrunk = self._relative(delta, delta), delta.new_ones(len(delta)), torch.empty_like(delta)
+        length = lambda factor: self._rms(self._written(shrunk, lambda rows: self._clip(u, factor, rows)))  # noqa: E731
+        inside = length(one) <= self._eps
+        low, high = inside.to(u), one
         for _ in range(0 if not u.is_cuda and bool(inside.all()) else 25):  # where asking would wait for the device
             factor = (low + high) / 2
-            outside = self._rms(self._clip(_scaled(u, factor))) > self._eps
+            outside = length(factor) > self._eps
             low, high = torch.where(outside, low, factor), torch.where(outside, factor, high)
-        return self._clip(_scaled(u, low)) * self._weight
+        self._written(delta, lambda rows: self._clip(u, low, rows) * self._weights(rows))
 
     def used(self, delta: Tensor) -> Tensor:
-        return self._rms(delta * self._inverse).mean() / self._eps
+        return self._rms(self._relative(delta)).mean() / self._eps
 
-    def _clip(self, u: Tensor) -> Tensor:
-        return u.clamp(self._low, self._high)
+    def _inverse(self, rows: slice) -> Tensor:
+        weight = self._weights(rows)
+        return torch.where(weight > 0, 1 / weight, 0)
+
+    def _relative(self, delta: Tensor, out: Tensor | None = None) -> Tensor:
+        """Each value divided by its weight."""
+        if self._weight.numel() == 1:
+            return delta
+        out = torch.empty_like(delta) if out is None else out
+        return self._written(out, lambda rows: delta[..., rows, :] * self._inverse(rows))
+
+    def _clip(self, u: Tensor, factor: Tensor, rows: slice) -> Tensor:
+        x0, inverse = self._x0[..., rows, :], self._inverse(rows)
+        return _scaled(u[..., rows, :], factor).clamp(-x0 * inverse, (1 - x0) * inverse)
 
     def _rms(self, u: Tensor) -> Tensor:
-        return u.flatten(1).norm(dim=1) / self._count.sqrt()
+        return u.flatten(1).norm(dim=1) / self._count.to(u).sqrt()
 
 
 class _Adam:
@@ -190,12 +235,18 @@ class _Adam:
     def __init__(self) -> None:
         self._steps, self._mean, self._square = 0, torch.zeros(()), torch.zeros(())
 
-    def __call__(self, grad: Tensor) -> Tensor:
+    def __call__(self, grad: Tensor) -> Callable[[slice], Tensor]:
+        if self._steps == 0:
+            self._mean, self._square = torch.zeros_like(grad), torch.zeros_like(grad)
         self._steps += 1
-        self._mean = 0.9 * self._mean.to(grad) + 0.1 * grad
-        self._square = 0.999 * self._square.to(grad) + 0.001 * grad.square()
-        mean, square = self._mean / (1 - 0.9**self._steps), self._square / (1 - 0.999**self._steps)
-        return mean / (square.sqrt() + 1e-8)
+
+        def updated(rows: slice) -> Tensor:
+            new, mean, square = (values[..., rows, :] for values in (grad, self._mean, self._square))
+            mean.mul_(0.9).add_(0.1 * new)
+            square.mul_(0.999).add_(0.001 * new.square())
+            return mean / (1 - 0.9**self._steps) / ((square / (1 - 0.999**self._steps)).sqrt() + 1e-8)
+
+        return updated
 
 
 def _scaled(x: Tensor, factor: Tensor) -> Tensor:
@@ -216,7 +267,7 @@ def _check_mask(mask: Tensor, x0: Image) -> Tensor:
     if mask.ndim != 4 or mask.shape[0] not in (1, len(x0)) or mask.shape[1:] != (1, *x0.shape[-2:]):
         expected = (len(x0), 1, *x0.shape[-2:])
         raise ImageError(f"mask: expected the shape {expected}, got {tuple(mask.shape)}")
-    mask = mask.detach().clone().to(x0).expand(len(x0), -1, -1, -1)
+    mask = mask.detach().to(x0).expand(len(x0), -1, -1, -1)
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise ImageError("mask: expected numbers in [0, 1]: 1 where pixels may change, 0 where they must not")
     if not bool((mask > 0).flatten(1).any(dim=1).all()):
@@ -224,12 +275,12 @@ def _check_mask(mask: Tensor, x0: Image) -> Tensor:
     return mask
 
 
-def _refuse_zero(direction: Tensor) -> None:
-    still = ~direction.flatten(1).any(dim=1)
-    if bool(still.any()):
+def _refuse_zero(moved: Tensor) -> None:
+    if not bool(moved.all()):
+        still = ", ".join(str(int(i)) for i in (~moved).nonzero())
         raise InputError(
-            f"the gradient of image {', '.join(str(int(i)) for i in still.nonzero())} of the batch is zero everywhere "
-            "at the first step, so it would never move: a loss that is only a distance to the clean image needs "
-            "{random_start}; otherwise choose other layers or a larger mask",
+            f"the gradient of image {still} of the batch is zero everywhere at the first step, so it would never move: "
+            "a loss that is only a distance to the clean image needs {random_start}; otherwise "
+            "choose other layers or a larger mask",
             random_start=True,
         )

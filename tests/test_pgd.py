@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from fakes import images
 from sifm_core.errors import EditorError, InputError
-from sifm_core.pgd import pgd
+from sifm_core.noise import uniform
+from sifm_core.pgd import SCHEDULES, pgd
 from sifm_core.types import Gradient, Step
 
 SETTINGS = {"eps": 0.03, "alpha": 2 / 255, "steps": 5}
@@ -287,3 +290,89 @@ def test_alpha_follows_its_schedule(schedule: str, expected: list[float]) -> Non
 def test_unknown_balls_and_schedules_are_refused(wrong: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         pgd(images(), pull_to(images(seed=1)), **SETTINGS | wrong)
+
+
+# ---- in bands of rows, in place
+
+
+def on_whole_pictures(x0: Tensor, pull, *, eps, alpha, steps, seed, random_start, mask, ball, schedule, update) -> list:
+    """The loop as its formulas stand, every intermediate a whole picture: its images, and what it says of each step."""
+    weight = torch.ones_like(x0[:, :1]) if mask is None else mask.expand(len(x0), -1, -1, -1)
+    inverse, free = torch.where(weight > 0, 1 / weight, 0), weight > 0
+    count = 3 * free.flatten(1).sum(dim=1).to(x0)
+    scaled = lambda u, factor: u * factor.reshape(-1, 1, 1, 1)  # noqa: E731
+    length = lambda u: u.flatten(1).norm(dim=1) / count.sqrt()  # noqa: E731
+    clip = lambda u: u.clamp(-x0 * inverse, (1 - x0) * inverse)  # noqa: E731
+
+    def project(delta: Tensor) -> Tensor:
+        if ball == "linf":
+            return delta.clamp(-eps * weight, eps * weight)
+        u, high = delta * inverse, torch.ones_like(count)
+        low = (length(clip(u)) <= eps).to(u)
+        for _ in range(0 if bool(low.all()) else 25):
+            factor = (low + high) / 2
+            outside = length(clip(scaled(u, factor))) > eps
+            low, high = torch.where(outside, low, factor), torch.where(outside, factor, high)
+        return clip(scaled(u, low)) * weight
+
+    mean = square = torch.zeros(())
+    delta = project(uniform(x0.shape, seed) * eps * weight if random_start else torch.zeros_like(x0))
+    said = [((x0 + delta).clamp(0, 1), math.nan, math.nan)]
+    for i in range(steps):
+        grad = pull(said[-1][0], i).grad
+        mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad.square()
+        if update == "adam":
+            direction = mean / (1 - 0.9 ** (i + 1)) / ((square / (1 - 0.999 ** (i + 1))).sqrt() + 1e-8)
+        elif ball == "linf":
+            direction = (grad * free).sign()
+        else:
+            direction = scaled(grad * weight, 1 / length(grad * weight).clamp_min(1e-38)) * weight
+        delta = project(delta - alpha * SCHEDULES[schedule](i / steps) * direction)
+        edge = ((delta.abs() >= eps * weight) & free).sum() / (3 * free.sum())
+        used = edge if ball == "linf" else length(delta * inverse).mean() / eps
+        said.append(((x0 + delta).clamp(0, 1), float(used), float(grad.flatten(1).norm(dim=1).mean())))
+    return said
+
+
+@pytest.mark.parametrize("case", range(24))
+def test_bands_give_the_bytes_of_whole_pictures(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(case)
+    monkeypatch.setattr("sifm_core.images._BAND", draw.choice([100, 1000, 10**6]))
+    x0 = (images(3, seed=case) * 1.4 - 0.2).clamp(0, 1)
+    mask = draw.choice([None, images(3, seed=9)[:, :1] ** 2, (images(1, seed=8)[:, :1] > 0.4).float()])
+    chosen = {
+        "ball": draw.choice(["linf", "l2"]),
+        "update": draw.choice(["steepest", "adam"]),
+        "schedule": draw.choice(list(SCHEDULES)),
+        "random_start": draw.random() < 0.5,
+        "seed": draw.choice([3, [1, 2, 3]]),
+        "eps": draw.choice([8 / 255, 0.1]),
+        "alpha": draw.choice([2 / 255, 0.1]),
+        "mask": mask if mask is None else mask * (images(1, seed=7)[:, :1] > 0.2),
+        "steps": 4,
+    }
+    steps: list[Step] = []
+    pull = pull_to(images(3, seed=case + 100))
+    x = pgd(x0, pull, **chosen, on_step=steps.append)
+    wanted = on_whole_pictures(x0, pull, **chosen)[1:]
+    for step, (image, used, norm) in zip(steps, wanted, strict=True):
+        assert torch.equal(step.preview, image), "the image of a step is its own, whenever it is looked at"
+        assert (step.log["saturated"], step.log["grad"]) == (used, norm)
+    assert torch.equal(x, wanted[-1][0])
+    assert torch.equal(pgd(x0, pull, **chosen), x), "who keeps the images changes none"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "pictures"), [({}, 2), ({"ball": "l2"}, 2), ({"ball": "l2", "masked": True}, 3), ({"update": "adam"}, 4)]
+)
+def test_a_large_picture_takes_few_times_itself_beside_itself_and_its_gradient(chosen: dict, pictures: int) -> None:
+    x0 = torch.full((1, 3, 1000, 1000), 0.5)
+    gradient = torch.full_like(x0, 1e-3)
+    mask = torch.ones(1, 1, 1000, 1000) if chosen.pop("masked", False) else None
+    settings = {"eps": 0.03, "alpha": 0.1, "steps": 2, "mask": mask, **chosen}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        pgd(x0, lambda x, i: Gradient(torch.zeros(1), gradient), **settings)
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    most = max(itertools.accumulate(sizes)) / (12 * 1000 * 1000)
+    assert pictures <= most < pictures + 0.5, "and some rows"
