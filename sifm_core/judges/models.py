@@ -146,8 +146,10 @@ def same_model(requested: str, served: str) -> bool:
     """Whether ``served`` is ``requested`` itself or a dated or numbered version of it, such as -001 or -2026-10-07.
 
     Of a name such as gemini-flash-latest, which stands for the newest of its family, every member is one; flash,
-    flash-lite and pro are families of their own.
+    flash-lite and pro are families of their own. A judge on this machine names the weights it is after an @.
     """
+    if served.partition("@")[0] == requested.rpartition(":")[2]:
+        return True
     newest = re.fullmatch(r"gemini-(pro|flash|flash-lite)-latest", requested)
     asked = rf"gemini-\d+(\.\d+)?-{newest[1]}(-preview)?" if newest else re.escape(requested)
     return served == requested or re.fullmatch(asked + r"(-\d+)*", served) is not None

@@ -221,6 +221,8 @@ BEHAVIOURS["second-then-third"] = lambda r: Response(r.answer(), served="gemini-
         ("gemini-3.5-flash", "gemini-3.5-flash-lite", False),
         ("gemini-3.8-flash", "gemini-3.7-flash", False),
         ("llava-latest", "llava-3", False),
+        ("miniature:conv", "conv@a29f2d6a121e", True),
+        ("miniature:conv", "patch@471d573a5a89", False),
     ],
 )
 def test_families_are_told_apart(requested, served, same):
