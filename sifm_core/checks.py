@@ -1,15 +1,17 @@
-"""What numbers and names may be; everything else is refused in one sentence."""
+"""What numbers, names and prompts may be; everything else is refused in one sentence."""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .errors import InputError, unknown
 
 MOST = 1_000_000
 """Of whatever is counted (steps, pictures): more is a slip of the hand."""
+LONGEST_PROMPT = 10_000
+"""Characters. Text encoders read a few hundred."""
 
 
 def check_unit(value: Any, name: str) -> float:
@@ -40,3 +42,27 @@ def check_choice(value: Any, name: str, known: Iterable[str]) -> Any:
     if not isinstance(value, str) or value not in known:
         raise unknown(name, str(value), known)
     return value
+
+
+def check_list(values: Any, name: str) -> list[Any]:
+    """A list of whatever is in it; no text."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise InputError(f"{name}: expected a list, got {type(values).__name__}")
+    return list(values)
+
+
+def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
+    """One stripped, non-empty prompt per picture; a single string serves all n."""
+    prompts = [prompt] * n if isinstance(prompt, str) else check_list(prompt, "prompt")
+    if len(prompts) != n:
+        raise InputError(f"expected one prompt or {n} (one per picture), got {len(prompts)}")
+    for text in prompts:
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"prompt: expected an instruction such as 'make it night', got {text!r}")
+        if len(text) > LONGEST_PROMPT:
+            raise InputError(f"prompt: expected at most {LONGEST_PROMPT:,} characters, got {len(text):,}; shorten it")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError("prompt: expected text, but got bytes that are no UTF-8; type it anew") from None
+    return [text.strip() for text in prompts]

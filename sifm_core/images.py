@@ -171,6 +171,32 @@ def check_image(image: Any, name: str = "image") -> Image:
     return image
 
 
+def check_picture(image: Image) -> None:
+    """Raise ImageError unless it is (B, 3, H, W) in [0, 1] and large enough for an editor."""
+    check_image(image, "image")
+    if min(image.shape[-2:]) < MIN_SIDE:
+        size = f"{image.shape[-1]}x{image.shape[-2]}"
+        raise ImageError(f"image: expected at least {MIN_SIDE}x{MIN_SIDE} pixels, but got {size}; use a larger one")
+
+
+def check_mask(mask: Tensor | None, image: Image) -> Tensor | None:
+    """The mask as (1 or B, 1, H, W) float32 in [0, 1], or None."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.shape[-2:] != image.shape[-2:] or mask.ndim not in (2, 4):
+        size = lambda x: f"{x.shape[-1]} wide and {x.shape[-2]} high"  # noqa: E731
+        got = size(mask) if isinstance(mask, Tensor) and mask.ndim >= 2 else type(mask).__name__
+        raise ImageError(f"mask: expected the picture's size, {size(image)}, got {got}; resize the mask")
+    mask = mask.detach().float().reshape(-1, 1, *image.shape[-2:])
+    if len(mask) not in (1, len(image)):
+        raise ImageError(f"mask: expected one mask or {len(image)} (one per picture) with one channel, got {len(mask)}")
+    if not bool(torch.isfinite(mask).all()) or float(mask.min()) < 0 or float(mask.max()) > 1:
+        raise ImageError("mask: expected values in [0, 1]")
+    if not bool(mask.any()):
+        raise ImageError("mask: all zero, so no pixel may change")
+    return mask
+
+
 def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = None, ball: Ball = "linf") -> Image:
     """The 8-bit picture nearest to ``x_adv`` that stays within ``eps`` of ``x0`` and in [0, 1].
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,13 @@ def generators(seed: Seed, n: int) -> list[torch.Generator]:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
             raise InputError(f"seed: expected a whole number in [0, 2**63), got {value!r}")
     return [torch.Generator().manual_seed(value) for value in seeds]
+
+
+def check_seed(seed: Any, n: int) -> None:
+    """Raise InputError unless seed is a whole number in [0, 2**63), or n of them."""
+    if not isinstance(seed, int | Sequence):
+        raise InputError(f"seed: expected a whole number or one per picture, got {seed!r}")
+    generators(seed, n)
 
 
 def normal(shape: Sequence[int], seed: Seed) -> Tensor:

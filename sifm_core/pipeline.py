@@ -13,16 +13,17 @@ from torch import Tensor
 
 from . import methods
 from . import purify as purification
+from .checks import check_list, check_prompts
 from .editors import load_editor
 from .errors import ImageError, InputError, unknown
 from .gradients import ensemble, through, through_resize
 from .graphs import replayed
-from .images import MIN_SIDE, bands, check_image, on_grid, resize, round_to_budget
+from .images import bands, check_image, check_mask, check_picture, on_grid, resize, round_to_budget
 from .judges import load_judge
 from .loop import Ball, Schedule, Update
 from .memory import enough, peak
 from .metrics import measure as measure
-from .noise import Seed, fork, generators
+from .noise import Seed, check_seed, fork
 from .pgd import pgd
 from .transforms import parse
 from .transforms import through as transformed
@@ -95,12 +96,12 @@ def immunize(
     loop, chosen = methods.configure(method, preset, budget | descent)
     mask = check_mask(mask, image)
     check_seed(seed, len(image))
-    options = check_method(method, chosen | options)
+    options = methods.check_method(method, chosen | options)
     module = methods.get_method(method)
     build = getattr(module, "build", None)
     if loop.random_start is None:
         loop = replace(loop, random_start=methods.random_start(method, options))
-    editor, *others = [load_editor(e) if isinstance(e, str) else e for e in (editor, *_listed(also, "also"))]
+    editor, *others = [load_editor(e) if isinstance(e, str) else e for e in (editor, *check_list(also, "also"))]
 
     start = time.perf_counter()
     history: list[Step] = []
@@ -140,7 +141,7 @@ def immunize(
                 grad_fn = through(grad_fn, lambda x, i: transformed(x, transforms, fork(seed, "eot", i)))
             x = pgd(x0, grad_fn, seed=seed, mask=mask, on_step=keep, **settings)
         x, mask = x.cpu(), None if mask is None else mask.cpu()  # rounding is in float64, which not every device has
-        protected = round_to_budget(x, x0.cpu(), loop.eps, mask, ball_of(method, loop.ball))
+        protected = round_to_budget(x, x0.cpu(), loop.eps, mask, methods.ball_of(method, loop.ball))
         rounding = _apart(protected, x)[1]
     settings = {
         "method": method,
@@ -223,11 +224,6 @@ def judge(
     return [j.judge([case], on_step=on_step)[0] for j in loaded]
 
 
-def ball_of(method: str, ball: str) -> Ball:
-    """What bounds a method's changes: the loop's ball, or linf where it has no loop."""
-    return "linf" if ball == "linf" or not hasattr(methods.get_method(method), "build") else "l2"
-
-
 PRIVATE = ("prompt", "prompts", "editor")
 """Settings that a saved picture does not name: instructions, and editors, whose name may be a folder's."""
 
@@ -270,86 +266,6 @@ def check_case(source: Tensor, edited: Tensor, prompt: str, truth: Any = None) -
     return Case(pair[0], pair[1], check_prompts(prompt, 1)[0], truth)
 
 
-def check_picture(image: Image) -> None:
-    """Raise ImageError unless it is (B, 3, H, W) in [0, 1] and large enough for an editor."""
-    check_image(image, "image")
-    if min(image.shape[-2:]) < MIN_SIDE:
-        size = f"{image.shape[-1]}x{image.shape[-2]}"
-        raise ImageError(f"image: expected at least {MIN_SIDE}x{MIN_SIDE} pixels, but got {size}; use a larger one")
-
-
-def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
-    """One stripped, non-empty prompt per picture; a single string serves all n."""
-    prompts = [prompt] * n if isinstance(prompt, str) else _listed(prompt, "prompt")
-    if len(prompts) != n:
-        raise InputError(f"expected one prompt or {n} (one per picture), got {len(prompts)}")
-    for text in prompts:
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"prompt: expected an instruction such as 'make it night', got {text!r}")
-        if len(text) > LONGEST_PROMPT:
-            raise InputError(f"prompt: expected at most {LONGEST_PROMPT:,} characters, got {len(text):,}; shorten it")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError("prompt: expected text, but got bytes that are no UTF-8; type it anew") from None
-    return [text.strip() for text in prompts]
-
-
-LONGEST_PROMPT = 10_000
-"""Characters. Text encoders read a few hundred."""
-
-
-def check_seed(seed: Any, n: int) -> None:
-    """Raise InputError unless seed is a whole number in [0, 2**63), or n of them."""
-    if not isinstance(seed, int | Sequence):
-        raise InputError(f"seed: expected a whole number or one per picture, got {seed!r}")
-    generators(seed, n)
-
-
-def check_mask(mask: Tensor | None, image: Image) -> Tensor | None:
-    """The mask as (1 or B, 1, H, W) float32 in [0, 1], or None."""
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.shape[-2:] != image.shape[-2:] or mask.ndim not in (2, 4):
-        size = lambda x: f"{x.shape[-1]} wide and {x.shape[-2]} high"  # noqa: E731
-        got = size(mask) if isinstance(mask, Tensor) and mask.ndim >= 2 else type(mask).__name__
-        raise ImageError(f"mask: expected the picture's size, {size(image)}, got {got}; resize the mask")
-    mask = mask.detach().float().reshape(-1, 1, *image.shape[-2:])
-    if len(mask) not in (1, len(image)):
-        raise ImageError(f"mask: expected one mask or {len(image)} (one per picture) with one channel, got {len(mask)}")
-    if not bool(torch.isfinite(mask).all()) or float(mask.min()) < 0 or float(mask.max()) > 1:
-        raise ImageError("mask: expected values in [0, 1]")
-    if not bool(mask.any()):
-        raise ImageError("mask: all zero, so no pixel may change")
-    return mask
-
-
-def check_method(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The chosen options of a method as a dict; :class:`InputError` with near names for an unknown method or option."""
-    known = methods.options(method)
-    for name in chosen:
-        if name not in known:
-            raise unknown(f"option of {method}", name, known)
-    return dict(chosen)
-
-
-def check_options(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """:func:`check_method`, and each value is of the kind that the method annotates; InputError for one that is not."""
-    from pydantic import TypeAdapter, ValidationError
-
-    known = methods.options(method)
-    for name, value in check_method(method, chosen).items():
-        if known[name].type is Any:
-            continue
-        try:
-            TypeAdapter(known[name].type).validate_python(value)
-        except ValidationError:
-            kind = known[name].type
-            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
-            raise InputError(f"option {name} of {method}: expected {wanted}, got {value!r}") from None
-    return dict(chosen)
-
-
 def check_edit_options(editor: Editor, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The chosen options of an editor's ``edit`` as a dict; :class:`InputError` with near names for an unknown one."""
     parameters = inspect.signature(editor.edit).parameters.values()
@@ -369,12 +285,6 @@ def _apart(one: Image, other: Image) -> tuple[float, float]:
         largest = max(largest, float(delta.abs().max()))
         squares += delta.square().flatten(1).sum(dim=1)
     return largest, float((squares / one[0].numel()).sqrt().max())
-
-
-def _listed(values: Any, name: str) -> list[Any]:
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise InputError(f"{name}: expected a list, got {type(values).__name__}")
-    return list(values)
 
 
 def _single(x: Any, name: str) -> Tensor:

@@ -16,8 +16,8 @@ from .. import purify
 from ..checks import check_choice, check_count
 from ..errors import InputError
 from ..loop import LOOP, Loop
-from ..methods import configure, get_method, options
-from ..pipeline import check_options, check_seed
+from ..methods import check_options, configure, get_method, options
+from ..noise import check_seed
 from ..types import Editor, Judge
 from ..verdicts import CLEAN
 

@@ -45,13 +45,14 @@ def calibrate(
     Clean edits, unedited pictures, pure noise, and edits made with another instruction: what share of failed edits does
     each judge find, what share of sound ones does it clear?
     """
-    from .. import controls, pipeline
+    from .. import controls
     from ..bench.config import samples as samples_of
     from ..checks import check_count
     from ..judges.calibration import calibrate as ask
+    from ..noise import check_seed
 
     check_count(images, "images")
-    pipeline.check_seed(seed, 1)
+    check_seed(seed, 1)
     store = run_store(run) if run else None
     settings = ((store.get("run", "config") if store else None) or {}).get("settings", {})
     samples = samples_of(data or settings.get("data", "miniature"), images, 1)

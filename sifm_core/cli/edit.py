@@ -59,12 +59,14 @@ def edit(
     it is seen, and the edit is opaque, as an attacker's tool gives it.
     """
     from .. import images, pipeline
+    from ..checks import check_prompts
+    from ..noise import check_seed
     from ..purify import parse
 
     images.colour(background)
     pictures, stages = Pictures(context, source, out), parse(purify)
-    pipeline.check_prompts(prompt, 1)
-    pipeline.check_seed(seed, 1)
+    check_prompts(prompt, 1)
+    check_seed(seed, 1)
     pictures.look(background)
     options = {key: parse_value(text) for key, text in key_values(option or []).items()}
     loaded = load_editor(editor, device, dtype, download, offload=offload, size=size, t5=False if no_t5 else None)

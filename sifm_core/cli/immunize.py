@@ -91,6 +91,8 @@ def immunize(
     It is changed by at most eps, so that the editor no longer edits it as asked, and saved as PNG.
     """
     from .. import images, methods, pipeline
+    from ..checks import check_prompts
+    from ..noise import check_seed
 
     images.colour(background)
     pictures = Pictures(context, source, out)
@@ -98,15 +100,15 @@ def immunize(
         check_writable(log)
     own = method_options(method, option or [])
     settings = methods.configure(method, preset, loop)[0]
-    pipeline.check_prompts(prompt, 1)
-    pipeline.check_seed(seed, 1)
+    check_prompts(prompt, 1)
+    check_seed(seed, 1)
     cover = None if mask is None else images.load_picture(mask, background).pixels.mean(dim=1, keepdim=True)
-    pictures.look(background, lambda picture: pipeline.check_mask(cover, picture.pixels))
+    pictures.look(background, lambda picture: images.check_mask(cover, picture.pixels))
     load = partial(load_editor, device=device, dtype=dtype, download=download)
     load = partial(load, offload=offload, checkpointing=checkpointing)
     loaded = load(editor, size=size, t5=False if no_t5 else None)
     others = [load(name) for name in also or ()]
-    ball = pipeline.ball_of(method, settings.ball)
+    ball = methods.ball_of(method, settings.ball)
     change = "at most {linf:.4f}" if ball == "linf" else "{rms:.4f} RMS, {rounding:.4f} by rounding"
     text = "{output}: changed by " + change + " (" + ball + " eps {eps:g}) with {method} in {seconds:.1f} s"
     with _logged(log, pictures.folder) as keep, pictures.report(as_json, text) as results, progress() as on_step:

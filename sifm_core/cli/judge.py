@@ -40,11 +40,12 @@ def judge(
     Does it miss the instruction, or is it degraded beyond it? Folders are paired by file name.
     """
     from .. import pipeline
+    from ..checks import check_prompts
     from ..images import colour, load_image
     from ..verdicts import consensus
 
     colour(background)
-    pipeline.check_prompts(prompt, 1)
+    check_prompts(prompt, 1)
     account = Account(context, source)
     pairs = matched(source, edited, account)
 

@@ -35,6 +35,7 @@ def layers(
     With shapes, shares of the network's FLOP, and what has been spent when a layer has run. --probe loads the editor.
     """
     from .. import layers as tools
+    from ..noise import check_seed
 
     if image is None:
         found = tools.layers(editor, every=every)
@@ -46,12 +47,11 @@ def layers(
             shape = "x".join(map(str, one.shape))
             print(f"{one.path:<44}{shape:>18}{one.share:>8.1%}{one.reached:>9.1%}  {', '.join(one.presets)}")
         return
-    from .. import pipeline
     from ..checks import check_unit
     from ..images import load_image, resize
     from ..methods.sifm import times_of
 
-    pipeline.check_seed(seed, 1)
+    check_seed(seed, 1)
     eps, picture = check_unit(eps, "eps"), load_image(image, "white")
     loaded = load_editor(editor, device, dtype, download)
     times = times_of(timesteps, loaded.num_train_timesteps)

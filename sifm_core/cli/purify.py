@@ -34,13 +34,14 @@ def purify(
 
     The picture keeps its size and is saved as an opaque PNG. The editor is loaded only where a purifier uses it.
     """
-    from .. import images, pipeline
+    from .. import images
     from ..editors import check_device
+    from ..noise import check_seed
     from ..purify import apply, needs_editor, parse
 
     images.colour(background)
     pictures, stages = Pictures(context, source, out), parse(chain)
-    pipeline.check_seed(seed, 1)
+    check_seed(seed, 1)
     pictures.look(background)
     loaded = load_editor(editor, device, dtype, download) if needs_editor(stages) else None
     tools: dict[str, Any] = {"editor": loaded, "upscaler": upscaler, "device": check_device(device)}

@@ -149,8 +149,7 @@ def method_options(method: str, given: Sequence[str]) -> dict[str, Any]:
     """--option pairs as the method's own types; InputError for an unknown name or a value of another type."""
     from pydantic import TypeAdapter, ValidationError
 
-    from ..methods import options
-    from ..pipeline import check_method
+    from ..methods import check_method, options
 
     known, pairs = options(method), key_values(given)
     check_method(method, pairs)

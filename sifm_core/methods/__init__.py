@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_origin
 
 from ..checks import check_choice
-from ..errors import unknown
-from ..loop import LOOP, Loop
+from ..errors import InputError, unknown
+from ..loop import LOOP, Ball, Loop
 from ..options import Option, options_of
 from ..types import Editor
 
@@ -117,6 +117,37 @@ def rows_of(name: str, editor: Editor, size: tuple[int, int], rows: int = 0) -> 
     from .rows import at_once
 
     return at_once(editor, size, rows, getattr(get_method(name), "KEEPS", 1))
+
+
+def check_method(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen options of a method as a dict; :class:`InputError` with near names for an unknown method or option."""
+    known = options(method)
+    for name in chosen:
+        if name not in known:
+            raise unknown(f"option of {method}", name, known)
+    return dict(chosen)
+
+
+def check_options(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`check_method`, and each value is of the kind that the method annotates; InputError for one that is not."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = options(method)
+    for name, value in check_method(method, chosen).items():
+        if known[name].type is Any:
+            continue
+        try:
+            TypeAdapter(known[name].type).validate_python(value)
+        except ValidationError:
+            kind = known[name].type
+            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise InputError(f"option {name} of {method}: expected {wanted}, got {value!r}") from None
+    return dict(chosen)
+
+
+def ball_of(method: str, ball: str) -> Ball:
+    """What bounds a method's changes: the loop's ball, or linf where it has no loop."""
+    return "linf" if ball == "linf" or not hasattr(get_method(method), "build") else "l2"
 
 
 def random_start(name: str, chosen: Mapping[str, Any]) -> bool:
