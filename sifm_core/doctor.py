@@ -107,7 +107,7 @@ def _packages() -> Iterator[Finding]:
     cure = "the line above that fails is the cause; if none does: pip install -U diffusers transformers"
     yield Finding("editor pipeline", "problem" if error else "ok", error or "imports", cure if error else "")
     for name, backend in judges.BACKENDS.items():
-        if package := backend.package:
+        if (package := backend.package) and package not in NEEDED:
             version = package_version(package)
             cure = "" if version else f"pip install {package}, if you want the {name} judges"
             yield Finding(package, "ok" if version else "note", version or "not installed", cure)

@@ -5,7 +5,7 @@ A new command is a new file and its place in the list below, which is the order 
 
 # isort: off
 from . import immunize, edit, purify, metrics, judge, calibrate, consistency, clip, demo, bench, data  # noqa: F401
-from . import queue, plan, layers, list, doctor  # noqa: F401
+from . import queue, plan, layers, list, judges, doctor  # noqa: F401
 
 # isort: on
 from .app import YIELDING as YIELDING

@@ -21,7 +21,9 @@ class Backend:
 
     ``remote``: a server, whose address may follow the model; ``vision``: its judges take the options of
     :class:`sifm_core.judges.vlm.VlmJudge`; ``keys``: the environment variables that may hold its key, the usual one
-    first; ``package``: what has to be installed besides; ``prices``: its table in ``models.toml`` ("": it is free).
+    first; ``package``: what has to be installed besides; ``prices``: its table in ``models.toml`` ("": it is free);
+    ``keyless``: servers of one's own are asked by their address alone, and their models with the module's
+    ``models_of(address)``. A module's ``absent()`` says what else it lacks, if anything.
     """
 
     module: str
@@ -30,6 +32,7 @@ class Backend:
     keys: tuple[str, ...] = ()
     package: str = ""
     prices: str = ""
+    keyless: bool = False
 
 
 BACKENDS: dict[str, Backend] = {
@@ -37,8 +40,8 @@ BACKENDS: dict[str, Backend] = {
     "gemini": Backend(
         "sifm_core.judges.gemini", True, True, ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "google-genai", "gemini"
     ),
-    "openai": Backend("sifm_core.judges.openai_compatible", True, True, ("OPENAI_API_KEY",), "openai", "openai"),
-    "transformers": Backend("sifm_core.judges.transformers_vlm", vision=True),
+    "openai": Backend("sifm_core.judges.openai_compatible", True, True, ("OPENAI_API_KEY",), "openai", "openai", True),
+    "transformers": Backend("sifm_core.judges.transformers_vlm", vision=True, package="transformers"),
     "human": Backend("sifm_core.judges.human"),
 }
 """Name -> backend; what else needs to know of one (command line, nodes, doctor, estimate) reads it here."""

@@ -55,6 +55,12 @@ def save_network(
     (folder / f"{name}.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
+def absent(folder: Path = WEIGHTS / "judges") -> str:
+    """What is missing of the networks' weights, with its cure, or ""."""
+    missing = [name for name in NETWORKS if not (folder / f"{name}.safetensors").is_file()]
+    return f"no weights of {', '.join(missing)} in {folder}: python -m sifm_core.miniature.train judges" * bool(missing)
+
+
 def words_of(prompt: str) -> list[str]:
     """The lower-case words of an instruction, without punctuation."""
     return re.findall(r"\w+", prompt.lower())

@@ -88,6 +88,8 @@ class Models:
     """The models that are known, by provider and name."""
 
     known: Mapping[tuple[str, str], Model]
+    read: datetime.date | None = None
+    """The day on which the shipped ones were read."""
 
     def of(self, provider: str, model: str) -> Model | None:
         """What is known of a model, or of the one that it is a version of; None where nothing is."""
@@ -117,19 +119,21 @@ class Models:
 
 def read_models(own: str | os.PathLike[str] | None = None) -> Models:
     """The shipped table, with the entries of the caller's ``own`` file over it."""
-    return Models(_shipped() | (_read(Path(own)) if own else {}))
+    shipped = _shipped()
+    return Models({**shipped.known, **_read(Path(own)).known}, shipped.read) if own else shipped
 
 
 @cache
-def _shipped() -> dict[tuple[str, str], Model]:
+def _shipped() -> Models:
     return _read(_SHIPPED)
 
 
-def _read(path: Path) -> dict[tuple[str, str], Model]:
+def _read(path: Path) -> Models:
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         table = toml.loads(path.read_text(encoding="utf-8"))
-        return {(p, name): _model(words) for p, models in table.items() for name, words in models.items()}
+        read = table.pop("read", None)
+        return Models({(p, n): _model(words) for p, models in table.items() for n, words in models.items()}, read)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: expected prices as in {_SHIPPED}: {str(error)[:500]}") from None
 

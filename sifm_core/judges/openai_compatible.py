@@ -17,7 +17,7 @@ from ..types import Judge, State
 from . import BACKENDS
 from .client import Reply, check_base_url, environment_key
 from .models import read_models
-from .reading import count, ended, field, joined, text
+from .reading import body_of, count, ended, failure_in, field, joined, text
 from .remote import RemoteClient
 from .rubric import Form, Part
 from .vlm import VlmJudge
@@ -101,6 +101,22 @@ def _content(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(part).decode()}}
+
+
+def models_of(address: str, timeout: float = 5.0) -> list[str] | Reply:
+    """The names of the models that a server has, 200 at most, asked without a key; a Reply says why it named none."""
+    url = check_base_url(address)
+    client = OpenAiClient("", url, "", takes={}, known=False, given={}, max_output_tokens=1, timeout=timeout)
+    client.connect()
+    came = client.wire.carry(client._client.models.list)
+    body = None if isinstance(came, Reply) else body_of(came)
+    failed = came if isinstance(came, Reply) else (failure := failure_in(came, body)) and failure.reply()
+    named = field(body, "data")
+    if not failed and not isinstance(named, list):
+        failed = Reply("unreachable", reason=_NOT_OURS)
+    if failed:
+        return client.clean(failed)
+    return [name for item in named[:200] if (name := client.shown(text(field(item, "id")), 300))]
 
 
 def load(

@@ -194,6 +194,9 @@ class FakeServer:
         "short", "doubled", "odd-items", "endless-pages", "not-created"."""
         self.job_name, self.pages = "", 0
         """What every job is called, if not by its number; how many pages of jobs were asked for."""
+        self.models = Response(raw=json.dumps({"object": "list", "data": [{"id": "llava"}, {"id": "qwen2.5vl"}]}))
+        self.looked: list[dict[str, str]] = []
+        """What is answered to a question for the models, and the headers of each."""
         self.requests: list[Request] = []
         self.billed: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
@@ -310,7 +313,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.reply(self.fake.ask_for_jobs(self.path))
+        if self.path.partition("?")[0].endswith("/models"):
+            self.fake.looked.append(dict(self.headers))
+            self.reply(self.fake.models)
+        else:
+            self.reply(self.fake.ask_for_jobs(self.path))
 
     def do_POST(self) -> None:
         key = self.headers.get("x-goog-api-key") or self.headers.get("authorization", "").removeprefix("Bearer ")
