@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ _PNG, _TEXT = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _LONGEST_ICC = 2**24
 _BAND = 2**18
 """Values of a picture that are worked on at a time, where what is in between needs more room than the picture."""
+_MARKS = 2**12
 _UNREADABLE = (  # what Pillow's decoders were seen to raise on broken files
     *(OSError, EOFError, SyntaxError, TypeError, ValueError, LookupError, OverflowError, MemoryError),
     *(struct.error, zlib.error, Pil.DecompressionBombError),
@@ -222,7 +223,9 @@ def round_to_budget(x_adv: Image, x0: Image, eps: float, mask: Tensor | None = N
         levels = whole if weight is None else (eps * 255 * weight[..., rows, :].double() + _TINY).floor().to(clean)
         near = adv.round().clamp(min=clean - levels, max=clean + levels).clamp(0, 255)
         rounded[..., rows, :] = near.float() / 255
-    return rounded if ball == "linf" else _round_in_l2(x_adv * 255, (x0 * 255).round(), eps * 255, mask) / 255
+    for i in range(len(x0) if ball == "l2" else 0):
+        _round_in_l2(rounded[i], x_adv[i], x0[i], eps, None if weight is None else weight[i])
+    return rounded
 
 
 def verify_budget(
@@ -499,25 +502,59 @@ def _bands(height: int, values: int) -> Iterator[slice]:
     return (slice(start, min(start + rows, height)) for start in range(0, height, rows))
 
 
-def _round_in_l2(adv: Tensor, clean: Tensor, eps: float, mask: Tensor | None) -> Tensor:
-    """Levels: the nearest, then as many of those rounded away from ``clean`` as needed, cheapest first, towards it."""
-    weight = torch.ones_like(clean) if mask is None else mask.to(clean).expand_as(clean)
-    inverse = torch.where(weight > 0, 1 / weight, 0).double()
-    delta = torch.where(weight > 0, adv - clean, 0)
-    near = delta.round().clamp(min=-clean, max=255 - clean)
-    inner = delta.trunc()
-    energy = lambda levels: (levels * inverse).square().flatten(1)  # noqa: E731
-    saved = energy(near) - energy(inner)
-    order = torch.where(saved > 0, (delta - inner).abs().flatten(1), 1).argsort(dim=1)
-    limit = eps**2 * (weight > 0).flatten(1).sum(dim=1, keepdim=True)
-    after = energy(near).sum(dim=1, keepdim=True) - saved.clamp_min(0).gather(1, order).cumsum(dim=1)
-    excess = energy(near).sum(dim=1, keepdim=True) > limit
-    needed = ((after > limit).sum(dim=1, keepdim=True) + 1) * excess
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    back = ((rank < needed) & (saved > 0)).reshape(delta.shape)
-    return (clean + torch.where(back, inner, near)).float()
+def _round_in_l2(rounded: Tensor, x_adv: Tensor, x0: Tensor, eps: float, weight: Tensor | None) -> None:
+    """Write the nearest levels, then as many of those rounded away from ``x0`` as needed, cheapest first, towards it.
+
+    All (3, H, W). The cost of the last of them is found in a histogram, then in a finer one of what is between two of
+    its marks, until nothing is between; of equal costs the first in the picture are taken.
+    """
+    places = [(channel, rows) for channel in range(3) for rows in bands(x0[None, :1])]
+
+    def pieces() -> Iterator[_Piece]:
+        return (_Piece.of(x_adv[at], x0[at], None if weight is None else weight[at]) for at in places)
+
+    energy = sum(float(piece.energy.sum()) for piece in pieces())
+    limit = (255 * eps) ** 2 * sum(piece.free for piece in pieces())
+    low, width, saved = (0.5, 0.5, 0.0) if energy > limit else (0.0, 0.0, 0.0)
+    while width > torch.finfo(torch.result_type(x_adv, x0)).eps / 2:  # as far apart as numbers from 0.5 to 1 are
+        found = torch.zeros(_MARKS, dtype=torch.float64)
+        for piece in pieces():
+            marks = ((piece.cost.double() - low) * (_MARKS / width)).floor()
+            here = (marks >= 0) & (marks < _MARKS)
+            found += torch.bincount(marks[here].long(), piece.saved[here], _MARKS).cpu()
+        enough = (energy - saved - found.cumsum(0) <= limit).nonzero()
+        mark = int(enough[0]) if len(enough) else _MARKS
+        low, width, saved = low + mark * width / _MARKS, width / _MARKS, saved + float(found[:mark].sum())
+    for at, piece in zip(places, pieces(), strict=True):
+        same = piece.saved * (piece.cost == low)
+        before = saved + same.flatten().cumsum(0).reshape(same.shape) - same
+        back = (piece.cost < low) | ((same > 0) & (energy - before > limit))
+        rounded[at] = (piece.clean + torch.where(back, piece.inner, piece.near)).float() / 255
+        saved += float(same.sum())
+
+
+class _Piece(NamedTuple):
+    """Rows of one plane, in levels: the nearest, those towards ``clean``, what these save and what they cost."""
+
+    clean: Tensor
+    near: Tensor
+    inner: Tensor
+    energy: Tensor
+    saved: Tensor
+    cost: Tensor
+    free: int
+
+    @classmethod
+    def of(cls, x_adv: Tensor, x0: Tensor, mask: Tensor | None) -> _Piece:
+        clean = (x0 * 255).round()
+        weight = torch.ones_like(clean) if mask is None else mask.to(clean)
+        inverse = torch.where(weight > 0, 1 / weight, 0).double()
+        delta = torch.where(weight > 0, x_adv * 255 - clean, 0)
+        near, inner = delta.round().clamp(min=-clean, max=255 - clean), delta.trunc()
+        energy = (near * inverse).square()
+        saved = energy - (inner * inverse).square()
+        cost = torch.where(saved > 0, (delta - inner).abs(), 1)
+        return cls(clean, near, inner, energy, saved.clamp_min(0), cost, int((weight > 0).sum()))
 
 
 def _levels(eps: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,43 @@ def test_l2_rounding_is_the_nearest_that_fits(seed: int) -> None:
     assert (away & back).any()
     loose = round_to_budget(x, x0, 2 * eps, ball="l2")
     assert torch.allclose(loose * 255, (x * 255).round())
+
+
+def by_sorting(x: torch.Tensor, x0: torch.Tensor, eps: float, mask: torch.Tensor | None) -> torch.Tensor:
+    """The same rounding with whole pictures: all costs in order, and as many turned back as it takes."""
+    weight = torch.ones_like(x0) if mask is None else mask.expand_as(x0)
+    clean, inverse = (x0 * 255).round(), torch.where(weight > 0, 1 / weight, 0).double()
+    delta = torch.where(weight > 0, x * 255 - clean, 0)
+    near, inner = delta.round().clamp(min=-clean, max=255 - clean), delta.trunc()
+    energy, towards = ((levels * inverse).square().flatten(1) for levels in (near, inner))
+    saved = energy - towards
+    order = torch.where(saved > 0, (delta - inner).abs().flatten(1), 1).argsort(dim=1, stable=True)
+    limit = (255 * eps) ** 2 * (weight > 0).flatten(1).sum(dim=1, keepdim=True)
+    total = energy.sum(dim=1, keepdim=True)
+    after = total - saved.clamp_min(0).gather(1, order).cumsum(dim=1)
+    needed = ((after > limit).sum(dim=1, keepdim=True) + 1) * (total > limit)
+    back = (order.argsort(dim=1) < needed) & (saved > 0)
+    return (clean + torch.where(back.reshape(delta.shape), inner, near)) / 255
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_l2_rounding_in_pieces_gives_the_bytes_of_sorting_it_all(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, choose = torch.Generator().manual_seed(case), random.Random(case)
+    monkeypatch.setattr("sifm_core.images._BAND", choose.choice([20, 100, 10**6]))
+    monkeypatch.setattr("sifm_core.images._MARKS", choose.choice([2, 16, 2**12]))
+    x0 = (fakes.images(2, (17, 23), case) * 1.4 - 0.2).clamp(0, 1).mul(255).round().div(255)
+    delta = torch.randn(x0.shape, generator=draw) * choose.choice([0.002, 0.03])
+    if case % 4 == 0:
+        delta = delta.sign() * choose.choice([0.5, 0.6, 2.7]) / 255  # all cost the same
+    if case % 4 == 1:
+        delta = (delta * 2040).round() / 2040  # many do
+    x = (x0 + delta).clamp(0, 1)
+    mask = None
+    if case % 3:
+        mask = torch.rand((case % 2 + 1, 1, 17, 23), generator=draw)
+        mask = (mask > 0.5).float() if case % 3 == 1 else mask * (mask > 0.2)
+    eps = max(1 / 255, float((x - x0).square().mean().sqrt()) * choose.choice([0.3, 0.9, 1, 1.1, 2]))
+    assert torch.equal(round_to_budget(x, x0, eps, mask, "l2"), by_sorting(x, x0, eps, mask))
 
 
 def test_l2_of_a_file_outside_is_found(tmp_path: Path) -> None:
