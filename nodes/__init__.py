@@ -7,7 +7,7 @@ def node_list() -> list[type]:
     from .consistency import SifmConsistencyReport
     from .edit import SifmAttackerEdit
     from .hook import SifmFeatureHook
-    from .immunize import SifmBaselineImmunize, SifmImmunize, SifmSaveProtected
+    from .immunize import SifmBaselineImmunize, SifmImmunize
     from .judge import SifmMllmJudge
     from .load import SifmLoadEditor
     from .measure import SifmClipScore, SifmPairwiseMetrics
@@ -15,6 +15,7 @@ def node_list() -> list[type]:
     from .prompts import SifmUnseenPrompts
     from .purify import SifmPurify
     from .results import SifmComparisonGrid, SifmRecordsExport, SifmResultsTable
+    from .save import SifmSaveProtected
 
     return [
         SifmLoadEditor,

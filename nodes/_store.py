@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sifm_core.store import Store, fingerprint
+from sifm_core.images import to_uint8
+from sifm_core.store import Store, fingerprint, picture_id
 from sifm_core.types import Image
 
 ANNOTATIONS = "annotations.jsonl"
 """What people said in the sidebar, in :func:`home`; a case is named by its content, so one file serves all runs."""
-VERSION = 2
+VERSION = 3
 """Part of every key: raise it when what a node computes changes."""
 
 
@@ -65,3 +66,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return value
+
+
+def hash_of(image: Image) -> str:
+    """What the engine's store calls the picture, on the 8-bit grid; of a batch, its first."""
+    return picture_id(to_uint8(image[:1].clamp(0, 1)))

@@ -1,21 +1,15 @@
-"""Protect pictures: SIFM, the baselines, and saving the result without losing it."""
+"""Protect pictures: SIFM and the baselines."""
 
 from __future__ import annotations
 
 import inspect
-import json
-from pathlib import Path
 from typing import Any
 
-import folder_paths
-import torch
-from comfy.cli_args import args
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from sifm_core import methods, pipeline
-from sifm_core.images import load_image, perturbation_view, resize, save_png, to_uint8, verify_budget
-from sifm_core.store import picture_id
+from sifm_core.images import perturbation_view, resize
 from sifm_core.types import Image
 
 from . import sockets
@@ -32,7 +26,7 @@ from ._inputs import (
     prompt_input,
     prompt_problem,
 )
-from ._store import editor_id, recall
+from ._store import editor_id, hash_of, recall
 
 BASELINES = [name for name in methods.METHODS if name != "sifm" and not methods.problem(name)]
 TAKEN = tuple(inspect.signature(pipeline.immunize).parameters)
@@ -134,46 +128,6 @@ class SifmBaselineImmunize(io.ComfyNode):
         return _immunize(image, editor, prompt, name, options, mask=mask, also=also, **loop)
 
 
-class SifmSaveProtected(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SIFM_SaveProtected",
-            display_name="SIFM Save Protected Image",
-            category="SIFM",
-            description="Write a lossless PNG, read it back and check that the file keeps the perturbation budget.",
-            search_aliases=["save image", "save png", "export protected", "verify budget"],
-            inputs=[
-                sockets.Protection.Input("protection", tooltip="From one of the immunize nodes."),
-                io.String.Input(
-                    "filename_prefix", default="SIFM/protected", tooltip="Folder and name in the output folder."
-                ),
-            ],
-            outputs=[io.Image.Output("image", tooltip="The picture as read back from the file.")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, protection: Protection, filename_prefix: str) -> io.NodeOutput:
-        height, width = protection.image.shape[-2:]
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
-        )
-        saved, read = [], []
-        settings, masks = protection.settings, protection.mask
-        for i, (image, original) in enumerate(
-            zip(protection.image.split(1), protection.original.split(1), strict=True)
-        ):
-            file = f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
-            about = pipeline.public(settings) | {"original": _hash(original), "protected": _hash(image)}
-            save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
-            mask = None if masks is None else masks[i % len(masks)]
-            verify_budget(Path(folder, file), original, settings["eps"], settings.get("ball", "linf"), mask)
-            read.append(load_image(Path(folder, file)))
-            saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
-        return io.NodeOutput(to_comfy(torch.cat(read)), ui=ui.SavedImages(saved))
-
-
 def _common_inputs() -> list[io.Input]:
     return [
         io.Image.Input("image", tooltip="One picture or a batch; 8-bit values, any size."),
@@ -258,17 +212,4 @@ def _immunize(
 
 def _plain(value: Any) -> Any:
     """A target picture by its hash."""
-    return _hash(value) if isinstance(value, Tensor) else value
-
-
-def _hash(image: Image) -> str:
-    """What the engine's store calls the picture, on the 8-bit grid; of a batch, its first."""
-    return picture_id(to_uint8(image[:1].clamp(0, 1)))
-
-
-def _graph(hidden: Any) -> dict[str, str]:
-    """The graph that made the picture, as ComfyUI's own save node writes it."""
-    if args.disable_metadata or hidden is None:
-        return {}
-    graph = {"prompt": hidden.prompt} if hidden.prompt else {}
-    return {key: json.dumps(value) for key, value in (graph | (hidden.extra_pnginfo or {})).items()}
+    return hash_of(value) if isinstance(value, Tensor) else value

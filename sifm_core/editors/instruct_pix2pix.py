@@ -18,7 +18,7 @@ from ..noise import Seed, generators
 from ..types import Image, Latent, OnStep
 from .folder import check, load_pipeline, named, settings
 from .latent import LatentEditor, guided, report, run, wide
-from .sampling import Sampler
+from .steps import Sampler
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 DEFAULTS = {"steps": 100, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "size": 512}

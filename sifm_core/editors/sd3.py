@@ -19,7 +19,7 @@ from ..noise import Seed, generators
 from ..types import Image, Latent, OnStep
 from .folder import check, load_pipeline, read_json, settings
 from .latent import LatentEditor, report, run, wide
-from .sampling import Sampler
+from .steps import Sampler
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
 T5 = ("text_encoder_3", "tokenizer_3")

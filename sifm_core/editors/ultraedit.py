@@ -19,9 +19,9 @@ from ..noise import Seed, fork, normal
 from ..types import Image, Latent, OnStep, Step
 from . import sd3
 from .latent import LatentEditor, guided
-from .sampling import Sampler
 from .sd3 import Cond, StableDiffusion3
 from .sd3 import unneeded as unneeded
+from .steps import Sampler
 
 DEFAULTS = {"steps": 50, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "size": 512, "t5_tokens": 77}
 

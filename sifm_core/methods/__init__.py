@@ -114,7 +114,7 @@ def rows_of(name: str, editor: Editor, size: tuple[int, int], rows: int = 0) -> 
     """
     if "rows" not in options(name):
         return None
-    from .rows import at_once
+    from .batches import at_once
 
     return at_once(editor, size, rows, getattr(get_method(name), "KEEPS", 1))
 

@@ -21,7 +21,7 @@ from ..gradients import through_latent
 from ..noise import Seed, fork, normal
 from ..types import Cond, Editor, Image, Latent, Sampled, Term
 from . import ROWS, configured
-from .rows import Rows, at_once, split
+from .batches import Batch, at_once, split
 
 PROVENANCE = (
     "reconstructed from the paper (no official code known); adapted: projected onto the budget, which the update as "
@@ -69,13 +69,13 @@ def build(
         raise InputError("the prompt has no word to look for: name what the picture shows with `subject`")
     times = [round((k + 1) * n / (timesteps + 1)) for k in range(timesteps)]
 
-    def attention(z: Latent, batch: Rows) -> Tensor:
+    def attention(z: Latent, batch: Batch) -> Tensor:
         with editor.attention() as (paths, seen):
             capture(editor.net, paths, lambda: batch.denoise(editor, z))
         marked = words.repeat(batch.count, 1)
         return torch.stack([_heat(probabilities, marked, z) for probabilities in seen]).sum(dim=0)
 
-    def term(z: Latent, *, batch: Rows, mask: Tensor) -> Tensor:
+    def term(z: Latent, *, batch: Batch, mask: Tensor) -> Tensor:
         return batch.sum((mask * attention(z, batch)).abs().flatten(1).sum(dim=1)) / len(times)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from ..gradients import through_latent
 from ..noise import Seed, fork, normal
 from ..types import Cond, Editor, Image, Latent, Sampled, Term
 from . import PART_NORMS, ROWS, configured
-from .rows import Rows, at_once, split
+from .batches import Batch, at_once, split
 
 PROVENANCE = "reconstructed from the paper (no official code known); what it leaves open is an option of `build`"
 RANDOM_START = False
@@ -96,11 +96,11 @@ def build(
     prompts = [prompts] if isinstance(prompts, str) else prompts
     conds = [cond, *(editor.prepare([prompt] * len(x)) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
-    def phi(z: Latent, batch: Rows) -> list[Tensor]:  # Eq. 3
+    def phi(z: Latent, batch: Batch) -> list[Tensor]:  # Eq. 3
         features = capture(editor.net, paths, lambda: batch.denoise(editor, z), editor.hidden)
         return _aggregate({path: feature.to(z.dtype) for path, feature in features.items()}, aggregation)
 
-    def term(z: Latent, *, batch: Rows, phi_orig: list[Tensor]) -> dict[str, Tensor]:
+    def term(z: Latent, *, batch: Batch, phi_orig: list[Tensor]) -> dict[str, Tensor]:
         phi_imu = phi(z, batch)  # line 8
         loss = {}  # line 9, Eq. 6
         if objective != "dist":

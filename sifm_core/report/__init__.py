@@ -1,6 +1,6 @@
 """Records -> what people read: the paper's tables with its own figures beside, one HTML page, LaTeX, Markdown, CSV.
 
-``columns.py`` reads the records once; ``figures.py`` and ``plots.py`` compute every figure, ``clip.py`` reads those of
+``columns.py`` reads the records once; ``figures.py`` and ``curves.py`` compute every figure, ``clip.py`` reads those of
 Fig. 3; ``cells.py`` says what stands where in a table; ``text.py``, ``html.py`` and ``drawings.py`` only show it;
 ``compare.py`` sets two runs side by side, ``overview.py`` several. What counts as success is decided in
 :mod:`sifm_core.verdicts`.

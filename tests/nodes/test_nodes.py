@@ -243,7 +243,8 @@ def test_every_option_of_the_loop_keeps_its_budget_in_the_file(
     import folder_paths
     from PIL import Image
 
-    from nodes.immunize import SifmBaselineImmunize, SifmSaveProtected
+    from nodes.immunize import SifmBaselineImmunize
+    from nodes.save import SifmSaveProtected
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     image, mask = picture(2), torch.linspace(0, 1, 32).expand(1, 24, 32)
@@ -275,7 +276,7 @@ def test_every_option_of_the_loop_keeps_its_budget_in_the_file(
 def test_saving_checks_the_ball_and_the_mask_that_were_asked_for(editor, tmp_path, monkeypatch, ball):
     import folder_paths
 
-    from nodes.immunize import Protection, SifmSaveProtected
+    from nodes.save import Protection, SifmSaveProtected
     from sifm_core.errors import BudgetError
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
@@ -381,7 +382,7 @@ def test_saved_files_keep_the_budget_and_say_what_they_are(editor, tmp_path, mon
     import folder_paths
     from PIL import Image
 
-    from nodes.immunize import SifmSaveProtected
+    from nodes.save import SifmSaveProtected
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     out = immunize(editor, picture(2))
@@ -399,7 +400,7 @@ def test_a_saved_file_names_no_instruction_and_no_folder(editor, sd3_editor, tmp
     import folder_paths
     from PIL import Image
 
-    from nodes.immunize import SifmSaveProtected
+    from nodes.save import SifmSaveProtected
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     out = immunize(editor, picture(1), prompt="a sly b", prompts="a sly c", also=sd3_editor)
@@ -415,7 +416,7 @@ def test_a_saved_file_names_no_instruction_and_no_folder(editor, sd3_editor, tmp
 def test_a_result_outside_its_budget_is_not_passed_on(editor, tmp_path, monkeypatch):
     import folder_paths
 
-    from nodes.immunize import Protection, SifmSaveProtected
+    from nodes.save import Protection, SifmSaveProtected
     from sifm_core.errors import BudgetError
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))

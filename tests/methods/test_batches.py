@@ -10,7 +10,7 @@ from fakes import images
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError
 from sifm_core.methods import METHODS, get_method, options, rows_of
-from sifm_core.methods.rows import at_once
+from sifm_core.methods.batches import at_once
 from sifm_core.pipeline import immunize
 from sifm_core.types import Editor
 

@@ -13,7 +13,7 @@ from ..types import Cond, Editor, Latent
 
 
 @dataclass(frozen=True)
-class Rows:
+class Batch:
     """``count`` runs of the network on the same B latents, as one batch: all pictures of the first, then the next.
 
     ``t`` (count * B,), ``noise`` (count * B, c, h, w), ``cond`` of as many rows.
@@ -44,7 +44,7 @@ def at_once(editor: Editor, size: tuple[int, int], rows: int = 0, keeps: int = 1
     return rows or max(1, editor.rows(*size) // keeps)
 
 
-def split(editor: Editor, runs: Sequence[tuple[int, Latent, Cond]], rows: int) -> list[Rows]:
+def split(editor: Editor, runs: Sequence[tuple[int, Latent, Cond]], rows: int) -> list[Batch]:
     """Runs (timestep, noise (B, c, h, w), condition) of the network on B pictures, as few batches.
 
     No batch has more than ``rows`` rows, but each at least one run.
@@ -55,5 +55,5 @@ def split(editor: Editor, runs: Sequence[tuple[int, Latent, Cond]], rows: int) -
     for start in range(0, len(runs), most):
         times, noises, conds = zip(*runs[start : start + most], strict=True)
         t = torch.cat([torch.full((pictures,), t, device=n.device) for t, n in zip(times, noises, strict=True)])
-        batches.append(Rows(len(times), t, torch.cat(noises), editor.join(conds)))
+        batches.append(Batch(len(times), t, torch.cat(noises), editor.join(conds)))
     return batches
