@@ -258,7 +258,7 @@ def load(
     Settings that are None are what ``models.toml`` has for the model, and are not sent where it has none:
     ``temperature``; ``seed``; ``thinking_budget`` in tokens, part of ``max_output_tokens``, or ``thinking_level``
     ("minimal" to "high"), never both; ``media_resolution`` ("low" to "high"). ``timeout`` in seconds; ``asking``: see
-    :class:`sifm_core.judges.vlm.VlmJudge`. Warns where the model is switched off.
+    :class:`sifm_core.judges.vlm.VlmJudge`. Warns where the model ends.
     """
     backend = BACKENDS["gemini"]
     key = environment_key(backend.keys, os.environ)
@@ -275,9 +275,10 @@ def load(
         "media_resolution": media_resolution,
     }
     known = read_models(asking.get("prices")).of(backend.prices, model)
-    if known and known.ended():
+    if known and known.ends:
         then = f"{known.then} answers in its place, at its own price" if known.then else "nothing answers in its place"
-        warnings.warn(f"{model} was switched off on {known.ends}: {then}", stacklevel=2)
+        when = "was" if known.ended() else "will be"
+        warnings.warn(f"{model} {when} switched off on {known.ends}; from then on {then}", stacklevel=2)
     takes = dict(known.takes) if known else {}
     client = GeminiClient(
         model,

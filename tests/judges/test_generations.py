@@ -17,7 +17,7 @@ from sifm_core.errors import InputError
 from sifm_core.judges import load_judge
 from sifm_core.judges.models import read_models, same_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*other model's")
+pytestmark = pytest.mark.filterwarnings("ignore:.*other model's", "ignore:.*switched off")
 KEY = "sk-abcdef-0123456789-very-secret"
 MODELS = read_models()
 GEMINIS = [name for provider, name in MODELS.known if provider == "gemini"]
@@ -200,8 +200,9 @@ def test_a_routed_model_costs_what_the_one_costs_that_answered(server, monkeypat
         (verdict,) = judge_for(server, "gemini-2.5-pro", max_cost=1.0).judge([case("second-then-third")])
     said = [str(w.message) for w in caught]
     assert any("gemini-2.5-pro was asked for, but gemini-3.8-flash answered" in one for one in said)
-    switched = "gemini-2.5-pro was switched off on 2026-12-01: gemini-3.8-flash answers in its place, at its own price"
-    assert (switched in said) is (day == DIES)
+    when = "was" if day == DIES else "will be"
+    off = f"gemini-2.5-pro {when} switched off on 2026-12-01; from then on gemini-3.8-flash answers in its place"
+    assert sum(one.startswith(off) for one in said) == 1
     assert verdict.cost == pytest.approx(2 * (USAGE[0] * 0.75 + USAGE[1] * 3.75) / 1e6)
     assert (verdict.model_requested, verdict.model_served) == ("gemini-2.5-pro", "gemini-3.8-flash")
 
