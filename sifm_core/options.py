@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 
@@ -15,7 +17,8 @@ class Option(NamedTuple):
     doc: str
 
 
-def options_of(made: Callable[..., Any]) -> dict[str, Option]:
+@cache  # a benchmark asks for each of its records
+def options_of(made: Callable[..., Any]) -> Mapping[str, Option]:
     """The keyword-only parameters of a function or a class, in their order."""
     hints = get_type_hints(made, include_extras=True)
     found = {}
@@ -24,4 +27,4 @@ def options_of(made: Callable[..., Any]) -> dict[str, Option]:
             hint = hints[name]
             kind, doc = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, "")
             found[name] = Option(kind, parameter.default, doc)
-    return found
+    return MappingProxyType(found)
