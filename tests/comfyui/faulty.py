@@ -18,10 +18,10 @@ class FullMemory:
         broken = copy.copy(editor)
         broken.editor, left = copy.copy(editor.editor), iter(range(3))
 
-        def encode(image):
+        def encode(image, noise=None):
             if next(left, None) is None:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-            return editor.editor.encode(image)
+            return editor.editor.encode(image, noise)
 
         broken.editor.encode = encode
         return (broken,)
