@@ -123,7 +123,7 @@ def test_a_command_that_is_mentioned_has_the_options_that_are_mentioned(page, co
 def test_readmes_commands_on_a_picture_run(here, capsys):
     for page, command in lines():
         if page == "README.md" and not command.startswith("sifm bench") and "RUN" not in command:
-            asks_for_a_key = command.startswith("sifm judge")
+            asks_for_a_key = command.startswith("sifm judge ")
             run(command, "--images 1" if command == "sifm calibrate" else "", code=int(asks_for_a_key))
             out, err = capsys.readouterr()
             assert "GEMINI_API_KEY" in err if asks_for_a_key else out, command

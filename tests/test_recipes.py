@@ -132,7 +132,21 @@ def test_an_editor_family_is_one_file_and_one_line(here, monkeypatch, ip2p_folde
     (copy / "model_index.json").unlink()
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "ElsewherePipeline"}))
     assert importlib.import_module(module).__doc__.startswith("A family")
-    sifm(capsys, "edit", "a.png", "-o", "c.png", "--editor", str(copy), "--prompt", "a", "--option", "steps=1")
+    sifm(
+        capsys,
+        "edit",
+        "a.png",
+        "-o",
+        "c.png",
+        "--editor",
+        str(copy),
+        "--prompt",
+        "a",
+        "--size",
+        "16",
+        "--option",
+        "steps=1",
+    )
 
 
 def test_every_node_of_the_files_is_in_the_list() -> None:

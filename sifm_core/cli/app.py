@@ -6,6 +6,7 @@ file of a folder that is left out; --debug, anywhere, shows where.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import SifmError
+from ..errors import SifmError, bounded
 from .output import say
 
 INTERRUPTED = 130
@@ -63,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _say(said(error, _command(given)), error.exit_code)
         if hasattr(error, "format_message"):  # a usage error of click, wherever typer keeps it
             return _say(error.format_message(), 2)
-        return _say(f"failed: {type(error).__name__}: {error}; --debug shows where", 1)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _say(bounded(f"{error.filename}: the name is too long for this computer: choose a shorter one"), 2)
+        return _say(bounded(f"failed: {type(error).__name__}: {error}; --debug shows where"), 1)
 
 
 def said(error: SifmError, command: Any) -> str:

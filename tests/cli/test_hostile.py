@@ -151,3 +151,22 @@ def test_wrong_input_is_one_bounded_sentence(words, folder, monkeypatch, capsys)
     assert err.startswith("sifm: ") and err.strip().isprintable()
     assert "Traceback" not in err and "failed: " not in err, err
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words", [["bench", "run"], ["bench", "status"], ["bench", "report"], ["bench", "export"]], ids=" ".join
+)
+def test_a_name_too_long_for_the_computer_is_wrong_input_in_one_bounded_sentence(words: list[str], capsys) -> None:
+    assert cli.main([*words, "a" * 5000]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and len(said) < 1200
+
+
+def test_what_nobody_foresaw_is_bounded_too(monkeypatch, capsys) -> None:
+    def unforeseen() -> None:
+        raise RuntimeError("x" * 10**6)
+
+    monkeypatch.setattr("sifm_core.doctor.examine", unforeseen)
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("sifm: failed: RuntimeError: xxx") and len(said) < 1200
