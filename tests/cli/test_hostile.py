@@ -153,6 +153,43 @@ def test_wrong_input_is_one_bounded_sentence(words, folder, monkeypatch, capsys)
     assert sorted(folder.rglob("*")) == before
 
 
+ODD = ("none", "cat.png", "text.png", "empty.png", "folder", "a\0b", "\ud800", "a" * 300)
+"""No run, manifest, benchmark or workflow, and no folder of any."""
+OTHERS = [
+    *(["bench", verb, odd] for verb in ("run", "retry", "status", "report", "export") for odd in ODD),
+    *(["bench", "diff", odd, odd] for odd in ODD),
+    *(["data", "check", odd] for odd in ODD),
+    *(["data", "csv", odd, "new.csv"] for odd in ODD),
+    *(["queue", odd, "-o", "queued"] for odd in ODD),
+    *(
+        ["queue", "protect_my_image", "-o", "queued", "--dry-run", f"--patience={v}"]
+        for v in ("nan", "-1", "word", "inf")
+    ),
+    *(["queue", "protect_my_image", "-o", "queued", "--dry-run", "--set", v] for v in ("", "none", "none=1", "x.y=1")),
+    *(["bench", "run", "table3", "--dry-run", f"--images={v}"] for v in ("-1", "word", "nan", "1e9")),
+    *(
+        ["bench", "run", "table3", "--dry-run", f"{flag}={v}"]
+        for flag in ("--tflops", "--hourly")
+        for v in ("nan", "-1")
+    ),
+    *(["bench", "run", "table3", "--dry-run", f"--profile={v}"] for v in ("", "none", "a" * 300)),
+]
+
+
+@pytest.mark.parametrize(
+    "words", OTHERS, ids=lambda words: " ".join(word[:20] for word in words).encode("ascii", "replace").decode()
+)
+def test_wrong_input_of_runs_data_and_queues_is_one_bounded_sentence(words, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = sorted(folder.rglob("*"))
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    assert code in (1, 2), out
+    assert out == "" and len(err.splitlines()) == 1 and len(err) < 1100 and "failed:" not in err, err[-2000:]
+    assert sorted(folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     "words", [["bench", "run"], ["bench", "status"], ["bench", "report"], ["bench", "export"]], ids=" ".join
 )
