@@ -41,7 +41,7 @@ class SmallEditor:
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         return 64, 64
 
-    def prepare(self, prompts: Sequence[str]) -> None:
+    def prepare(self, prompts: Sequence[str], x: Any = None) -> None:
         return None
 
     def edit(self, x: torch.Tensor, cond: None, **_: Any) -> torch.Tensor:

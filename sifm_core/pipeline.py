@@ -116,7 +116,7 @@ def immunize(
         given = {"seed": seed} if "seed" in inspect.signature(module.build).parameters else {}
         x, inside = resize(x0, size), f"{len(x0)} picture(s) at {size[1]}x{size[0]} in {editor.name}"
         with enough(inside, editor.device):
-            inner = module.build(editor, x, editor.prepare(prompts), **given, **options)
+            inner = module.build(editor, x, editor.prepare(prompts, x), **given, **options)
         within = enough(inside, editor.device)
         inner = Sampled(inner.draw, within(inner.gradient)) if isinstance(inner, Sampled) else within(inner)
         return replayed(inner if size == tuple(x0.shape[-2:]) else through_resize(inner, size))
@@ -198,7 +198,7 @@ def edit(
     with enough(shown, editor.device, pictures=True):
         x = resize(image.detach().float().to(editor.device), editor.work_size(height, width))
         with enough(f"an edit of {len(x)} picture(s) at {x.shape[-2]}x{x.shape[-1]}", editor.device):
-            edited = editor.edit(x, editor.prepare(prompts), seed=seed, on_step=on_step, **options)
+            edited = editor.edit(x, editor.prepare(prompts, x), seed=seed, on_step=on_step, **options)
         return resize(edited.float().cpu(), (height, width)).clamp(0, 1).mul_(255).round_().div_(255)
 
 

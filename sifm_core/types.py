@@ -130,8 +130,8 @@ class Editor(ABC):
         """The picture of such a latent, in [0, 1] units, not clipped: differentiable."""
 
     @abstractmethod
-    def prepare(self, prompts: Sequence[str]) -> Cond:
-        """Encode one prompt per image (cached)."""
+    def prepare(self, prompts: Sequence[str], x: Image | None = None) -> Cond:
+        """Encode one prompt per image (cached); ``x``: the images at the working size, for encoders that see them."""
 
     @abstractmethod
     def blank(self, n: int) -> Cond:

@@ -299,10 +299,10 @@ def test_prompts_are_compared_once_by_the_attacked_editor(tmp_path, ip2p_folder,
 
 def test_prompts_that_were_not_compared_are_null_with_the_reason(tmp_path):
     class Deaf(ToyEditor):
-        def prepare(self, prompts):
+        def prepare(self, prompts, x=None):
             if "else" in prompts[0] and len(prompts) == 2:
                 raise RuntimeError("no ears")
-            return super().prepare(prompts)
+            return super().prepare(prompts, x)
 
     one = samples(1)[0]
     some = [one, replace(one, prompt="something else", kind="unseen")]

@@ -74,7 +74,7 @@ class ToyEditor(Editor):
     def decode(self, z: Tensor) -> Tensor:
         return nn.functional.interpolate(z, scale_factor=4)
 
-    def prepare(self, prompts: Sequence[str]) -> Tensor:
+    def prepare(self, prompts: Sequence[str], x: Tensor | None = None) -> Tensor:
         return torch.tensor([sum(map(ord, p)) % 97 / 97 for p in prompts], dtype=self.dtype).reshape(-1, 1, 1, 1)
 
     def denoise(self, z: Tensor, noise: Tensor, t: Tensor, cond: Tensor) -> Tensor:

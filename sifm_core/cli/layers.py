@@ -60,7 +60,7 @@ def layers(
         moved = tools.probe(
             loaded,
             x,
-            loaded.prepare([prompt]),
+            loaded.prepare([prompt], x),
             layers=layer or ["all"],
             timesteps=times,
             eps=eps,

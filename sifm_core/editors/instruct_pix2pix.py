@@ -86,7 +86,7 @@ class InstructPix2Pix(LatentEditor):
             "all": ("down_blocks.*.resnets.*", "mid_block", "up_blocks.*.resnets.*"),
         }
 
-    def prepare(self, prompts: Sequence[str]) -> Cond:
+    def prepare(self, prompts: Sequence[str], x: Image | None = None) -> Cond:
         """Embed one prompt per image. Raises InputError for a prompt longer than the text encoder reads."""
 
         def embed(prompt: str) -> tuple[Tensor, ...]:

@@ -105,7 +105,7 @@ class StableDiffusion3(LatentEditor):
         joint = isinstance(module, type(self.net.transformer_blocks[0]))  # type: ignore[index]
         return output[1] if joint else output
 
-    def prepare(self, prompts: Sequence[str]) -> Cond:
+    def prepare(self, prompts: Sequence[str], x: Image | None = None) -> Cond:
         """Embed one prompt per image. Raises InputError for a prompt longer than the longest text encoder reads."""
 
         pipe, n_t5 = self.pipe, self.settings["t5_tokens"]

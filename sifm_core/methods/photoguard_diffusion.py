@@ -68,7 +68,7 @@ def build(
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not strength > 0:
         raise InputError(f"edit_options: expected a strength above 0, got {strength!r}")
     chosen["steps"] = _steps(edit_steps, strength)
-    instruction = editor.prepare([""] * len(x)) if official_quirks else cond
+    instruction = editor.prepare([""] * len(x), x) if official_quirks else cond
 
     def distance(x_adv: Image, *drawn: Tensor) -> Tensor:
         output = editor.generate(x_adv, instruction, drawn, **chosen)

@@ -63,7 +63,7 @@ def build(
     subjects = [subject] * len(x) if isinstance(subject, str) else list(subject)
     if len(subjects) != len(x):
         raise InputError(f"subject: expected one, or one per picture ({len(x)}), got {len(subjects)}")
-    text = editor.prepare(subjects) if any(subjects) else cond
+    text = editor.prepare(subjects, x) if any(subjects) else cond
     words = editor.words(text)
     if not bool(words.any(dim=1).all()):
         raise InputError("the prompt has no word to look for: name what the picture shows with `subject`")

@@ -94,7 +94,7 @@ def build(
     paths = resolve(editor.net, _patterns(layers, editor.layer_presets))
     times, size = times_of(timesteps, editor.num_train_timesteps), (x.shape[-2], x.shape[-1])
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    conds = [cond, *(editor.prepare([prompt] * len(x)) for prompt in (*prompts, *([""] if branch == "all" else [])))]
+    conds = [cond, *(editor.prepare([prompt] * len(x), x) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
     def phi(z: Latent, batch: Batch) -> list[Tensor]:  # Eq. 3
         features = capture(editor.net, paths, lambda: batch.denoise(editor, z), editor.hidden)

@@ -104,7 +104,7 @@ def outcome(items: Sequence[Item], edited: Tensor) -> tuple[np.ndarray, np.ndarr
 
 def attack(name: str, editor: Editor, x: Image, prompts: Sequence[str], eps: float, steps: int, seed: int) -> Image:
     """PGD against the "whole edit", the "prediction" or the "encoder", from a random start; on the 8-bit grid."""
-    cond, seeds = editor.prepare(prompts), [seed + i for i in range(len(x))]
+    cond, seeds = editor.prepare(prompts, x), [seed + i for i in range(len(x))]
     moved = _MOVED[name](editor, cond, seeds)
     with torch.no_grad():
         clean = [moved(x, k) for k in range(_DRAWS)]

@@ -45,7 +45,7 @@ class World:
     def decode(self, z):
         return z / self.latent_scale + self.latent_shift
 
-    def prepare(self, prompts):
+    def prepare(self, prompts, x=None):
         assert set(prompts) == {""}
 
     def mix(self, t, like):
