@@ -129,7 +129,7 @@ def skeleton(
         raise EditorError(f"{source}: its configuration makes no network ({error}); get a new copy") from error
     editor.device, editor.dtype = torch.device(device), dtype
     editor.fingerprint = f"skeleton of {source}"
-    editor.prepare = lambda prompts: editor.blank(len(prompts))  # type: ignore[method-assign]
+    editor.prepare = lambda prompts, x=None: editor.blank(len(prompts))  # type: ignore[method-assign, misc]
     return editor
 
 
