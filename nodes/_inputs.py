@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from sifm_core import methods, purify
 from sifm_core.errors import InputError
 from sifm_core.judges import BACKENDS
-from sifm_core.judges.openai_compatible import URL
+from sifm_core.judges.models import read_models
 from sifm_core.loop import LOOP, Loop, listed
 from sifm_core.options import Option
 
@@ -36,14 +36,21 @@ def choice_problem(name: str, chosen: Any, known: Sequence[str]) -> bool | str:
     return chosen is not None or f"{name}: expected one of {', '.join(known)}"
 
 
-def gemini_key() -> str:
-    """Where the key of the Gemini models is looked for."""
-    return f"The key: {' or '.join(BACKENDS['gemini'].keys)}."
+def model_inputs(name: str, role: str, local: str, *more: io.Input) -> list[io.Input]:
+    """What a judge over a network is chosen by; ``more`` goes after the model.
+
+    Of a provider's models the one in a ``role`` is the default, of a server's ``local``.
+    """
+    backend = BACKENDS[name]
+    if backend.keyless:
+        model = io.String.Input("model", default=local, tooltip="A model of the server, which must be able to see.")
+        return [model, *more, *_credentials(backend.keys[0]), cost_input()]
+    key = f"The key: {' or '.join(backend.keys)}."
+    return [io.String.Input("model", default=read_models().role(name, role), tooltip=key), *more, cost_input()]
 
 
-def credentials() -> list[io.Input]:
+def _credentials(own: str) -> list[io.Input]:
     """Which server of OpenAI's kind, and the *name* of the key for it: a key itself never stands in a workflow."""
-    own = BACKENDS["openai"].keys[0]
     found = {name for name in os.environ if name.endswith("API_KEY")}
     return [
         io.String.Input(
@@ -68,7 +75,8 @@ def check_key(variable: str, base_url: str) -> None:
     if not os.environ.get(variable, "").strip() or _LOOPBACK.match(base_url.lower()):
         return
     home = variable.removesuffix("API_KEY") + "BASE_URL"
-    own = os.environ.get(home, "").strip() or (URL if variable in BACKENDS["openai"].keys else "")
+    known = (backend.address for backend in BACKENDS.values() if variable in backend.keys)
+    own = os.environ.get(home, "").strip() or next(known, "")
     host = base_url.lower().split("/")[:3]
     if own.lower().split("/")[:3] != host:
         raise InputError(

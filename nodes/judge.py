@@ -13,10 +13,8 @@ from torch import Tensor
 
 from sifm_core.errors import ImageError, InputError, JudgeError, SifmError
 from sifm_core.format import percent
-from sifm_core.judges import load_judge
+from sifm_core.judges import BACKENDS, REMOTE, load_judge
 from sifm_core.judges.client import check_base_url
-from sifm_core.judges.models import read_models
-from sifm_core.judges.openai_compatible import URL
 from sifm_core.miniature import benchmark
 from sifm_core.types import Case, Verdict
 from sifm_core.verdicts import QUESTIONS
@@ -24,9 +22,12 @@ from sifm_core.verdicts import QUESTIONS
 from . import sockets
 from ._cards import ARMS, Seen, card, shown
 from ._comfy import engine_room, reporter, to_engine
-from ._inputs import check_key, choice_problem, cost_input, credentials, gemini_key, prompt_input, prompt_problem
+from ._inputs import check_key, choice_problem, model_inputs, prompt_input, prompt_problem
 from ._store import ANNOTATIONS, digest, home
 from ._text import markdown, table
+
+LOCAL = "llava"
+"""The model of a server of one's own that stands in the widget first."""
 
 
 class SifmMllmJudge(io.ComfyNode):
@@ -38,7 +39,7 @@ class SifmMllmJudge(io.ComfyNode):
             category="SIFM",
             description="One judge's verdicts: does the edit miss the instruction, is it visibly degraded? "
             "The judge sees each edit alone and is not told what protected it.",
-            search_aliases=["gemini", "openai", "ollama", "vlm", "llm judge", "evaluate edit", "verdict"],
+            search_aliases=[*REMOTE, "claude", "ollama", "vlm", "llm judge", "evaluate edit", "verdict"],
             inputs=[
                 io.Image.Input("source", tooltip="The unprotected picture."),
                 prompt_input("The instruction that the edits should follow."),
@@ -125,21 +126,7 @@ def _backends() -> list[io.DynamicCombo.Option]:
                 )
             ],
         ),
-        io.DynamicCombo.Option(
-            "gemini",
-            [
-                io.String.Input("model", default=read_models().role("gemini", "strong"), tooltip=gemini_key()),
-                cost_input(),
-            ],
-        ),
-        io.DynamicCombo.Option(
-            "openai",
-            [
-                io.String.Input("model", default="llava"),
-                *credentials(),
-                cost_input(),
-            ],
-        ),
+        *(io.DynamicCombo.Option(name, model_inputs(name, "strong", LOCAL)) for name in REMOTE),
         io.DynamicCombo.Option(
             "human",
             [
@@ -195,8 +182,8 @@ def load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **op
     if judge == "human":
         return load_judge(f"human:{home() / ANNOTATIONS}#{model.strip().lower()}")
     address = base_url.strip()
-    if judge == "openai":
-        check_key(options["key_variable"], check_base_url(address or URL))
+    if BACKENDS[judge].keyless:
+        check_key(options["key_variable"], check_base_url(address or BACKENDS[judge].address))
     answers = Path(folder_paths.get_user_directory(), "sifm", "judges.sqlite")
     answers.parent.mkdir(parents=True, exist_ok=True)
     return load_judge(f"{judge}:{model}", base_url=address, cache=answers, max_cost=max_cost or None, **options)

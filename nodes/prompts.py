@@ -10,24 +10,19 @@ from torch import Tensor
 from sifm_core.data.build import asked
 from sifm_core.data.prompts import TEMPLATES, from_model, from_templates
 from sifm_core.errors import InputError
-from sifm_core.judges.models import read_models
+from sifm_core.judges import REMOTE
 
 from ._comfy import reporter, to_engine
-from ._inputs import choice_problem, cost_input, credentials, gemini_key, prompt_input, prompt_problem, seed_input
+from ._inputs import choice_problem, model_inputs, prompt_input, prompt_problem, seed_input
 from .judge import load
 
-SOURCES = ("templates", "gemini", "openai")
+SOURCES = ("templates", *REMOTE)
+LOCAL = "qwen2.5vl"
 
 
 class SifmUnseenPrompts(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        local = io.String.Input(
-            "model",
-            default="qwen2.5vl",
-            tooltip="A model of the server; one that sees, if there is a picture.",
-        )
-        google = io.String.Input("model", default=read_models().role("gemini", "fast"), tooltip=gemini_key())
         caption = io.String.Input("caption", default="", tooltip="What the picture shows, in words; may be empty.")
         return io.Schema(
             node_id="SIFM_UnseenPrompts",
@@ -45,8 +40,7 @@ class SifmUnseenPrompts(io.ComfyNode):
                     "source",
                     options=[
                         io.DynamicCombo.Option("templates", []),
-                        io.DynamicCombo.Option("gemini", [google, caption, cost_input()]),
-                        io.DynamicCombo.Option("openai", [local, caption, *credentials(), cost_input()]),
+                        *(io.DynamicCombo.Option(name, model_inputs(name, "fast", LOCAL, caption)) for name in REMOTE),
                     ],
                     tooltip="A list of our own, or a language model, whose answers are remembered, so that the same is "
                     "not asked twice.",

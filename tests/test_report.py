@@ -223,6 +223,26 @@ def test_a_table_that_other_models_made_says_so_in_its_headline():
     assert "\x1b" not in evil and "y" * 81 not in evil
 
 
+def test_judges_of_one_family_and_of_the_family_that_reads_for_the_editor_are_said_to_be():
+    judges = {
+        "gemini:gemini-3.8-flash": "gemini-3.8-flash",
+        "gemini:gemini-3.5-flash-lite": "gemini-3.5-flash-lite",
+        "openai:m@http://gemini.example/v1": "qwen3-vl-8b",
+        "transformers:/gemini/x": "/gemini/x@llava",
+        "miniature:conv": "conv@a29f2d6a121e",
+    }
+    verdicts = tuple(by(judge, served, served, True) for judge, served in judges.items())
+    encoders = {"qwen-image": ["Qwen2_5_VLForConditionalGeneration"], "ip2p": ["CLIPTextModel"], "old": None}
+    editors = [{"name": name, "text_encoders": classes} for name, classes in encoders.items()]
+    made = report.make([record("sifm", "0", protection="sifm", verdicts=verdicts)], {"editors": editors})
+    first, second, third, *_ = judges
+    assert len(made.trust) == 2
+    assert made.trust[0].startswith(f"{first} and {second} are of one family, Gemini,")
+    assert made.trust[1].startswith(f"{third} is of the family that reads the prompts of qwen-image, Qwen:")
+    assert all(sentence in markdown(made) for sentence in made.trust)
+    assert report.make([record("sifm", "0", protection="sifm", verdicts=verdicts[1:3])], {}).trust == []
+
+
 def test_judges_that_are_one_model_are_no_two_judges():
     pro, flash = "gemini:gemini-2.5-pro", "gemini:gemini-3.8-flash"
     both = (

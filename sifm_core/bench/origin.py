@@ -16,7 +16,7 @@ def provenance(grid: Grid, editors: Mapping[str, Mapping[str, Any]] | None = Non
     for editor in grid.editors:
         if not isinstance(editor, str):
             known[editor.name] = perform(Task("identify", Model("editor", editor.name, live=editor), {}))[0]
-    keep = ("name", "family", "fingerprint", "dtype")
+    keep = ("name", "family", "fingerprint", "dtype", "text_encoders")
     return {
         "versions": versions(),
         "commit": commit(),

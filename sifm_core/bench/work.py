@@ -21,7 +21,7 @@ from ..editors import check_device, folder, load_editor
 from ..images import from_uint8, to_uint8
 from ..judges import load_judge
 from ..pipeline import edit, immunize, measure, prompt_distance
-from ..types import Case, Image, OnStep
+from ..types import Case, Editor, Image, OnStep
 from .machine import hardware
 
 KEPT = 2
@@ -98,8 +98,14 @@ def _identify(found: Any, on_step: OnStep | None) -> list[dict[str, Any]]:
             "settings": dict(getattr(found, "settings", {})),
             "dtype": str(found.dtype),
             "hardware": hardware(found.device),
+            "text_encoders": _readers(found),
         }
     ]
+
+
+def _readers(editor: Editor) -> list[str]:
+    """The classes of the networks that read an editor's prompts."""
+    return [type(part).__name__ for name, part in editor.networks().items() if name.startswith("text_encoder")]
 
 
 def _immunize(

@@ -22,8 +22,9 @@ class Backend:
     ``remote``: a server, whose address may follow the model; ``vision``: its judges take the options of
     :class:`sifm_core.judges.vlm.VlmJudge`; ``keys``: the environment variables that may hold its key, the usual one
     first; ``package``: what has to be installed besides; ``prices``: its table in ``models.toml`` ("": it is free);
-    ``keyless``: servers of one's own are asked by their address alone, and their models with the module's
-    ``models_of(address)``. A module's ``absent()`` says what else it lacks, if anything.
+    ``address``: the provider's own, where its keys may go; ``keyless``: servers of one's own are asked by their address
+    alone, and their models with the module's ``models_of(address)``. A module's ``absent()`` says what else it lacks,
+    if anything.
     """
 
     module: str
@@ -32,15 +33,40 @@ class Backend:
     keys: tuple[str, ...] = ()
     package: str = ""
     prices: str = ""
+    address: str = ""
     keyless: bool = False
 
 
 BACKENDS: dict[str, Backend] = {
     "miniature": Backend("sifm_core.judges.miniature"),
     "gemini": Backend(
-        "sifm_core.judges.gemini", True, True, ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "google-genai", "gemini"
+        "sifm_core.judges.gemini",
+        remote=True,
+        vision=True,
+        keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        package="google-genai",
+        prices="gemini",
+        address="https://generativelanguage.googleapis.com",
     ),
-    "openai": Backend("sifm_core.judges.openai_compatible", True, True, ("OPENAI_API_KEY",), "openai", "openai", True),
+    "anthropic": Backend(
+        "sifm_core.judges.anthropic",
+        remote=True,
+        vision=True,
+        keys=("ANTHROPIC_API_KEY",),
+        package="openai",
+        prices="anthropic",
+        address="https://api.anthropic.com/v1",
+    ),
+    "openai": Backend(
+        "sifm_core.judges.openai_compatible",
+        remote=True,
+        vision=True,
+        keys=("OPENAI_API_KEY",),
+        package="openai",
+        prices="openai",
+        address="https://api.openai.com/v1",
+        keyless=True,
+    ),
     "transformers": Backend("sifm_core.judges.transformers_vlm", vision=True, package="transformers"),
     "human": Backend("sifm_core.judges.human"),
 }

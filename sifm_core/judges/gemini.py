@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,14 +19,14 @@ from ..errors import InputError, JudgeError
 from ..types import Judge, State
 from . import BACKENDS
 from .client import JobClient, Reply, check_base_url, environment_key
-from .models import read_models
+from .models import read_models, warn_of_the_end
 from .reading import body_of, count, ended, failure_in, field, joined, text
 from .remote import RemoteClient
 from .rubric import Form, Part, Question
 from .vlm import VlmJudge
 from .wire import ANSWER_BYTES, Wire
 
-URL = "https://generativelanguage.googleapis.com"
+URL = BACKENDS["gemini"].address
 _HARMS = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
 _ENDED = {"SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"}
 _JOB_BYTES = 32 * ANSWER_BYTES
@@ -275,17 +274,14 @@ def load(
         "media_resolution": media_resolution,
     }
     known = read_models(asking.get("prices")).of(backend.prices, model)
-    if known and known.ends:
-        then = f"{known.then} answers in its place, at its own price" if known.then else "nothing answers in its place"
-        when = "was" if known.ended() else "will be"
-        warnings.warn(f"{model} {when} switched off on {known.ends}; from then on {then}", stacklevel=2)
-    takes = dict(known.takes) if known else {}
+    warn_of_the_end(model, known)
+    takes = known.takes if known else None
     client = GeminiClient(
         model,
         url,
         key,
-        takes=takes,
-        known=bool(takes),
+        takes=takes or {},
+        known=takes is not None,
         given=given,
         max_output_tokens=max_output_tokens,
         timeout=timeout,

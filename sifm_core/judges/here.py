@@ -109,4 +109,4 @@ def _models_of(module: Any, address: str) -> tuple[tuple[str, ...], str]:
 
 def _listed(provider: str, name: str, model: Model, models: Models) -> Listed:
     price = models.price(provider, name)
-    return Listed(name, model.role, price, model.ends, model.then, model.ended(), dict(model.takes))
+    return Listed(name, model.role, price, model.ends, model.then, model.ended(), dict(model.takes or {}))

@@ -10,7 +10,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -62,12 +63,12 @@ class Price:
 class Model:
     """What is known of a model.
 
-    ``takes``: the settings that it takes, with what is sent where nobody says otherwise; ``ends``: the day on which it
-    is switched off, and ``then`` the model that answers from that day on, at its own price ("": none).
+    ``takes``: the settings that it takes, with what is sent where nobody says otherwise (None: not known); ``ends``:
+    the day on which it is switched off, and ``then`` the model that answers from then on, at its own price ("": none).
     """
 
     prices: tuple[Price, ...] = ()
-    takes: Mapping[str, int | float | str] = field(default_factory=dict)
+    takes: Mapping[str, int | float | str] | None = None
     ends: datetime.date | None = None
     then: str = ""
     role: Literal["", "strong", "fast"] = ""
@@ -79,6 +80,7 @@ class Model:
 
 FREE = Price(0.0, 0.0)
 _MODEL: TypeAdapter[Model] = TypeAdapter(Model)
+_FAMILIES: TypeAdapter[dict[str, list[str]]] = TypeAdapter(dict[str, list[str]])
 _SHIPPED = Path(__file__).with_name("models.toml")
 _OF_PRICE = {f.name for f in fields(Price)}
 
@@ -90,6 +92,8 @@ class Models:
     known: Mapping[tuple[str, str], Model]
     read: datetime.date | None = None
     """The day on which the shipped ones were read."""
+    families: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Words in models' names that tell whose they are."""
 
     def of(self, provider: str, model: str) -> Model | None:
         """What is known of a model, or of the one that it is a version of; None where nothing is."""
@@ -120,7 +124,10 @@ class Models:
 def read_models(own: str | os.PathLike[str] | None = None) -> Models:
     """The shipped table, with the entries of the caller's ``own`` file over it."""
     shipped = _shipped()
-    return Models({**shipped.known, **_read(Path(own)).known}, shipped.read) if own else shipped
+    if not own:
+        return shipped
+    mine = _read(Path(own))
+    return Models({**shipped.known, **mine.known}, shipped.read, {**shipped.families, **mine.families})
 
 
 @cache
@@ -132,8 +139,9 @@ def _read(path: Path) -> Models:
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         table = toml.loads(path.read_text(encoding="utf-8"))
-        read = table.pop("read", None)
-        return Models({(p, n): _model(words) for p, models in table.items() for n, words in models.items()}, read)
+        read, families = table.pop("read", None), _FAMILIES.validate_python(table.pop("families", {}))
+        known = {(p, n): _model(words) for p, models in table.items() for n, words in models.items()}
+        return Models(known, read, families)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: expected prices as in {_SHIPPED}: {str(error)[:500]}") from None
 
@@ -157,3 +165,24 @@ def same_model(requested: str, served: str) -> bool:
     newest = re.fullmatch(r"gemini-(pro|flash|flash-lite)-latest", requested)
     asked = rf"gemini-\d+(\.\d+)?-{newest[1]}(-preview)?" if newest else re.escape(requested)
     return served == requested or re.fullmatch(asked + r"(-\d+)*", served) is not None
+
+
+def warn_of_the_end(name: str, known: Model | None) -> None:
+    """Warn, on behalf of the caller's caller, where a model is or will be switched off, and say who answers then."""
+    if known and known.ends:
+        then = f"{known.then} answers in its place, at its own price" if known.then else "nothing answers in its place"
+        when = "was" if known.ended() else "will be"
+        warnings.warn(f"{name} {when} switched off on {known.ends}; from then on {then}", stacklevel=3)
+
+
+def family_of(*names: str) -> str:
+    """Whose a model is by the first of its names that tells, such as "Qwen" of Qwen3-VL-8B; "" where none does.
+
+    Members of one family share pictures, texts and often weights, so that they may err alike.
+    """
+    for name in names:
+        own = re.sub("@https?://.*", "", name).rpartition("/")[2].lower()
+        for family, words in _shipped().families.items():
+            if re.search(rf"(?<![a-z])({'|'.join(map(re.escape, words))})(?![a-z])", own):
+                return family
+    return ""

@@ -2,7 +2,7 @@
 
 Servers differ in how well they can be held to a schema. The ladder json_schema -> json_object -> prompt alone is
 climbed down when a server refuses a rung (HTTP 400, 422, 501), and the rung that worked is remembered. So is which of
-temperature and seed a model refuses: they are left out, and the reply says so.
+temperature, seed and reasoning effort a model refuses: they are left out, and the reply says so.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from ..errors import JudgeError
 from ..types import Judge, State
 from . import BACKENDS
 from .client import Reply, check_base_url, environment_key
-from .models import read_models
+from .models import read_models, warn_of_the_end
 from .reading import body_of, count, ended, failure_in, field, joined, text
 from .remote import RemoteClient
 from .rubric import Form, Part
 from .vlm import VlmJudge
 from .wire import Wire
 
-URL = "https://api.openai.com/v1"
-
 
 class OpenAiClient(RemoteClient):
     """One call through openai, without its own retries."""
 
     backend = "openai"
-    optional: ClassVar = {"temperature": "temperature", "seed": "seed"}
+    optional: ClassVar = {
+        "temperature": "temperature",
+        "seed": "seed",
+        "reasoning_effort": r"reasoning[ ._]?effort",
+    }
     rungs = 3
 
     def connect(self) -> None:
@@ -39,14 +41,14 @@ class OpenAiClient(RemoteClient):
         except ImportError as error:
             raise JudgeError(f"openai needs the package openai: pip install openai ({error})") from None
         credentials = {"authorization": f"Bearer {self.key}"}
-        own = self.base_url == URL
+        own = self.base_url == BACKENDS["openai"].address  # whose settings the package takes from the environment
         self.wire = Wire("openai", self.base_url, key=self.key, credentials=credentials, own=own, timeout=self.timeout)
         self._client: Any = OpenAI(
             api_key="on the wire", base_url=self.base_url, http_client=self.wire.client(), max_retries=0
         )
 
     def call(self, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], rung: int) -> object:
-        limit = "max_completion_tokens" if self.base_url == URL else "max_tokens"
+        limit = "max_completion_tokens" if self.base_url == BACKENDS[self.backend].address else "max_tokens"
         return self._client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": [_content(part) for part in parts]}],
@@ -125,6 +127,7 @@ def load(
     base_url: str | None = None,
     temperature: float | None = None,
     seed: int | None = None,
+    reasoning_effort: str | None = None,
     max_output_tokens: int = 4096,
     timeout: float = 120.0,
     key_variable: str = BACKENDS["openai"].keys[0],
@@ -133,9 +136,10 @@ def load(
 ) -> Judge:
     """A model of an OpenAI-compatible server; ``base_url`` None means OpenAI itself, which needs OPENAI_API_KEY.
 
-    Other servers get the key in ``key_variable`` if it is set; without one, nothing is billed. ``temperature`` and
-    ``seed`` (None: what the table has for the model, else 0) are not sent after the model has refused them; ``timeout``
-    in seconds; ``asking``: see :class:`sifm_core.judges.vlm.VlmJudge`.
+    Other servers get the key in ``key_variable`` if it is set; without one, nothing is billed. ``temperature``,
+    ``seed`` and ``reasoning_effort`` ("none" to "max"; None: what the table has for the model, else temperature and
+    seed 0) are not sent after the model has refused them; ``timeout`` in seconds; ``asking``: see
+    :class:`sifm_core.judges.vlm.VlmJudge`. Warns where the model ends.
     """
     key = environment_key((key_variable,), os.environ)
     if not key and not base_url and not offline:
@@ -143,17 +147,38 @@ def load(
             f"openai needs a key in the environment variable {key_variable}; a local server needs its address instead: "
             f"openai:{model}@http://127.0.0.1:11434/v1"
         )
-    url = check_base_url(base_url or URL)
-    known = read_models(asking.get("prices")).of(BACKENDS["openai"].prices, model)
-    client = OpenAiClient(
+    given = {"temperature": temperature, "seed": seed, "reasoning_effort": reasoning_effort}
+    asking |= {"max_output_tokens": max_output_tokens, "timeout": timeout, "offline": offline}
+    return judge_of(OpenAiClient, model, base_url, key, given, **asking)
+
+
+def judge_of(
+    client: type[OpenAiClient],
+    model: str,
+    base_url: str | None,
+    key: str,
+    given: Mapping[str, Any],
+    *,
+    max_output_tokens: int,
+    timeout: float,
+    offline: bool,
+    **asking: Any,
+) -> Judge:
+    """The judge of a provider that speaks chat completions; ``base_url`` None: at the provider's own address."""
+    backend = BACKENDS[client.backend]
+    url = check_base_url(base_url or backend.address)
+    known = read_models(asking.get("prices")).of(backend.prices, model)
+    warn_of_the_end(model, known)
+    takes = known.takes if known else None
+    sender = client(
         model,
         url,
         key,
-        takes=known.takes if known and known.takes else {"temperature": 0.0, "seed": 0},
-        known=bool(known and known.takes),
-        given={"temperature": temperature, "seed": seed},
+        takes={"temperature": 0.0, "seed": 0} if takes is None else takes,
+        known=takes is not None,
+        given=given,
         max_output_tokens=max_output_tokens,
         timeout=timeout,
     )
-    name = f"openai:{model}" + (f"@{url}" if base_url else "")
-    return VlmJudge(client, name=name, offline=offline, **asking)
+    name = f"{client.backend}:{model}" + (f"@{url}" if base_url else "")
+    return VlmJudge(sender, name=name, offline=offline, **asking)

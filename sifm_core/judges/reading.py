@@ -92,6 +92,8 @@ def ended(finish: Any, stated: str) -> tuple[State, str]:
         return "truncated", f"the answer ran into {stated}"
     if word.lower() in _BLOCKED:
         return "blocked", f"the answer was blocked: {word}"
+    if word.lower() == "refusal":
+        return "refused", "the model refused"
     if word.lower() in _BROKEN:
         return "error", f"the model stopped for {word}"
     return "ok", ""

@@ -20,6 +20,7 @@ _LEAST = {"timeout": 0.001, "temperature": 0.0, "max_output_tokens": 1, "thinkin
 _WORDS = {
     "thinking_level": ("minimal", "low", "medium", "high"),
     "media_resolution": ("low", "medium", "high"),
+    "reasoning_effort": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
 }
 
 

@@ -30,7 +30,7 @@ from .columns import Frame, frame
 from .curves import Series, plots
 from .document import markdown
 from .drawings import grid as grid
-from .figures import Agreement, Part, Predictor, agreements, headline, parts, predictors, rerouted
+from .figures import Agreement, Part, Predictor, agreements, headline, kinship, parts, predictors, rerouted
 from .html import first_attacks, page
 from .overview import together as together
 from .text import as_csv, latex
@@ -60,7 +60,7 @@ class Report:
     facts: list[tuple[str, str]]
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     trust: list[str] = field(default_factory=list)
-    """What is known of the judges from cases whose answer is known, or how to find out."""
+    """What is known of the judges from cases whose answer is known, or how to find out; and whose kin they are."""
     clip: Clip | None = None
     """What CLIP prefers, where that was asked for."""
     beside: int = BESIDE
@@ -79,7 +79,7 @@ def build(store: Store, plan: Plan | None = None, title: str = "Did the immuniza
         report,
         reading=[*left_out, *report.reading],
         calibrations=calibrations,
-        trust=trust(report.frame, calibrations, store.folder, plan),
+        trust=[*trust(report.frame, calibrations, store.folder, plan), *report.trust],
     )
 
 
@@ -106,6 +106,7 @@ def make(
         plots=plots(f, layout, table),
         reading=reading(f, layout),
         facts=facts(f, run, plan),
+        trust=kinship(f, run.get("editors", ())),
     )
 
 

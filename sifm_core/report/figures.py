@@ -7,11 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ..bench.config import Layout, Paper
 from ..format import NONE, figure, one_line, span
+from ..judges.models import family_of
 from ..metrics import METRICS
 from ..rates import Isr, isr, worst_of
 from ..stats import Interval, agreement, auc, bootstrap, cohen_kappa, holm, mcnemar, prevalence
@@ -248,6 +250,33 @@ def rerouted(frame: Frame) -> str:
                 f"{' and '.join(judges)} are one model, {one_line(served)[:LONGEST]}, so that they agree says less."
             )
     return " ".join(said)
+
+
+def kinship(frame: Frame, editors: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Which judges are of one family, and which of the family that reads an editor's prompts: they may err alike.
+
+    ``editors``: as :func:`sifm_core.bench.provenance` lists them.
+    """
+    families: dict[str, list[str]] = {}
+    for judge in frame.judges:
+        if family := family_of(frame.served.get(judge, ""), judge.partition(":")[2]):
+            families.setdefault(family, []).append(judge)
+    said = [
+        f"{' and '.join(judges)} are of one family, {family}, and may err alike: two families that agree say more."
+        for family, judges in families.items()
+        if len(judges) > 1
+    ]
+    for editor in editors:
+        readers = {family_of(reader) for reader in editor.get("text_encoders") or ()}
+        name = one_line(str(editor.get("name")))[:LONGEST]
+        said += [
+            f"{judge} is of the family that reads the prompts of {name}, {family}: it may miss what misleads the "
+            "editor, or be misled with it."
+            for family, judges in families.items()
+            for judge in judges
+            if family in readers
+        ]
+    return said
 
 
 def net_count(rate: Isr) -> str:

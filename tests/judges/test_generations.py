@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from judges.servers import BEHAVIOURS, USAGE, FakeServer, Request, Response, case, error
+from judges.servers import BEHAVIOURS, USAGE, FakeServer, Request, Response, case, error, refusal
 from sifm_core.bench import config
-from sifm_core.errors import InputError
+from sifm_core.errors import InputError, JudgeError
 from sifm_core.judges import load_judge
-from sifm_core.judges.models import read_models, same_model
+from sifm_core.judges.models import family_of, read_models, same_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*other model's", "ignore:.*switched off")
+HOSTED = [(provider, name) for provider, name in read_models().known if provider != "gemini"]
 KEY = "sk-abcdef-0123456789-very-secret"
 MODELS = read_models()
 GEMINIS = [name for provider, name in MODELS.known if provider == "gemini"]
@@ -55,6 +56,14 @@ def third(request: Request) -> Response:
     return Response(request.answer(), served="gemini-3.8-flash")
 
 
+def hosted(request: Request) -> Response:
+    """A GPT-6 or a Claude of 2026: a judge that thinks takes no sampling settings, and each its own limit of tokens."""
+    for name in ("temperature", "seed", "top_p"):
+        if name in request.body:
+            return refusal(f"Unsupported parameter: '{name}' is not supported with this model.", name)
+    return Response(request.answer(), served=request.body["model"])
+
+
 def mute(request: Request) -> Response:
     """One that refuses a picture's resolution, and does not say so."""
     if "mediaResolution" in asked(request):
@@ -64,7 +73,9 @@ def mute(request: Request) -> Response:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
-    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setitem(BEHAVIOURS, "hosted", hosted)
     monkeypatch.setitem(BEHAVIOURS, "second", second)
     monkeypatch.setitem(BEHAVIOURS, "third", third)
     monkeypatch.setitem(BEHAVIOURS, "mute", mute)
@@ -98,6 +109,52 @@ def test_a_listed_model_is_asked_with_what_its_generation_takes(server, model):
         assert len(server.requests) == 2 and "asked without" not in verdict.reasons, "nothing was refused"
     level, budget = ("thinkingLevel" in asked(server.requests[-1]), "thinkingBudget" in asked(server.requests[-1]))
     assert verdict.state == "ok" and (level, budget) == (generation == "third", generation == "second")
+
+
+@pytest.mark.parametrize("provider, model", HOSTED)
+def test_a_listed_model_of_another_family_is_asked_with_what_it_takes(provider, model):
+    with FakeServer("openai") as fake:
+        judge = load_judge(
+            f"{provider}:{model}@{fake.url}", first_delay=0.01, max_cost=1.0 if MODELS.price(provider, model) else None
+        )
+        (verdict,) = judge.judge([case("hosted")])
+    assert verdict.state == "ok" and verdict.judge == f"{provider}:{model}@{fake.url}"
+    known = MODELS.of(provider, model)
+    if known.takes is not None:
+        assert len(fake.requests) == 2 and "asked without" not in verdict.reasons, "nothing was refused"
+        assert {name: r.body.get(name) for r in fake.requests for name in known.takes} == dict(known.takes)
+    price = MODELS.price(provider, model)
+    assert verdict.cost == (pytest.approx(2 * price.cost(*USAGE)) if price else None)
+    assert all(price.most_tokens("", 2) > 2 * 1100 for price in known.prices), "two pictures of 1024 pixels fit"
+
+
+def test_each_provider_is_asked_at_its_own_address_with_its_own_key_and_what_ends_warns(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-0123456789-secret")
+    claude = load_judge("anthropic:claude-opus-5-5")
+    assert (claude.client.base_url, claude.client.key) == ("https://api.anthropic.com/v1", "sk-ant-0123456789-secret")
+    assert claude.name == "anthropic:claude-opus-5-5" and claude.client.config == {"max_output_tokens": 8192}
+    with pytest.warns(UserWarning, match="gpt-5 will be switched off on 2026-12-11; from then on nothing answers"):
+        assert load_judge("openai:gpt-5").client.base_url == "https://api.openai.com/v1"
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    with pytest.raises(JudgeError, match="ANTHROPIC_API_KEY"):
+        load_judge("anthropic:claude-opus-5-5")
+
+
+@pytest.mark.parametrize(
+    "family, names",
+    {
+        "Gemini": ["gemini-3.8-flash", "gemma-3-4b-it", "google/gemma4"],
+        "GPT": ["gpt-6.1-sol", "openai/gpt-oss-120b", "chatgpt-latest"],
+        "Claude": ["claude-opus-5-5", "anthropic/claude-haiku-5.5"],
+        "Qwen": ["Qwen/Qwen3-VL-8B-Instruct", "qwen2.5vl:7b", "EditScore-7B", "TIGER-Lab/EditReward-Qwen2.5-VL-7B",
+                 "Qwen2_5_VLForConditionalGeneration", "/models/judge@qwen3_vl", "qwen2.5vl@http://gpt.example/v1"],
+        "Mistral": ["Mistral3ForConditionalGeneration", "pixtral-12b"],
+        "": ["conv@a29f2d6a121e", "CLIPTextModel", "T5EncoderModel", "/home/qwen/judge", "", "morphic"],
+    }.items(),
+)  # fmt: skip
+def test_a_models_name_tells_its_family(family, names):
+    assert {name: family_of(name) for name in names} == dict.fromkeys(names, family)
+    assert family_of("", "nobody", *names[:1]) == family, "the first name that tells"
 
 
 def test_what_older_models_are_asked_is_what_they_were_asked_so_that_paid_answers_are_found(server):
@@ -253,18 +310,20 @@ NAMING = [
 EXPLAINED = re.compile(r"\bpaper's\b|\bthe paper\b")
 """A paragraph or a line of code that says these are the paper's models may name them."""
 TABLE = Path("sifm_core/judges/models.toml")
+PROVIDERS = {provider for provider, _ in MODELS.known}
 
 
 def names_of(path: str, text: str) -> set[str]:
-    """The Gemini models that a file names other than as the paper's."""
+    """The hosted models that a file names other than as the paper's."""
     parts = re.split(r"\n\s*\n", text) if path.endswith(".md") else text.splitlines()
     said = "\n".join(part for part in parts if not EXPLAINED.search(part))
-    return set(re.findall(r"\bgemini-\d[\w.]*(?:-\w+)+", said))
+    return set(re.findall(r"\b(?:gemini-\d[\w.]*(?:-\w+)+|gpt-\d[\w.]*(?:-[a-z]\w*)*|claude-\w+-\d+(?:-\d+)?)", said))
 
 
 def wrong(names: set[str], day: datetime.date) -> set[str]:
     """Those that are not listed, or have ended by then."""
-    return {name for name in names if not (known := MODELS.of("gemini", name)) or known.ended(day)}
+    found = {name: [known for provider in PROVIDERS if (known := MODELS.of(provider, name))] for name in names}
+    return {name for name, known in found.items() if not known or known[0].ended(day)}
 
 
 def test_nothing_names_a_model_that_has_ended_or_soon_will():
@@ -278,6 +337,9 @@ def test_nothing_names_a_model_that_has_ended_or_soon_will():
 def test_a_model_that_has_ended_or_that_nobody_listed_is_found_where_it_is_named():
     text = 'ask gemini:gemini-2.5-pro-002 or "gemini-3.5-flash"\n\nthe paper\'s: gemini-2.5-flash\n\ngemini-9-flash'
     assert names_of("a.md", text) == {"gemini-2.5-pro-002", "gemini-3.5-flash", "gemini-9-flash"}
+    others = "openai:gpt-5, gpt-6.1-sol or claude-sonnet-4-5; claude-opus-5-5."
+    assert names_of("a.md", others) == {"gpt-5", "gpt-6.1-sol", "claude-sonnet-4-5", "claude-opus-5-5"}
+    assert wrong(names_of("a.md", others), NEW_YEAR) == {"gpt-5", "claude-sonnet-4-5"}
     assert wrong(names_of("a.md", text), DIES) == {"gemini-2.5-pro-002", "gemini-9-flash"}
     assert wrong(names_of("a.md", text), WORKS) == {"gemini-9-flash"}
 
@@ -304,7 +366,7 @@ def test_the_profile_paper_keeps_the_papers_judges_and_says_what_became_of_them(
 
 def test_every_model_that_ends_is_followed_by_one_that_is_listed_and_stays():
     for name, model in MODELS.known.items():
-        assert not model.then or not MODELS.of("gemini", model.then).ends, name
-        assert model.prices and all(
+        assert not model.then or not MODELS.of(name[0], model.then).ends, name
+        assert (model.prices or model.ends) and all(
             one.until is None or any(o.since and o.since > one.until for o in model.prices) for one in model.prices
         ), f"{name}: a price that ends is followed by another"

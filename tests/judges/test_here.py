@@ -31,7 +31,7 @@ def offers(*servers: str, **options) -> dict[str, here.Offer]:
 
 def test_what_is_missing_is_named_and_what_is_not_is_usable(monkeypatch):
     found = offers()
-    assert {name for name, offer in found.items() if not offer.usable} == {"gemini"}
+    assert {name for name, offer in found.items() if not offer.usable} == {"gemini", "anthropic"}
     assert found["gemini"].missing == ("GEMINI_API_KEY or GOOGLE_API_KEY is not set",)
     assert "a server of your own" in found["openai"].missing[0]
     monkeypatch.setenv("GOOGLE_API_KEY", KEY)

@@ -86,6 +86,32 @@ def test_an_address_without_its_scheme_does_not_mean_openai(load, address):
         load(address)
 
 
+def test_every_judge_over_a_network_is_offered_by_both_nodes_and_saved_choices_stay():
+    from nodes.judge import SifmMllmJudge
+    from nodes.prompts import SifmUnseenPrompts
+    from sifm_core.judges import BACKENDS
+
+    remote = {name for name, backend in BACKENDS.items() if backend.remote}
+    for node, name, others in (
+        (SifmMllmJudge, "judge", {"miniature", "human"}),
+        (SifmUnseenPrompts, "source", {"templates"}),
+    ):
+        (combo,) = (one for one in node.define_schema().inputs if one.id == name)
+        options = {option.key: [one.id for one in option.inputs] for option in combo.options}
+        assert remote | others <= options.keys()
+        caption = ["caption"] * (name == "source")
+        assert options["gemini"] == options["anthropic"] == ["model", *caption, "max_cost"]
+        assert options["openai"] == ["model", *caption, "base_url", "key_variable", "max_cost"]
+
+
+def test_a_key_may_go_to_its_own_providers_address_alone(load, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    assert load("https://api.anthropic.com/v1", "ANTHROPIC_API_KEY")
+    for variable, url in (("OPENAI_API_KEY", "https://api.anthropic.com/v1"), ("ANTHROPIC_API_KEY", "")):
+        with pytest.raises(InputError, match=variable.replace("API_KEY", "BASE_URL")):
+            load(url, variable)
+
+
 @pytest.mark.parametrize("judge", ["gemini", "openai"])
 def test_no_address_hides_in_a_models_name(judge, monkeypatch):
     from nodes.judge import load
