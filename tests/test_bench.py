@@ -742,7 +742,7 @@ def test_rows_may_have_a_loop_of_their_own(tmp_path):
 
 def test_shards_change_nothing_but_memory(tmp_path, monkeypatch):
     whole = bench.run(toy_grid(), Store(tmp_path / "whole"))
-    monkeypatch.setattr("sifm_core.bench.phases.SHARD", 2)
+    monkeypatch.setattr("sifm_core.bench.driver.SHARD", 2)
     seen: list[str] = []
     cut = bench.run(toy_grid(), Store(tmp_path / "cut"), lambda step: seen.append(step.phase))
     assert list(map(timeless, cut)) == list(map(timeless, whole))

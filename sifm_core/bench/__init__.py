@@ -1,8 +1,9 @@
 """Benchmarks: a grid of pictures x rows x editors x seeds x purifiers x judges -> records in a store.
 
-``grid.py`` says what is to be run, ``keys.py`` what each part of it depends on, ``phases.py`` computes what is missing,
-``executors.py`` where, ``work.py`` how one batch of it; ``presets/`` holds the paper's tables as TOML, read by
-``config.py``. Names load when they are first used: who reads a run needs no torch.
+``grid.py`` says what is to be run, ``keys.py`` what each part of it depends on, ``artefacts.py`` what is there,
+``driver.py`` computes what is missing, phase by phase (``phases.py``), ``executors.py`` where, ``work.py`` how one
+batch of it; ``presets/`` holds the paper's tables as TOML, read by ``config.py``. Names load when they are first used:
+who reads a run needs no torch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..verdicts import CLEAN as CLEAN
 
 if TYPE_CHECKING:
+    from .driver import fill as fill
+    from .driver import run as run
     from .executors import Executor as Executor
     from .executors import Inline as Inline
     from .executors import Pool as Pool
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
     from .machine import hardware as hardware
     from .machine import package_version as package_version
     from .origin import provenance as provenance
-    from .phases import fill as fill
-    from .phases import run as run
 
 _HOME = {
     "executors": ("Executor", "Inline", "Pool", "Ray"),
@@ -33,7 +34,7 @@ _HOME = {
     "keys": ("FIDELITY",),
     "machine": ("hardware", "package_version"),
     "origin": ("provenance",),
-    "phases": ("fill", "run"),
+    "driver": ("fill", "run"),
 }
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .. import purify
 from ..store import fingerprint
-from ..verdicts import CLEAN
 from .grid import Grid, Row, Sample, names, takes, takes_gradient
 from .work import Model
 
@@ -28,9 +27,12 @@ FIDELITY = ("psnr", "ssim", "lpips")
 Key: TypeAlias = str
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Attack:
-    """A cell of the grid while it is filled: which picture is attacked how, and the store's ids of what was made."""
+    """A cell of the grid: which picture is protected how, and attacked with what.
+
+    ``source``: the picture's id in the store; ``shape``: its own.
+    """
 
     sample: Sample
     row: Row
@@ -38,12 +40,7 @@ class Attack:
     editor: str
     chain: str
     source: str
-    protected_key: Key = ""
-    protected: str = ""
-    attacked_key: Key = ""
-    attacked: str = ""
-    edit_key: Key = ""
-    edited: str = ""
+    shape: tuple[int, ...]
 
     @property
     def edit_seed(self) -> int:
@@ -54,15 +51,6 @@ class Attack:
     def cell(self) -> tuple[Any, ...]:
         """What a row's attack has in common with the clean row's."""
         return self.sample.id, self.sample.prompt, self.seed, self.editor, self.chain
-
-    def pairs(self, clean: str) -> list[Pair]:
-        """The edit against the clean edit of the same seed, the protected picture against its source."""
-        found = []
-        if clean and self.edited and self.row.name != CLEAN:
-            found.append(Pair(clean, self.edited))
-        if self.row.method and self.protected:
-            found.append(Pair(self.source, self.protected, FIDELITY))
-        return found
 
 
 class Pair(NamedTuple):
@@ -79,7 +67,10 @@ def identity(known: Mapping[str, Any]) -> Key:
 
 
 class Keys:
-    """The keys of a grid's artefacts; ``known``: name, fingerprint, settings and dtype of every model."""
+    """The keys of a grid's artefacts; ``known``: name, fingerprint, settings and dtype of every model.
+
+    What is made of a picture has its id in the key: "" where there is none, and so is the key.
+    """
 
     def __init__(
         self, grid: Grid, editors: Mapping[str, Model], upscaler: Model, known: Mapping[Model, Mapping[str, Any]]
@@ -99,8 +90,10 @@ class Keys:
         return identity(self.known[model])
 
     def protected(self, a: Attack) -> Key:
-        """Of the protected picture."""
+        """Of the protected picture; "" where nothing protects it."""
         grid, row = self.grid, a.row
+        if row.method is None:
+            return ""
         uses: dict[str, Any] = {"eps": row.eps(grid), "seed": a.seed, "options": row.unusual()}
         if takes_gradient(row):
             uses |= {
@@ -112,18 +105,22 @@ class Keys:
             uses["made_by"] = METHOD_VERSIONS[row.method]
         return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
 
-    def attacked(self, a: Attack) -> Key:
-        """Of the protected picture after the purifiers."""
+    def attacked(self, a: Attack, protected: str) -> Key:
+        """Of the protected picture after the purifiers; "" where there are none."""
+        if not (a.chain and protected):
+            return ""
         editor = self.model(self.attacker(a)) if takes(a.chain, "editor") else ""
         stages = [list(stage) for stage in purify.parse(a.chain)]
         uses = {"upscaler": self.model(self.upscaler)} if takes(a.chain, "upscaler") else {}
-        return fingerprint(version=VERSION, image=a.protected, chain=stages, seed=a.edit_seed, editor=editor, **uses)
+        return fingerprint(version=VERSION, image=protected, chain=stages, seed=a.edit_seed, editor=editor, **uses)
 
-    def edited(self, a: Attack) -> Key:
-        """Of the edit."""
+    def edited(self, a: Attack, attacked: str) -> Key:
+        """Of the edit of the picture ``attacked``."""
+        if not attacked:
+            return ""
         return fingerprint(
             version=VERSION,
-            image=a.attacked,
+            image=attacked,
             editor=self.model(self.attacker(a)),
             prompt=a.sample.prompt,
             seed=a.edit_seed,
@@ -141,18 +138,18 @@ class Keys:
         """Of the metrics of two pictures."""
         return fingerprint(version=VERSION, **pair._asdict())
 
-    def verdict(self, judge: Model, a: Attack) -> Key:
-        """Of what a judge says of an edit."""
+    def verdict(self, judge: Model, a: Attack, edited: str) -> Key:
+        """Of what a judge says of the picture ``edited``."""
         known = self.known[judge]
         marks = {"judge": known["name"], "weights": known["served"]}
-        return fingerprint(version=VERSION, source=a.source, edited=a.edited, prompt=a.sample.prompt, **marks)
+        return fingerprint(version=VERSION, source=a.source, edited=edited, prompt=a.sample.prompt, **marks)
 
     def record(self, a: Attack) -> Key:
         """Of the record of an attack."""
         return fingerprint(
             image=a.sample.id,
             row=a.row.name,
-            protected=a.protected_key or a.source,
+            protected=self.protected(a) or a.source,
             protected_on=names(a.editor)[0],
             purifier=a.chain,
             editor=self.model(self.attacker(a)),

@@ -314,8 +314,8 @@ def fill(
     from .. import bench as grids
     from .. import report
     from ..bench import config
+    from ..bench.artefacts import UNANSWERED
     from ..bench.documents import Planned
-    from ..bench.phases import UNANSWERED
     from ..store import Store
     from ..types import Verdict
 
