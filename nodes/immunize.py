@@ -33,6 +33,8 @@ TAKEN = tuple(inspect.signature(pipeline.immunize).parameters)
 """Names that belong to the loop: an option of the same name keeps its default."""
 ROWS = "rows"
 """An option of several methods with one widget for all, the last one, so that saved graphs keep their places."""
+LATER = ("entrances",)
+"""Options younger than the saved graphs, whose widgets are counted: not among them."""
 HOOKED = ("layers", "timesteps", "aggregation")
 """SIFM's options that the Feature Hook node sets."""
 
@@ -51,7 +53,7 @@ class SifmImmunize(io.ComfyNode):
                 sockets.Hook.Input(
                     "hook", optional=True, tooltip="Layers and timesteps; without it the editor's deep layers."
                 ),
-                *method_inputs("sifm", skip=(*HOOKED, ROWS)),
+                *method_inputs("sifm", skip=(*HOOKED, *LATER, ROWS)),
                 *loop_inputs(),
             ],
             outputs=_outputs(),

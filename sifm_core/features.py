@@ -20,41 +20,45 @@ class _Complete(BaseException):
 def resolve(net: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     """The module paths of ``net`` that match glob patterns, in the network's own order, each once.
 
-    A wildcard stays within one part of the path: "up_blocks.0.resnets.*" does not reach into the resnets.
-    Raises LayerError for a pattern that matches nothing, with near names, and when there is no pattern at all.
+    A wildcard stays within one part of the path: "up_blocks.0.resnets.*" does not reach into the resnets. What follows
+    a colon, the stream that is wanted, stays: "blocks.*:text" gives "blocks.0:text", ... Raises LayerError for a
+    pattern that matches nothing, with near names, and when there is no pattern at all.
     """
     if not patterns:
         raise LayerError("expected at least one layer, got none: name a preset or module paths such as 'mid_block'")
-    known = [name for name, _ in net.named_modules() if name]
-    found = set()
+    known = {name: k for k, (name, _) in enumerate(net.named_modules()) if name}
+    found: dict[str, tuple[int, str]] = {}
     for pattern in patterns:
-        matches = [name for name in known if _matches(name, pattern)]
+        path, colon, stream = pattern.partition(":")
+        matches = [name for name in known if _matches(name, path)]
         if not matches:
-            raise LayerError(f"no layer of {type(net).__name__} matches {pattern!r}: {_near(pattern, known)}")
-        found.update(matches)
-    return tuple(name for name in known if name in found)
+            raise LayerError(f"no layer of {type(net).__name__} matches {pattern!r}: {_near(path, list(known))}")
+        found |= {name + colon + stream: (known[name], stream) for name in matches}
+    return tuple(sorted(found, key=found.__getitem__))
 
 
 def capture(
     net: nn.Module,
     paths: Sequence[str],
     run: Callable[[], Any],
-    hidden: Callable[[nn.Module, Any], Any] = lambda module, output: output,
+    hidden: Callable[..., Any] = lambda module, output: output,
 ) -> dict[str, Tensor]:
     """Call ``run``, which runs ``net``, and return the hidden state that each path put out, in the order of ``paths``.
 
     The forward pass ends as soon as every path has fired, whatever their order; a path that fires again keeps its first
     output. The hooks are gone when this returns or raises, so a backward pass that recomputes checkpoints meets none.
-    ``hidden`` says what of a module's output is wanted (:meth:`Editor.hidden`: the picture's); its first tensor counts.
+    ``hidden`` says what of a module's output is wanted (:meth:`Editor.hidden`: the picture's), of which the first
+    tensor counts; it is told the stream where a path names one after a colon.
     Raises LayerError for a path that is not in the network, never ran, or put out no tensor.
     """
     if not paths:
         raise LayerError("expected at least one layer, got none")
-    modules = {path: _module(net, path) for path in paths}
+    modules = {path: _module(net, path.partition(":")[0]) for path in paths}
     features: dict[str, Tensor] = {}
 
     def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
-        feature = first_tensor(hidden(module, output))
+        stream = path.partition(":")[2]
+        feature = first_tensor(hidden(module, output, stream) if stream else hidden(module, output))
         if feature is None:
             raise LayerError(f"{path} put out no tensor: choose another layer")
         features.setdefault(path, feature)

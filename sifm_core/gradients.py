@@ -15,7 +15,7 @@ from .types import GradFn, Gradient, Image, Latent, Sampled, Term
 
 
 def through_latent(
-    encode: Callable[[Image], Latent],
+    encode: Callable[[Image], Latent | tuple[Tensor, ...]],
     terms: Sequence[Term],
     *,
     part_norms: bool = False,
@@ -26,6 +26,9 @@ def through_latent(
     Equal to differentiating ``sum(term(encode(x)) for term in terms)``, but the image crosses the encoder once forwards
     and once backwards, however many terms there are, and each term's graph is freed before the next term runs. The
     encoder's graph is kept meanwhile; where that is too much memory, let the encoder checkpoint.
+
+    ``encode`` may give several tensors, one for each way in which the picture enters (:attr:`Editor.entrances`): a term
+    takes them all, and what is said here of the latent holds of all together.
 
     The log holds the named parts of the loss, which sum to it. With ``part_norms`` it also holds, as "grad_<part>",
     the L2 norm of each part's gradient at the latent, at the cost of one more backward pass of each term for every part
@@ -43,29 +46,28 @@ def through_latent(
         with torch.enable_grad():
             image = x.detach().clone().requires_grad_()
             encoded = encode(image)
-        z = encoded.detach()
-        losses: dict[str, Tensor] = defaultdict(lambda: z.new_zeros(len(z)))
-        latent_grads: dict[str, Tensor] = defaultdict(lambda: torch.zeros_like(z))
+        encoded = encoded if isinstance(encoded, tuple) else (encoded,)
+        entered = [tensor.detach() for tensor in encoded]
+        losses: dict[str, Tensor] = defaultdict(lambda: entered[0].new_zeros(len(image)))
+        latent_grads: dict[str, list[Tensor]] = defaultdict(lambda: [torch.zeros_like(tensor) for tensor in entered])
         with torch.enable_grad():
             for term in terms:
-                leaf = z.clone().requires_grad_()
-                value = term(leaf)
+                leaves = [tensor.clone().requires_grad_() for tensor in entered]
+                value = term(*leaves)
                 parts = value if isinstance(value, Mapping) else {"": value}
                 for name, part in parts.items():
                     losses[name] += part.detach()
                 if apart:
                     for k, (name, part) in enumerate(parts.items(), 1):
-                        (grad,) = torch.autograd.grad(part.sum(), leaf, retain_graph=k < len(parts))
-                        latent_grads[name] += grad
+                        _add(latent_grads[name], part.sum(), leaves, keep=k < len(parts))
                 else:
-                    (grad,) = torch.autograd.grad(torch.stack([part.sum() for part in parts.values()]).sum(), leaf)
-                    latent_grads[""] += grad
-            norms = {name: grad.flatten(1).norm(dim=1) for name, grad in latent_grads.items()} if apart else {}
+                    _add(latent_grads[""], torch.stack([part.sum() for part in parts.values()]).sum(), leaves)
+            norms = {name: _norm(grads) for name, grads in latent_grads.items()} if apart else {}
             if lengths is not None:
-                latent_grads.update(
-                    {name: _to_length(g, norms[name], lengths[name]) for name, g in latent_grads.items()}
-                )
-            (grad,) = torch.autograd.grad(encoded, image, _total(latent_grads))
+                for name, grads in latent_grads.items():
+                    latent_grads[name] = [_to_length(grad, norms[name], lengths[name]) for grad in grads]
+            totals = [torch.stack(grads).sum(dim=0) for grads in zip(*latent_grads.values(), strict=True)]
+            (grad,) = torch.autograd.grad(encoded, image, totals)
         log = {name: value for name, value in losses.items() if name}
         log |= {f"grad_{name}": value for name, value in norms.items() if name}
         return Gradient(_total(losses), grad, log)
@@ -152,6 +154,17 @@ def ensemble(grad_fns: Sequence[GradFn], weights: Sequence[float] | None = None)
         return Gradient(torch.stack(losses).sum(dim=0), torch.stack(grads).sum(dim=0), log)
 
     return together
+
+
+def _add(totals: Sequence[Tensor], loss: Tensor, leaves: Sequence[Tensor], keep: bool = False) -> None:
+    grads = torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=len(leaves) > 1)
+    for total, grad in zip(totals, grads, strict=True):
+        if grad is not None:
+            total += grad
+
+
+def _norm(grads: Sequence[Tensor]) -> Tensor:
+    return torch.cat([grad.flatten(1) for grad in grads], dim=1).norm(dim=1)
 
 
 def _total(parts: Mapping[str, Tensor]) -> Tensor:

@@ -78,7 +78,10 @@ def layers(source: str, *, every: bool = False, **options: Any) -> list[Layer]:
             for hook in hooks:
                 hook.remove()
         total = counter.flops - spent
-    presets = {name: set(resolve(editor.net, globs)) for name, globs in editor.layer_presets.items()}
+    presets = {
+        name: {path.partition(":")[0] for path in resolve(editor.net, globs)}
+        for name, globs in editor.layer_presets.items()
+    }
     return [
         Layer(
             path,

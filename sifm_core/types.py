@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
 from .verdicts import State as State
@@ -26,8 +26,9 @@ Image: TypeAlias = Tensor
 """(B, 3, H, W) float32 in [0, 1]."""
 Latent: TypeAlias = Tensor
 """(B, c, h, w), scaled and shifted as the noise predictor expects it."""
-Term: TypeAlias = Callable[[Latent], Tensor | Mapping[str, Tensor]]
-"""A loss of the latent: (B, c, h, w) -> (B,), or its named parts, each (B,), which sum to it."""
+Term: TypeAlias = Callable[..., Tensor | Mapping[str, Tensor]]
+"""A loss of the latent, and of what else a picture enters by: (B, c, h, w), ... -> (B,), or its named parts, each (B,),
+which sum to it."""
 
 
 class Gradient(NamedTuple):
@@ -104,11 +105,16 @@ class Editor(ABC):
     settings: Mapping[str, Any]
     """The defaults of an edit's options, and "size", the longer side at which pictures are edited."""
     num_train_timesteps: int
-    latent_shift: float = 0.0
-    latent_scale: float = 1.0
-    """`encode` returns (posterior mode - shift) * scale."""
+    latent_shift: float | Tensor = 0.0
+    latent_scale: float | Tensor = 1.0
+    """`encode` returns (posterior mode - shift) * scale; where channels have their own, (1, c, 1, 1) on the device."""
     layer_presets: Mapping[str, tuple[str, ...]]
     """Named sets of module-path globs, e.g. {"deep": ("mid_block", "up_blocks.0.resnets.*")}."""
+    entrances: tuple[str, ...] = ("vae",)
+    """Where a picture enters: "vae", as the latent; "vlm", read by the text encoder beside the prompt (:meth:`see`)."""
+    timeless: tuple[str, ...] = ()
+    """Streams (:meth:`hidden`) that are a function of the latent alone, exactly: of no timestep, noise, prompt or other
+    entrance. :meth:`tower` runs what they need."""
 
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
@@ -194,9 +200,34 @@ class Editor(ABC):
         """About how much one such row keeps until its gradient is taken; 0: not known."""
         return 0
 
-    def hidden(self, module: nn.Module, output: Any) -> Any:
-        """What of a module's output is the picture's hidden state: here all of it, whose first tensor counts."""
+    def see(self, cond: Cond, x: Image) -> Tensor:
+        """What the text encoder makes of the same prompts beside pictures x, as :meth:`embeddings`: differentiable.
+
+        Raises EditorError where there is no entrance "vlm".
+        """
+        from .errors import EditorError
+
+        raise EditorError(f"{self.name}: the text encoder sees no picture: a picture enters by {self.entrances} alone")
+
+    def with_embeddings(self, cond: Cond, embeddings: Tensor) -> Cond:
+        """The same conditions with what :meth:`see` gave: here, of dataclasses whose ``prompt`` that is."""
+        return replace(cond, prompt=embeddings)
+
+    def hidden(self, module: nn.Module, output: Any, stream: str = "") -> Any:
+        """What of a module's output is the picture's hidden state: here all of it, whose first tensor counts.
+
+        ``stream``: what a layer's name has after a colon, "blocks.3:reference": one of several that the module carries,
+        such as "reference", "target" or "text". Raises LayerError for one that it does not.
+        """
+        if stream:
+            from .errors import LayerError
+
+            raise LayerError(f"{type(module).__name__} has no streams: leave {':' + stream!r} out")
         return output
+
+    def tower(self, z: Latent, cond: Cond) -> Any:
+        """Run `net` on what the :attr:`timeless` streams need and no more: no target, no text after the picture."""
+        raise NotImplementedError
 
     def attention(self) -> AbstractContextManager[tuple[list[str], list[Tensor]]]:
         """Inside, the paths of the layers in which the picture attends to text, and what they attended once `net` ran.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fakes import images
+from sifm_core.editors import load_editor
 from sifm_core.errors import LayerError
 from sifm_core.features import capture, resolve
 
@@ -179,3 +183,33 @@ def test_no_layers_at_all_is_refused() -> None:
         resolve(Chain(), [])
     with pytest.raises(LayerError, match="at least one layer"):
         capture(Chain(), [], lambda: None)
+
+
+def test_a_stream_stays_with_the_path_and_is_asked_of_the_editor() -> None:
+    net, x = Chain(), torch.ones(2, 4)
+    paths = resolve(net, ["blocks.*:b", "last", "blocks.1:a"])
+    assert paths == ("last", "blocks.0:b", "blocks.1:a", "blocks.1:b", "blocks.2:b")
+
+    def hidden(module: nn.Module, output: Tensor, stream: str = "all") -> Tensor:
+        return {"a": output[:, :1], "b": output[:, 1:], "all": output}[stream]
+
+    found = capture(net, paths, lambda: net(x), hidden)
+    assert list(found) == list(paths) and found["last"].shape == (2, 4)
+    assert torch.equal(torch.cat([found["blocks.1:a"], found["blocks.1:b"]], 1), net.blocks[1](net.blocks[0](x)))
+    with pytest.raises(LayerError, match=r"matches 'block\.1:a'"):
+        resolve(net, ["block.1:a"])
+
+
+def test_the_two_streams_of_sd3_and_none_of_others(sd3_folder, ip2p_folder) -> None:
+    sd3, ip2p = (load_editor(folder, device="cpu") for folder in (sd3_folder, ip2p_folder))
+
+    def features(editor, *paths: str) -> list[Tensor]:
+        z, cond = editor.encode(images(1)), editor.prepare(["a"])
+        run = partial(editor.denoise, z, z, torch.tensor([500]), cond)
+        return list(capture(editor.net, paths, run, editor.hidden).values())
+
+    block = "transformer_blocks.1"
+    whole, target, text = features(sd3, block, block + ":target", block + ":text")
+    assert torch.equal(target, whole) and text.shape[1] == 16 + 256
+    with pytest.raises(LayerError, match="no streams"):
+        features(ip2p, "mid_block:text")

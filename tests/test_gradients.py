@@ -169,3 +169,30 @@ def test_an_ensemble_is_the_weighted_mean_of_equally_large_gradients() -> None:
 def test_wrong_weights_are_refused(weights: list[float]) -> None:
     with pytest.raises(InputError, match="as many weights"):
         ensemble([through_latent(ENCODER, TERMS)] * 2, weights)
+
+
+VIEW = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5), nn.Tanh()).double().requires_grad_(False)
+MIXED = nn.Linear(5, 4).double().requires_grad_(False)
+
+
+def by_both(z: Tensor, seen: Tensor) -> dict[str, Tensor]:
+    mixed = MIXED(seen)[:, :, None, None]
+    return {"a": TERMS[0](z * mixed), "b": -0.3 * TERMS[1](z + mixed)}
+
+
+def test_several_ways_in_give_the_gradient_of_the_whole_composition() -> None:
+    x = X.clone().requires_grad_()
+    loss = sum(by_both(ENCODER(x), VIEW(x)).values()) + TERMS[2](ENCODER(x))
+    (expected,) = torch.autograd.grad(loss.sum(), x)
+    terms = [by_both, lambda z, seen: TERMS[2](z)]
+    ours = through_latent(lambda x: (ENCODER(x), VIEW(x)), terms)(X, 0)
+    assert torch.allclose(ours.grad, expected, rtol=1e-11, atol=0) and torch.allclose(ours.loss, loss.detach())
+    apart = through_latent(lambda x: (ENCODER(x), VIEW(x)), [by_both], part_norms=True)(X, 0)
+    leaves = [f(X).requires_grad_() for f in (ENCODER, VIEW)]
+    grads = torch.autograd.grad(by_both(*leaves)["a"].sum(), leaves)
+    assert torch.allclose(apart.log["grad_a"], torch.cat([g.flatten(1) for g in grads], dim=1).norm(dim=1))
+    one = through_latent(lambda x: (ENCODER(x), VIEW(x)), terms, lengths={"a": 2.0, "b": 0.0, "": 0.0})(X, 0)
+    length = torch.cat([g.flatten(1) for g in grads], dim=1).norm(dim=1)
+    x = X.clone().requires_grad_()
+    scaled = [2 * g / length.reshape(-1, *[1] * (g.ndim - 1)) for g in grads]
+    assert torch.allclose(one.grad, torch.autograd.grad((ENCODER(x), VIEW(x)), x, scaled)[0], rtol=1e-9)

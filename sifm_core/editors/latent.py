@@ -41,15 +41,17 @@ class LatentEditor(Editor):
         pipe: Any,
         settings: Mapping[str, Any],
         multiple: int,
-        shift: float,
+        shift: float | Tensor,
+        scale: float | Tensor | None = None,
     ) -> None:
+        """``shift`` and ``scale`` of the latent, for channels of their own (1, c, 1, 1); None: the autoencoder's."""
         self.name = name
         self.pipe = pipe
         self.settings = dict(settings)
         self.device: torch.device = pipe.vae.device
         self.dtype: torch.dtype = pipe.vae.dtype
         self.num_train_timesteps = int(pipe.scheduler.config.num_train_timesteps)
-        self.latent_scale = float(pipe.vae.config.scaling_factor)
+        self.latent_scale = float(pipe.vae.config.scaling_factor) if scale is None else scale
         self.latent_shift = shift
         self._folder, self._parts = folder, parts
         self._multiple = multiple
@@ -71,6 +73,9 @@ class LatentEditor(Editor):
                 setattr(self.pipe, name, None)
         with enough(f"the networks of {self.name}", device):
             self.pipe.to(device)
+            for name in ("latent_shift", "latent_scale"):
+                if isinstance(own := getattr(self, name), Tensor):
+                    setattr(self, name, own.to(device))
         if checkpointing:
             self.checkpoint()
 

@@ -100,10 +100,11 @@ class StableDiffusion3(LatentEditor):
             "last": _blocks(n - max(1, n // 4), n),
         }
 
-    def hidden(self, module: nn.Module, output: Any) -> Any:
-        """The picture's stream is the second that a joint block puts out."""
-        joint = isinstance(module, type(self.net.transformer_blocks[0]))  # type: ignore[index]
-        return output[1] if joint else output
+    def hidden(self, module: nn.Module, output: Any, stream: str = "") -> Any:
+        """The picture's stream, "target", is the second that a joint block puts out; the first is "text"."""
+        if isinstance(module, type(self.net.transformer_blocks[0])) and stream in ("", "target", "text"):  # type: ignore[index]
+            return output[0 if stream == "text" else 1]
+        return super().hidden(module, output, stream)
 
     def prepare(self, prompts: Sequence[str], x: Image | None = None) -> Cond:
         """Embed one prompt per image. Raises InputError for a prompt longer than the longest text encoder reads."""

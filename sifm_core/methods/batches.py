@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +16,19 @@ from ..types import Cond, Editor, Latent
 class Batch:
     """``count`` runs of the network on the same B latents, as one batch: all pictures of the first, then the next.
 
-    ``t`` (count * B,), ``noise`` (count * B, c, h, w), ``cond`` of as many rows.
+    ``t`` (count * B,), ``noise`` (count * B, c, h, w), ``cond`` of as many rows, joined from those of the ``runs``.
     """
 
     count: int
     t: Tensor
     noise: Latent
     cond: Cond
+    runs: Sequence[Cond]
 
-    def denoise(self, editor: Editor, z: Latent) -> Tensor:
-        """The network's output for latents (B, c, h, w), (count * B, ...)."""
-        return editor.denoise(z.repeat(self.count, 1, 1, 1), self.noise, self.t, self.cond)
+    def denoise(self, editor: Editor, z: Latent, told: Callable[[Cond], Cond] | None = None) -> Tensor:
+        """The network's output for latents (B, c, h, w), (count * B, ...); ``told`` puts other conditions in place."""
+        cond = self.cond if told is None else editor.join([told(run) for run in self.runs])
+        return editor.denoise(z.repeat(self.count, 1, 1, 1), self.noise, self.t, cond)
 
     def sum(self, values: Tensor) -> Tensor:
         """What the rows of each picture add up to: (count * B,) -> (B,)."""
@@ -55,5 +57,5 @@ def split(editor: Editor, runs: Sequence[tuple[int, Latent, Cond]], rows: int) -
     for start in range(0, len(runs), most):
         times, noises, conds = zip(*runs[start : start + most], strict=True)
         t = torch.cat([torch.full((pictures,), t, device=n.device) for t, n in zip(times, noises, strict=True)])
-        batches.append(Batch(len(times), t, torch.cat(noises), editor.join(conds)))
+        batches.append(Batch(len(times), t, torch.cat(noises), editor.join(conds), conds))
     return batches

@@ -9,7 +9,7 @@ this file is what stands inside it. The gradient is Algorithm 1's own, regrouped
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -21,9 +21,10 @@ from ..errors import InputError, LayerError
 from ..features import capture, resolve
 from ..gradients import through_latent
 from ..noise import Seed, fork, normal
-from ..types import Cond, Editor, Image, Latent, Sampled, Term
+from ..types import Cond, Editor, Image, Sampled, Term
 from . import PART_NORMS, ROWS, configured
 from .batches import Batch, at_once, split
+from .entrances import ENTRANCES, Entrances, Told, entering
 
 PROVENANCE = "reconstructed from the paper (no official code known); what it leaves open is an option of `build`"
 RANDOM_START = False
@@ -75,6 +76,7 @@ def build(
     branch: Annotated[
         Literal["conditional", "all"], "the instruction's prediction, or also that of no text, which guidance subtracts"
     ] = "conditional",
+    entrances: Annotated[Entrances, ENTRANCES] = "vae",
     balanced: Annotated[
         bool,
         "scale the gradients of norm and distance at the latent to the lengths 1 and lam, whatever their sizes are; "
@@ -86,8 +88,9 @@ def build(
     """The g of Algorithm 1, line 12: the gradient of Eq. 6, averaged over T.
 
     ``x`` (B, 3, h, w): the clean image at the editor's working size. The log holds "norm" and "dist", which sum to
-    the loss. Raises InputError for values out of range; LayerError for layers that match nothing or that literal
-    aggregation cannot average.
+    the loss. Where all layers are of a stream that hangs on the latent alone (:attr:`Editor.timeless`), T, its noise,
+    the prompts and other entrances make no difference: phi is computed once, without them. Raises InputError for values
+    out of range; LayerError for layers that match nothing or that literal aggregation cannot average.
     """
     if not (math.isfinite(lam) and lam >= 0):
         raise InputError(f"lam: expected a weight of at least 0, got {lam!r}")
@@ -96,12 +99,18 @@ def build(
     prompts = [prompts] if isinstance(prompts, str) else prompts
     conds = [cond, *(editor.prepare([prompt] * len(x), x) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
-    def phi(z: Latent, batch: Batch) -> list[Tensor]:  # Eq. 3
-        features = capture(editor.net, paths, lambda: batch.denoise(editor, z), editor.hidden)
+    if timeless := all(path.partition(":")[2] in editor.timeless for path in paths):
+        times, conds, entrances = times[:1], conds[:1], "vae"
+        noise = noise if posterior == "sample" else "fixed"
+
+    def phi(entered: Sequence[Tensor], batch: Batch, told: Told) -> list[Tensor]:  # Eq. 3
+        z, cond = told(entered)
+        run = (lambda: editor.tower(z, batch.cond)) if timeless else (lambda: batch.denoise(editor, z, cond))
+        features = capture(editor.net, paths, run, editor.hidden)
         return _aggregate({path: feature.to(z.dtype) for path, feature in features.items()}, aggregation)
 
-    def term(z: Latent, *, batch: Batch, phi_orig: list[Tensor]) -> dict[str, Tensor]:
-        phi_imu = phi(z, batch)  # line 8
+    def term(*entered: Tensor, batch: Batch, told: Told, phi_orig: list[Tensor]) -> dict[str, Tensor]:
+        phi_imu = phi(entered, batch, told)  # line 8
         loss = {}  # line 9, Eq. 6
         if objective != "dist":
             loss["norm"] = _mean([_norm(f, norm, reduction) for f in phi_imu])
@@ -110,11 +119,10 @@ def build(
         return {name: batch.sum(part) / (len(times) * len(conds)) for name, part in loss.items()}  # line 12
 
     @torch.no_grad()
-    def terms(encode: Callable[[Image], Latent], noises: Tensor) -> list[Term]:  # line 3: Phi_orig
-        z = encode(x)
-        runs = [(t, eps, c) for t, eps in zip(times, noises.to(z).unbind(dim=1), strict=True) for c in conds]
+    def terms(entered: Sequence[Tensor], told: Told, noises: Tensor) -> list[Term]:  # line 3: Phi_orig
+        runs = [(t, eps, c) for t, eps in zip(times, noises.to(entered[0]).unbind(dim=1), strict=True) for c in conds]
         return [
-            partial(term, batch=batch, phi_orig=phi(z, batch))
+            partial(term, batch=batch, told=told, phi_orig=phi(entered, batch, told))
             for batch in split(editor, runs, at_once(editor, size, rows))
         ]
 
@@ -123,9 +131,11 @@ def build(
         return [normal((len(x), *some, *latent), fork(seed, name)) for name, some in named.items()]
 
     def gradient(noises: Tensor, drawn: Tensor | None = None) -> Sampled:
-        encode = partial(editor.encode, noise=drawn)
+        with torch.no_grad():
+            enter, told = entering(editor, x, conds, entrances, drawn)
+            every = terms(enter(x), told, noises)
         lengths = {"norm": 1.0, "dist": lam} if balanced else None
-        return through_latent(encode, terms(encode, noises), part_norms=part_norms, lengths=lengths)
+        return through_latent(enter, every, part_norms=part_norms, lengths=lengths)
 
     with torch.no_grad():
         latent = editor.encode(x[:1]).shape[1:]
