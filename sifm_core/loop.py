@@ -14,16 +14,19 @@ Ball = Literal["linf", "l2"]
 """What eps bounds: the largest change of a value, or the root mean square (RMS) of the changes of an image."""
 Schedule = Literal["constant", "linear", "cosine"]
 """The factor on alpha: see :data:`sifm_core.pgd.SCHEDULES`."""
-Update = Literal["steepest", "adam"]
-"""Along the gradient as steep as the ball allows (linf: its sign), or Adam's update, which EditShield's code makes."""
+Update = Literal["auto", "steepest", "momentum", "adam"]
+"""Along the gradient as steep as the ball allows (linf: its sign); the same along what remains of all gradients so far
+(MI-FGSM, "Boosting Adversarial Attacks with Momentum", Dong et al.); or Adam's update, which EditShield's code makes.
+"auto": the method's own, for most of them steepest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
     """How a perturbation is looked for; see :func:`sifm_core.pgd.pgd`, and :mod:`sifm_core.transforms` for ``eot``.
 
-    ``eps`` and ``alpha`` in [0, 1] units; ``random_start`` None leaves it to the method. Where pixels may change, the
-    mask, belongs to pictures and stands apart. What is made is checked: InputError for a value that no loop runs with.
+    ``eps`` and ``alpha`` in [0, 1] units; ``random_start`` None and ``update`` "auto" leave it to the method. Where
+    pixels may change, the mask, belongs to pictures and stands apart. What is made is checked: InputError for a value
+    that no loop runs with.
     """
 
     eps: Annotated[float, "Budget: the most a value may change, in [0, 1]."] = 0.03
@@ -33,7 +36,9 @@ class Loop:
         "linf"
     )
     schedule: Annotated[Schedule, "Of the step size: constant, linear or cosine."] = "constant"
-    update: Annotated[Update, "steepest (linf: the gradient's sign) or adam."] = "steepest"
+    update: Annotated[
+        Update, "steepest (linf: the gradient's sign), momentum (the same of a running sum), adam, or the method's own."
+    ] = "auto"
     eot: Annotated[
         Sequence[str],
         "What the protection is to survive: jpeg:50-95, resize:0.5, noise:0.02, blur:1 or none; one is drawn in each "

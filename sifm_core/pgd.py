@@ -48,8 +48,9 @@ def pgd(
     official codes carry the clipped image, which differs where pixels are black or white. Ball "l2" bounds the RMS of
     the perturbation's values by eps (so its L2 norm by eps * sqrt(3 H W)): it moves by RMS ``alpha`` against the
     gradient, and the image becomes the nearest one that is both in the ball and in [0, 1]. The last image is returned,
-    on x0's device, not yet rounded to 8 bits. ``schedule`` lets alpha decay, see :data:`SCHEDULES`; ``update`` "adam"
-    moves by Adam's update instead, with alpha as its rate, into the same ball.
+    on x0's device, not yet rounded to 8 bits. ``schedule`` lets alpha decay, see :data:`SCHEDULES`; ``update``
+    "momentum" follows the sum of all gradients so far, each of mean magnitude 1 and :data:`KEPT` of it kept from step
+    to step, instead of the last one; "adam" moves by Adam's update, with alpha as its rate, into the same ball.
 
     ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales what each pixel
     may change (where it is 0 nothing does, and an RMS is over the rest). ``on_step`` gets the loss before the step, its
@@ -65,7 +66,7 @@ def pgd(
     _check(x0, eps, alpha, steps)
     check_choice(schedule, "schedule", SCHEDULES)
     check_choice(ball, "ball", get_args(Ball))
-    check_choice(update, "update", get_args(Update))
+    check_choice(update, "update", [name for name in get_args(Update) if name != "auto"])
     with torch.inference_mode(False), torch.enable_grad():
         x0 = x0.detach()
         weight = x0.new_ones(1, 1, 1, 1) if mask is None else _check_mask(mask, x0)
@@ -74,7 +75,9 @@ def pgd(
         delta = uniform(x0.shape, seed).to(x0).mul_(eps).mul_(weight) if random_start else torch.zeros_like(x0)
         room.project(delta)
         x = torch.add(x0, delta).clamp_(0, 1)
-        towards = room.direction if update == "steepest" else _Adam()
+        towards: Callable[[Tensor], Callable[[slice], Tensor]] = room.direction
+        if update != "steepest":
+            towards = _Momentum(room, slices) if update == "momentum" else _Adam()
         reports = _Reports(on_step, steps, LATE if x0.is_cuda else 0)
         for i in range(steps):
             gradient = grad_fn(x, i)
@@ -96,6 +99,8 @@ def pgd(
         return x
 
 
+KEPT = 0.9
+"""How much of the sum of gradients so far an update with momentum keeps."""
 LATE = 2
 """Steps that a CUDA device may be ahead of the reports of progress, and so of an interrupt or of a refusal."""
 
@@ -227,6 +232,22 @@ class _L2(_Room):
 
     def _rms(self, u: Tensor) -> Tensor:
         return u.flatten(1).norm(dim=1) / self._count.to(u).sqrt()
+
+
+class _Momentum:
+    """MI-FGSM's direction: as steep as the ball allows along the sum of all gradients so far, of equal mean size."""
+
+    def __init__(self, room: _Linf | _L2, slices: Sequence[slice]) -> None:
+        self._room, self._slices, self._sum = room, slices, torch.zeros(())
+
+    def __call__(self, grad: Tensor) -> Callable[[slice], Tensor]:
+        size = grad.flatten(1).norm(p=1, dim=1) / grad[0].numel()
+        factor = torch.where(size > 0, 1 / size, 0)
+        if self._sum.ndim == 0:
+            self._sum = torch.zeros_like(grad)
+        for rows in self._slices:
+            self._sum[..., rows, :] = KEPT * self._sum[..., rows, :] + _scaled(grad[..., rows, :], factor)
+        return self._room.direction(self._sum)
 
 
 class _Adam:

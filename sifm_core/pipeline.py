@@ -83,8 +83,9 @@ def immunize(
 
     The loop, the same for every method with a gradient: ``ball``, ``schedule``, ``update`` as in `sifm_core.pgd.pgd`;
     ``eot`` transforms such as ("jpeg:75", "resize:0.5", "none"), one drawn for each picture in each iteration, that
-    the perturbation is to survive, see :mod:`sifm_core.transforms`; ``random_start`` overrides the method's own rule;
-    ``also`` further editors against which to protect at once, see :func:`sifm_core.gradients.ensemble`.
+    the perturbation is to survive, see :mod:`sifm_core.transforms`; ``random_start`` and ``update`` override the
+    method's own rule; ``also`` further editors against which to protect at once, see
+    :func:`sifm_core.gradients.ensemble`.
 
     Raises InputError before any work when an argument is wrong, EditorError when memory runs out; what ``on_step``
     raises comes through.
@@ -101,6 +102,8 @@ def immunize(
     build = getattr(module, "build", None)
     if loop.random_start is None:
         loop = replace(loop, random_start=methods.random_start(method, options))
+    if loop.update == "auto":
+        loop = replace(loop, update=methods.update(method))
     editor, *others = [load_editor(e) if isinstance(e, str) else e for e in (editor, *check_list(also, "also"))]
 
     start = time.perf_counter()

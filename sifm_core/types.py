@@ -108,6 +108,8 @@ class Editor(ABC):
     latent_shift: float | Tensor = 0.0
     latent_scale: float | Tensor = 1.0
     """`encode` returns (posterior mode - shift) * scale; where channels have their own, (1, c, 1, 1) on the device."""
+    subject: str = "any"
+    """The pool of instructions (:func:`sifm_core.methods.sifm_plus.pool`) in this editor's language."""
     layer_presets: Mapping[str, tuple[str, ...]]
     """Named sets of module-path globs, e.g. {"deep": ("mid_block", "up_blocks.0.resnets.*")}."""
     entrances: tuple[str, ...] = ("vae",)
@@ -188,6 +190,14 @@ class Editor(ABC):
             return conds[0]
         columns = zip(*(vars(cond).values() for cond in conds), strict=True)
         return type(conds[0])(*map(torch.cat, columns))
+
+    def take(self, cond: Cond, rows: Tensor) -> Cond:
+        """The rows of conditions with these numbers, (n,) int64, in that order: of tensors or dataclasses of them."""
+        import torch
+
+        if isinstance(cond, torch.Tensor):
+            return cond[rows]
+        return type(cond)(*(column[rows] for column in vars(cond).values()))
 
     def rows(self, height: int, width: int) -> int:
         """How many rows of a batch the noise predictor runs at once for pictures of that working size, with gradients.

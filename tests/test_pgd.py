@@ -315,7 +315,7 @@ def on_whole_pictures(x0: Tensor, pull, *, eps, alpha, steps, seed, random_start
             low, high = torch.where(outside, low, factor), torch.where(outside, factor, high)
         return clip(scaled(u, low)) * weight
 
-    mean = square = torch.zeros(())
+    mean = square = kept = torch.zeros(())
     delta = project(uniform(x0.shape, seed) * eps * weight if random_start else torch.zeros_like(x0))
     said = [((x0 + delta).clamp(0, 1), math.nan, math.nan)]
     for i in range(steps):
@@ -323,10 +323,12 @@ def on_whole_pictures(x0: Tensor, pull, *, eps, alpha, steps, seed, random_start
         mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad.square()
         if update == "adam":
             direction = mean / (1 - 0.9 ** (i + 1)) / ((square / (1 - 0.999 ** (i + 1))).sqrt() + 1e-8)
-        elif ball == "linf":
-            direction = (grad * free).sign()
         else:
-            direction = scaled(grad * weight, 1 / length(grad * weight).clamp_min(1e-38)) * weight
+            if update == "momentum":
+                kept = 0.9 * kept + scaled(grad, 1 / (grad.flatten(1).norm(p=1, dim=1) / grad[0].numel()))
+            g = kept if update == "momentum" else grad
+            steep = scaled(g * weight, 1 / length(g * weight).clamp_min(1e-38)) * weight
+            direction = (g * free).sign() if ball == "linf" else steep
         delta = project(delta - alpha * SCHEDULES[schedule](i / steps) * direction)
         edge = ((delta.abs() >= eps * weight) & free).sum() / (3 * free.sum())
         used = edge if ball == "linf" else length(delta * inverse).mean() / eps
@@ -342,7 +344,7 @@ def test_bands_give_the_bytes_of_whole_pictures(case: int, monkeypatch: pytest.M
     mask = draw.choice([None, images(3, seed=9)[:, :1] ** 2, (images(1, seed=8)[:, :1] > 0.4).float()])
     chosen = {
         "ball": draw.choice(["linf", "l2"]),
-        "update": draw.choice(["steepest", "adam"]),
+        "update": draw.choice(["steepest", "momentum", "adam"]),
         "schedule": draw.choice(list(SCHEDULES)),
         "random_start": draw.random() < 0.5,
         "seed": draw.choice([3, [1, 2, 3]]),
@@ -363,7 +365,14 @@ def test_bands_give_the_bytes_of_whole_pictures(case: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("chosen", "pictures"), [({}, 2), ({"ball": "l2"}, 2), ({"ball": "l2", "masked": True}, 3), ({"update": "adam"}, 4)]
+    ("chosen", "pictures"),
+    [
+        ({}, 2),
+        ({"ball": "l2"}, 2),
+        ({"ball": "l2", "masked": True}, 3),
+        ({"update": "momentum"}, 3),
+        ({"update": "adam"}, 4),
+    ],
 )
 def test_a_large_picture_takes_few_times_itself_beside_itself_and_its_gradient(chosen: dict, pictures: int) -> None:
     x0 = torch.full((1, 3, 1000, 1000), 0.5)

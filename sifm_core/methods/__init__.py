@@ -3,9 +3,9 @@
 A method module has either ``build(editor, x, cond, *, ...) -> GradFn``, whose keyword arguments are its configuration
 (``x`` the clean image at the editor's working size, ``cond`` its prepared prompts); or, when it needs no gradient,
 ``perturb(x, *, eps, seed, ...) -> Image``. ``PROVENANCE`` says where it comes from. Where they apply: ``RANDOM_START =
-True`` when its loss has no gradient at the clean picture, ``PRESETS`` with what its paper sets, ``BEYOND`` with the
-editor families on which the paper never ran it. To add one: write the file, put :func:`configured` on its function,
-list it in :data:`METHODS`.
+True`` when its loss has no gradient at the clean picture, ``UPDATE`` where the loop is not to move along the steepest
+direction, ``PRESETS`` with what its paper sets, ``BEYOND`` with the editor families on which the paper never ran it. To
+add one: write the file, put :func:`configured` on its function, list it in :data:`METHODS`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, get_o
 
 from ..checks import check_choice
 from ..errors import InputError, unknown
-from ..loop import LOOP, Ball, Loop
+from ..loop import LOOP, Ball, Loop, Update
 from ..options import Option, options_of
 from ..types import Editor
 
 METHODS: dict[str, str] = {
     "sifm": "sifm_core.methods.sifm",
+    "sifm_plus": "sifm_core.methods.sifm_plus",
     "photoguard_encoder": "sifm_core.methods.photoguard_encoder",
     "photoguard_diffusion": "sifm_core.methods.photoguard_diffusion",
     "editshield": "sifm_core.methods.editshield",
@@ -155,6 +156,12 @@ def random_start(name: str, chosen: Mapping[str, Any]) -> bool:
     module = get_method(name)
     rule = getattr(module, "random_start", None)
     return bool(rule(**chosen)) if rule else bool(getattr(module, "RANDOM_START", False))
+
+
+def update(name: str) -> Update:
+    """How PGD moves where nothing else is said: by the method's own ``UPDATE``, else along the steepest direction."""
+    found: Update = getattr(get_method(name), "UPDATE", "steepest")
+    return found
 
 
 def configured(function: Callable[P, R]) -> Callable[P, R]:

@@ -94,7 +94,7 @@ def build(
     """
     if not (math.isfinite(lam) and lam >= 0):
         raise InputError(f"lam: expected a weight of at least 0, got {lam!r}")
-    paths = resolve(editor.net, _patterns(layers, editor.layer_presets))
+    paths = resolve(editor.net, patterns(layers, editor.layer_presets))
     times, size = times_of(timesteps, editor.num_train_timesteps), (x.shape[-2], x.shape[-1])
     prompts = [prompts] if isinstance(prompts, str) else prompts
     conds = [cond, *(editor.prepare([prompt] * len(x), x) for prompt in (*prompts, *([""] if branch == "all" else [])))]
@@ -175,7 +175,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors)).mean(dim=0)
 
 
-def _patterns(layers: str | Sequence[str], presets: Mapping[str, tuple[str, ...]]) -> list[str]:
+def patterns(layers: str | Sequence[str], presets: Mapping[str, tuple[str, ...]]) -> list[str]:
     names = [name.strip() for name in layers.split(",")] if isinstance(layers, str) else layers
     return [pattern for name in names if name for pattern in presets.get(name, (name,))]
 

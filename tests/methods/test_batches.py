@@ -19,6 +19,7 @@ SUMMED = [name for name in METHODS if "rows" in options(name)]
 CHOSEN = {
     "sifm": {"timesteps": 5, "layers": "mid", "prompts": ["a dog", "red"], "aggregation": "per_layer", "lam": 3.0},
     "semantic_attack": {"timesteps": 5},
+    "sifm_plus": {"runs": 5, "timesteps": 5},
 }
 
 

@@ -11,6 +11,7 @@ from fakes import images
 from sifm_core import pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError
+from sifm_core.loop import LOOP
 from sifm_core.methods import EQUAL_BUDGET, METHODS, about, editshield, options, presets
 from sifm_core.pgd import pgd
 from sifm_core.types import Gradient
@@ -32,7 +33,7 @@ PAPERS = {  # what methods.md's table says, from [-1, 1] where it was so
 def test_presets_hold_the_loop_and_options_that_exist(name: str) -> None:
     for preset in presets(name).values():
         assert preset.keys() >= EQUAL_BUDGET.keys()
-        assert preset.keys() <= EQUAL_BUDGET.keys() | options(name).keys()
+        assert preset.keys() <= LOOP.keys() | options(name).keys()
         assert 1 / 255 <= preset["eps"] <= 1 and preset["alpha"] <= preset["eps"]
     assert presets(name)["equal_budget"] == EQUAL_BUDGET
     assert (EQUAL_BUDGET["eps"], EQUAL_BUDGET["steps"], EQUAL_BUDGET["ball"]) == (0.03, 100, "linf")
@@ -61,9 +62,10 @@ def test_a_preset_reaches_the_loop_and_what_is_given_wins() -> None:
         done = pipeline.immunize(image, toy, prompt="a", method="photoguard_encoder", **given)
         return {key: done.settings[key] for key in EQUAL_BUDGET}
 
-    assert settings(steps=2) == EQUAL_BUDGET | {"steps": 2}
+    own = {"update": "steepest"}  # what the method's rule for "auto" comes to
+    assert settings(steps=2) == EQUAL_BUDGET | {"steps": 2} | own
     paper = presets("photoguard_encoder")["paper"]
-    assert settings(preset="paper", steps=2) == paper | {"steps": 2}
+    assert settings(preset="paper", steps=2) == paper | {"steps": 2} | own
     assert settings(preset="paper", steps=2, eps=0.1, alpha=0.02, schedule="constant", ball="l2") == {
         **{"steps": 2, "eps": 0.1, "alpha": 0.02, "schedule": "constant", "ball": "l2", "update": "steepest"}
     }
