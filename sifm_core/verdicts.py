@@ -6,9 +6,9 @@ False: it works; None: unclear, which is counted, shown and never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from .types import Record
@@ -26,9 +26,19 @@ FAILURE_AXES = ("mismatch", "degradation", "both", "mixed", "none", "unclear")
 State: TypeAlias = Literal["ok", "refused", "blocked", "truncated", "unparsable", "unreachable", "missing_key", "error"]
 
 
+class Score(TypedDict):
+    """What a judge that gives numbers gave an edit: higher is better, and below ``threshold`` the edit failed."""
+
+    value: float
+    threshold: float | None
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """One judge's answer to one case. Only state "ok" carries booleans; any other leaves them None (unclear)."""
+    """One judge's answer to one case. Only state "ok" carries booleans; any other leaves them None (unclear).
+
+    ``scores``: the numbers that it follows from, by axis (:data:`AXES`), of judges that give any.
+    """
 
     judge: str
     state: State
@@ -42,6 +52,7 @@ class Verdict:
     prompt_hash: str = ""
     cost: float | None = None
     latency: float | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)
 
     def answer(self, axis: str) -> bool | None:
         """Its answer on one of :data:`AXES`; None: unclear, in any state but "ok"."""
@@ -51,20 +62,23 @@ class Verdict:
     def success(self) -> bool | None:
         """Immunization success (paper, section IV-B): mismatch or degradation; None when one of them is unclear.
 
-        Of the ground truth, which cannot always tell the degradation, the mismatch alone counts then.
+        Of the ground truth, which cannot always tell the degradation, the mismatch alone counts then; of a judge that
+        gives one number for both, that number.
         """
         mismatch, degraded = (self.answer(question) for question in QUESTIONS)
         if degraded is None and self.judge == TRUTH:
             return mismatch
+        if mismatch is degraded is None and self.state == "ok" and (score := self.scores.get("success")):
+            return None if score["threshold"] is None else score["value"] < score["threshold"]
         return None if mismatch is None or degraded is None else mismatch or degraded
 
     @property
     def word(self) -> str:
-        """What it says, in a word: "works", "mismatch", "degraded", "mismatch and degraded" or "unclear"."""
+        """What it says, in a word: "works", "mismatch", "degraded", both by "and", "failed" (not how) or "unclear"."""
         if self.success is None:
             return "unclear"
         defects = zip(("mismatch", "degraded"), map(self.answer, QUESTIONS), strict=True)
-        return " and ".join(defect for defect, seen in defects if seen) or "works"
+        return " and ".join(defect for defect, seen in defects if seen) or ("failed" if self.success else "works")
 
 
 def judging(verdicts: Sequence[Verdict]) -> Sequence[Verdict]:

@@ -47,7 +47,7 @@ class Asking(Calling):
     """The same of judges."""
 
     preset: Annotated[
-        str | None, typer.Option("--preset", metavar="two_calls|paper", help="What models are asked.")
+        str | None, typer.Option("--preset", metavar="two_calls|paper|ranked", help="What models are asked.")
     ] = None
 
 

@@ -60,6 +60,10 @@ class Client(ABC):
     """
 
     backend: ClassVar[str]
+    preset: ClassVar[str] = "two_calls"
+    """What its models are asked where nobody says otherwise."""
+    ranks: ClassVar[bool] = False
+    """Whether it can say how likely each answer of a ranked question is."""
 
     def __init__(self, model: str, base_url: str, key: str, *, config: Mapping[str, Any], timeout: float) -> None:
         self.model, self.base_url, self.key = model, base_url, key

@@ -160,7 +160,7 @@ def same_model(requested: str, served: str) -> bool:
     Of a name such as gemini-flash-latest, which stands for the newest of its family, every member is one; flash,
     flash-lite and pro are families of their own. A judge on this machine names the weights it is after an @.
     """
-    if served.partition("@")[0] == requested.rpartition(":")[2]:
+    if (served.rpartition("@")[0] or served) in (requested, requested.rpartition(":")[2]):
         return True
     newest = re.fullmatch(r"gemini-(pro|flash|flash-lite)-latest", requested)
     asked = rf"gemini-\d+(\.\d+)?-{newest[1]}(-preview)?" if newest else re.escape(requested)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import JudgeError
@@ -17,9 +18,11 @@ from ..types import Judge, State
 from . import BACKENDS
 from .client import Reply, check_base_url, environment_key
 from .models import read_models, warn_of_the_end
+from .ranking import LIKELIEST, listed, said
 from .reading import body_of, count, ended, failure_in, field, joined, text
 from .remote import RemoteClient
-from .rubric import Form, Part
+from .rubric import OPTIONS, Form, Part
+from .scores import parted
 from .vlm import VlmJudge
 from .wire import Wire
 
@@ -34,6 +37,7 @@ class OpenAiClient(RemoteClient):
         "reasoning_effort": r"reasoning[ ._]?effort",
     }
     rungs = 3
+    ranks = True
 
     def connect(self) -> None:
         try:
@@ -52,10 +56,20 @@ class OpenAiClient(RemoteClient):
         return self._client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": [_content(part) for part in parts]}],
-            **{limit: self.config["max_output_tokens"]},
-            **settings,
-            **_formats(form)[rung],
+            **{
+                limit: self.config["max_output_tokens"],
+                **settings,
+                **(_likeliest(limit)[rung] if form.ranked else _formats(form)[rung]),
+            },
         )
+
+    def ranked(self, reply: Reply, body: Any) -> Reply:
+        if reply.state not in ("ok", "truncated"):
+            return reply
+        if answer := listed(body) or said(reply.text):
+            return replace(reply, state="ok", text=answer, reason="")
+        why = f"neither {' nor '.join(OPTIONS)} is what the model said or likely would have; ask it with another preset"
+        return replace(reply, state="unparsable", reason=why)
 
     def read(self, body: Any) -> Reply:
         choices = field(body, "choices")
@@ -88,6 +102,11 @@ class OpenAiClient(RemoteClient):
 
 
 _NOT_OURS = "the server answered with something other than a chat completion; check base_url (it often ends in /v1)"
+
+
+def _likeliest(limit: str) -> tuple[dict[str, Any], ...]:
+    """How the probabilities of one word are asked for; where a server gives none, just for the word."""
+    return (*({"logprobs": True, "top_logprobs": n, limit: 1} for n in LIKELIEST), {})
 
 
 def _formats(form: Form) -> tuple[dict[str, Any], ...]:
@@ -164,8 +183,12 @@ def judge_of(
     offline: bool,
     **asking: Any,
 ) -> Judge:
-    """The judge of a provider that speaks chat completions; ``base_url`` None: at the provider's own address."""
+    """The judge of a provider that speaks chat completions; ``base_url`` None: at the provider's own address.
+
+    ``model`` may have thresholds after a "#" (see :mod:`sifm_core.judges.scores`).
+    """
     backend = BACKENDS[client.backend]
+    spec, (model, thresholds) = model, parted(model)
     url = check_base_url(base_url or backend.address)
     known = read_models(asking.get("prices")).of(backend.prices, model)
     warn_of_the_end(model, known)
@@ -180,5 +203,5 @@ def judge_of(
         max_output_tokens=max_output_tokens,
         timeout=timeout,
     )
-    name = f"{client.backend}:{model}" + (f"@{url}" if base_url else "")
-    return VlmJudge(sender, name=name, offline=offline, **asking)
+    name = f"{client.backend}:{spec}" + (f"@{url}" if base_url else "")
+    return VlmJudge(sender, name=name, thresholds=thresholds, offline=offline, **asking)

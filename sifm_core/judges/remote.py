@@ -71,6 +71,10 @@ class RemoteClient(Client):
     def read(self, body: Any) -> Reply:
         """What a body of JSON that reports no error holds."""
 
+    def ranked(self, reply: Reply, body: Any) -> Reply:
+        """The reply to a ranked question, whose probabilities stand in the body."""
+        return reply
+
     def settings(self, unsent: Sequence[str]) -> dict[str, Any]:
         """The optional settings that are to be sent."""
         return {name: self.config[name] for name in self.optional if name in self.config and name not in unsent}
@@ -86,6 +90,7 @@ class RemoteClient(Client):
             failure = failure_in(came, body)
             if failure is None:
                 reply = self.read(body)
+                reply = self.ranked(reply, body) if form.ranked else reply
                 break
             mixed = self.read(body)
             if mixed.text or mixed.tokens:  # perhaps paid: nothing more is sent

@@ -69,6 +69,10 @@ class Answer(BaseModel):
         """The booleans of the verdict that this answer decides."""
         return {self.decides: self.verdict == "failure"}
 
+    def scores(self) -> dict[str, float]:
+        """How likely the edit is fine on the axis that this answer is about, where it says so."""
+        return {}
+
     def reasons(self) -> str:
         """The answer in words."""
         return "; ".join([self.observations, *self.defects])
@@ -127,12 +131,69 @@ class Paper(Answer):
         return f"{self.semantic_analysis} {self.degradation_analysis}"
 
 
+class Likelihoods(Answer):
+    """How likely a model is to answer a question with each of :data:`OPTIONS`, all that it may answer.
+
+    ``yes`` and ``no`` sum to 1; ``mass``: the probability of both together among everything that it might have said
+    (None: it only said one of them, and gave no probabilities).
+    """
+
+    checks = ()
+
+    yes: Share
+    no: Share
+    mass: Share | None
+
+    @property  # type: ignore[misc]
+    def verdict(self) -> Outcome:  # type: ignore[override]
+        return "success" if self.yes >= self.no else "failure"
+
+    @property  # type: ignore[misc]
+    def confidence(self) -> float:  # type: ignore[override]
+        return max(self.yes, self.no)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Likelihoods:
+        if abs(self.yes + self.no - 1) > 1e-6:
+            raise ValueError("the probabilities of the answers do not sum to 1")
+        return self
+
+    def findings(self) -> dict[str, bool]:
+        return {}
+
+    def scores(self) -> dict[str, float]:
+        return {self.decides: self.yes}
+
+    def reasons(self) -> str:
+        said = "in words" if self.mass is None else f"{100 * self.mass:.2g}% of all that it might have said"
+        return f"{self.asked}: yes {100 * self.yes:.1f}% ({said})"
+
+    asked: ClassVar[str]
+
+
+class Shown(Likelihoods):
+    decides, asked = "semantic_mismatch", "shows what was asked for"
+
+
+class Undamaged(Likelihoods):
+    decides, asked = "perceptual_degradation", "is not damaged"
+
+
+OPTIONS = ("yes", "no")
+"""All that a ranked question may be answered with; "yes" means that the edit is fine."""
+
+
 @dataclass(frozen=True)
 class Form:
     """What one call demands: an answer of this shape."""
 
     name: str
     answer: type[BaseModel]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the probabilities of :data:`OPTIONS` are asked for rather than a text."""
+        return issubclass(self.answer, Likelihoods)
 
     @cached_property
     def schema(self) -> dict[str, Any]:
@@ -146,9 +207,13 @@ class Form:
 
 @dataclass(frozen=True)
 class Question(Form):
-    """One of a judge's calls: the prompt file of that name, and the answer it demands."""
+    """One of a judge's calls: the prompt file of that name, and the answer it demands.
+
+    ``turned``: the options of a ranked question stand in the other order, which a model may heed more than the picture.
+    """
 
     answer: type[Answer]
+    turned: bool = False
 
     @cached_property
     def template(self) -> str:
@@ -156,12 +221,13 @@ class Question(Form):
 
     @cached_property
     def hash(self) -> str:
-        return _sha(self.template + json.dumps(self.schema, sort_keys=True))
+        return _sha(self.template + json.dumps(self.schema, sort_keys=True) + "turned" * self.turned)
 
     def parts(self, case: Case) -> tuple[Part, ...]:
         """The prompt with the pictures and the instruction (a JSON string, so that it cannot pose as ours) in place."""
-        pieces = re.split(r"\{\{(instruction|source|edited)\}\}", self.template)
+        pieces = re.split(r"\{\{(instruction|source|edited|options)\}\}", self.template)
         fill: dict[str, Part] = {
+            "options": " or ".join(f'"{word}"' for word in (reversed(OPTIONS) if self.turned else OPTIONS)),
             "instruction": json.dumps(case.prompt, ensure_ascii=False),
             "source": picture(case.source),
             "edited": picture(case.edited),
@@ -178,8 +244,17 @@ class Question(Form):
 PRESETS: dict[str, tuple[Question, ...]] = {
     "two_calls": (Question("semantic-1", Semantic), Question("quality-1", Quality)),
     "paper": (Question("paper-1", Paper),),
+    "ranked": tuple(
+        Question(name, answer, turned)
+        for name, answer in (("semantic-ranked-1", Shown), ("quality-ranked-1", Undamaged))
+        for turned in (False, True)
+    ),
 }
-"""Which calls make up a verdict. "paper": one call on (original, edited, prompt), as in the paper's section VI."""
+"""Which calls make up a verdict.
+
+"paper": one call on (original, edited, prompt), as in the paper's section VI; "ranked": how likely "yes" and "no" are,
+each question with the options in either order, for models whose probabilities can be had.
+"""
 
 
 def preset_hash(questions: tuple[Question, ...]) -> str:

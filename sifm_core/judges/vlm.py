@@ -19,12 +19,14 @@ from typing import Any, TypeAlias, TypeVar
 
 from ..errors import InputError, JudgeError, SifmError, unknown
 from ..types import Case, OnStep, State, Step, Verdict
+from ..verdicts import QUESTIONS
 from .cache import Cache, key_of
 from .cases import case_problem
 from .client import Client, JobClient, Reply
 from .jobs import Jobs, over_cap
 from .models import FREE, Price, read_models, same_model
 from .rubric import PRESETS, Answer, Form, Part, parse, preset_hash
+from .scores import CHANCE, averaged, failed, score
 
 _LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
@@ -53,7 +55,8 @@ class _Round:
 class VlmJudge:
     """Asks a vision-language model the questions of a preset, for several cases at a time.
 
-    - ``preset``: a name in :data:`sifm_core.judges.rubric.PRESETS`.
+    - ``preset``: a name in :data:`sifm_core.judges.rubric.PRESETS` (None: the backend's own).
+    - ``thresholds``: by axis, the probability of a ranked answer below which the edit failed (see :mod:`.scores`).
     - ``cache``: a file (or :class:`Cache`) that keeps answers and spending; None keeps them in memory only.
     - ``max_cost``: US dollars that everything in the cache, together, may cost at most.
     - ``prices``: a file with models and their prices that add to the shipped table or replace its entries.
@@ -72,7 +75,8 @@ class VlmJudge:
         client: Client,
         *,
         name: str,
-        preset: str = "two_calls",
+        preset: str | None = None,
+        thresholds: Mapping[str, float] | None = None,
         cache: Any = None,
         max_cost: float | None = None,
         prices: Any = None,
@@ -85,8 +89,11 @@ class VlmJudge:
         attempts: int = 5,
         first_delay: float = 1.0,
     ) -> None:
+        preset = preset or client.preset
         if preset not in PRESETS:
             raise unknown("judging preset", preset, PRESETS)
+        if any(question.ranked for question in PRESETS[preset]) and not client.ranks:
+            raise InputError(f"preset {preset}: {client.backend} judges do not say how likely their answers are")
         if not (concurrency >= 1 and attempts >= 1 and first_delay >= 0):
             raise InputError("expected concurrency >= 1, attempts >= 1 and first_delay >= 0")
         if max_cost is not None and not max_cost >= 0:
@@ -98,6 +105,7 @@ class VlmJudge:
         self.name = name
         self.client = client
         self.questions = PRESETS[preset]
+        self._thresholds = dict.fromkeys(QUESTIONS, CHANCE) | dict(thresholds or {})
         self.prompt_hash = preset_hash(self.questions)
         self.cache = cache if isinstance(cache, Cache) else Cache(cache)
         self.max_cost = max_cost
@@ -120,7 +128,8 @@ class VlmJudge:
         self._warned: set[str] = set()
         for served in self.cache.served(name):
             self._heed(served)
-        self.served = key_of(config=dict(client.config), prompt=self.prompt_hash, repeat=repeat)[:12]
+        kept = {"thresholds": dict(thresholds)} if thresholds else {}
+        self.served = key_of(config=dict(client.config), prompt=self.prompt_hash, repeat=repeat, **kept)[:12]
         """What else than the name this judge's answers depend on: part of what a run keeps them under."""
         if max_cost is not None and not priced and not offline:
             raise JudgeError(
@@ -207,12 +216,14 @@ class VlmJudge:
                 return self._verdict("refused", replies, reasons=f"{question.name}: cannot judge: {answer.reasons()}")
             answers.append(answer)
         found = {axis: value for answer in answers for axis, value in answer.findings().items()}
+        scores = {axis: score(mean, self._thresholds[axis]) for axis, mean in averaged(answers).items()}
         return self._verdict(
             "ok",
             replies,
             reasons="\n".join(answer.reasons() for answer in answers),
             confidence=min(answer.confidence for answer in answers),
-            **found,
+            scores=scores,
+            **found | failed(scores),
         )
 
     def _verdict(self, state: State, replies: Sequence[Paid], *, reasons: str, **fields: Any) -> Verdict:
