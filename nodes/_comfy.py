@@ -45,7 +45,8 @@ def _widget(name: str, value: Any) -> str:
         "offload": "start ComfyUI with --lowvram",
         "device": "start it with --cpu",
     }
-    node = {"dtype": " in Load Editor", "checkpointing": " in Load Editor", "aggregation": " in Feature Hook"}
+    node = dict.fromkeys(("dtype", "checkpointing", "editor", "demonstration"), " in Load Editor")
+    node["aggregation"] = " in Feature Hook"
     shown = ("no", "yes")[value] if isinstance(value, bool) else value
     return elsewhere.get(name) or f"{name} {shown}{node.get(name, '')}"
 
@@ -90,14 +91,14 @@ class _Part(nn.Module):
 class ManagedEditor:
     """What flows through an editor socket: an engine editor whose networks ComfyUI moves, each on its own.
 
-    ``editor`` must have been loaded on the offload device.
+    ``editor`` must have been loaded on the offload device. ``demonstration``: a toy may work on real pictures.
     """
 
-    def __init__(self, editor: Any) -> None:
+    def __init__(self, editor: Any, demonstration: bool = False) -> None:
         from comfy import model_management
         from comfy.model_patcher import ModelPatcher
 
-        self.editor = editor
+        self.editor, self.demonstration = editor, demonstration
         self._device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
         patchers = {
             name: ModelPatcher(_Part(network), self._device, offload) for name, network in editor.networks().items()

@@ -78,8 +78,9 @@ class SifmAttackerEdit(io.ComfyNode):
         def compute() -> tuple[Image, dict[str, Any]]:
             start = time.perf_counter()
             with editor.at_work([prompt], picture) as engine:
-                attacked = purify.apply(picture, stages, editor=engine, seed=seed, on_step=reporter())
-                edited = pipeline.edit(attacked, engine, prompt=prompt, seed=seed, on_step=reporter(), **chosen)
+                shared: dict[str, Any] = {"editor": engine, "seed": seed, "demonstration": editor.demonstration}
+                attacked = purify.apply(picture, stages, on_step=reporter(), **shared)
+                edited = pipeline.edit(attacked, prompt=prompt, on_step=reporter(), **shared, **chosen)
             return edited, {"seconds": time.perf_counter() - start}
 
         uses = {
@@ -88,6 +89,7 @@ class SifmAttackerEdit(io.ComfyNode):
             "seed": seed,
             "options": chosen,
             "editor": editor_id(editor.editor),
+            **({"demonstration": True} if editor.demonstration else {}),
         }
         edited, about = recall("edit", uses | {"purifier": [list(stage) for stage in stages]}, compute)
         shown = to_comfy(edited)

@@ -168,6 +168,7 @@ def _immunize(
     if rows and ROWS in methods.options(method):
         options = options | {ROWS: rows}
     others = [] if also is None else [also]
+    demonstration = any(managed.demonstration for managed in (editor, *others))
     mask = None if mask is None else to_engine(mask[..., None])[:, :1]
 
     def compute() -> tuple[Image, dict[str, Any]]:
@@ -184,6 +185,7 @@ def _immunize(
                 eps=eps,
                 mask=mask,
                 also=[other.editor for other in others],
+                demonstration=demonstration,
                 on_step=reporter(original, eps),
                 **rest,
                 **fitted,
@@ -194,6 +196,7 @@ def _immunize(
         return done.image, {"settings": settings, "curve": curve, "seconds": done.seconds, **sizes}
 
     uses = {"picture": original, "mask": mask, "prompt": prompt.strip(), "method": method, "eps": eps, **rest}
+    uses |= {"demonstration": True} if demonstration else {}
     ids = [editor_id(managed.editor) for managed in (editor, *others)]
     protected, about = recall("immunize", uses | {"options": options, "editors": ids}, compute)
     settings, curve = about["settings"] | {"editor": editor.editor.name}, about["curve"]

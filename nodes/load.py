@@ -61,6 +61,14 @@ class SifmLoadEditor(io.ComfyNode):
                     advanced=True,
                     tooltip="Stable Diffusion 3's largest text encoder, over half of its weights; off leaves it out.",
                 ),
+                io.Boolean.Input(
+                    "demonstration",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Let a miniature work on a picture larger than its own drawings: it is stained and not "
+                    "protected, and the saved file is called a demonstration.",
+                ),
             ],
             outputs=[sockets.Editor.Output("editor")],
         )
@@ -79,7 +87,13 @@ class SifmLoadEditor(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, editor: str, folder: str = "", dtype: str = "auto", checkpointing: bool = False, t5: bool = True
+        cls,
+        editor: str,
+        folder: str = "",
+        dtype: str = "auto",
+        checkpointing: bool = False,
+        t5: bool = True,
+        demonstration: bool = False,
     ) -> io.NodeOutput:
         if dtype == "auto":
             fast = model_management.should_use_bf16(model_management.get_torch_device())
@@ -94,7 +108,7 @@ class SifmLoadEditor(io.ComfyNode):
                 **options,
             )
         loaded.name = folder or editor  # as chosen, wherever ComfyUI found it
-        return io.NodeOutput(ManagedEditor(loaded))
+        return io.NodeOutput(ManagedEditor(loaded, demonstration))
 
 
 def _source(editor: str, folder: str) -> str:

@@ -74,7 +74,13 @@ class SifmPurify(io.ComfyNode):
         room = engine_room() if editor is None or not needs_editor(stages) else editor.at_work([""], picture)
         with room as engine:
             purified = purify.apply(
-                picture, stages, editor=engine, upscaler=upscaler or None, seed=seed, on_step=reporter()
+                picture,
+                stages,
+                editor=engine,
+                upscaler=upscaler or None,
+                seed=seed,
+                demonstration=editor is not None and editor.demonstration,
+                on_step=reporter(),
             )
         return io.NodeOutput(to_comfy(to_engine(to_comfy(purified))), ",".join(map(str, stages)))
 

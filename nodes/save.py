@@ -50,7 +50,8 @@ class SifmSaveProtected(io.ComfyNode):
         for i, (image, original) in enumerate(
             zip(protection.image.split(1), protection.original.split(1), strict=True)
         ):
-            file = f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
+            shown = "demonstration_" if settings.get("demonstration") else ""
+            file = f"{shown}{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
             about = pipeline.public(settings) | {"original": hash_of(original), "protected": hash_of(image)}
             save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
             mask = None if masks is None else masks[i % len(masks)]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from .types import Editor, Image
 
 MOST = 1_000_000
 """Of whatever is counted (steps, pictures): more is a slip of the hand."""
 LONGEST_PROMPT = 10_000
 """Characters. Text encoders read a few hundred."""
+REAL = ("instruct-pix2pix", 4.3)
+"""The smallest built-in editor that people use, and the GB to fetch for it."""
 
 
 def check_unit(value: Any, name: str) -> float:
@@ -66,3 +71,25 @@ def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
         except UnicodeEncodeError:
             raise InputError("prompt: expected text, but got bytes that are no UTF-8; type it anew") from None
     return [text.strip() for text in prompts]
+
+
+def check_toys(editors: Iterable[Editor], image: Image, demonstration: bool) -> bool:
+    """Whether this is a demonstration: asked for, and one of the editors is a toy (:attr:`Editor.toy`).
+
+    Raises InputError for pictures (B, 3, H, W) larger than a toy's own where no demonstration is asked for: it would
+    stain them and protect nothing, and its edits of them say nothing.
+    """
+    toys = [editor for editor in editors if editor.toy is not None]
+    height, width = image.shape[-2:]
+    for editor in toys:
+        if max(height, width) > (editor.toy or 0) and not demonstration:
+            raise InputError(
+                f"{editor.name} is a toy: it knows its own drawings of up to {editor.toy}x{editor.toy} pixels, and a "
+                f"picture of {width}x{height} it would stain without protecting it. Choose an editor that people use: "
+                f"{{editor}} ({REAL[1]} GB; to fetch it once: {{local_files_only}}), or the folder of a diffusers "
+                "pipeline. To see how it goes all the same, on a result marked as such: {demonstration}",
+                editor=REAL[0],
+                local_files_only=False,
+                demonstration=True,
+            )
+    return demonstration and bool(toys)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from . import judges, methods, metrics, purify
 from .bench import hardware, package_version
-from .editors import BUILTIN
+from .editors import BUILTIN, GIGABYTES
 
 NEEDED = ("torch", "torchvision", "diffusers", "transformers", "lpips", "piq", "scipy", "PIL", "safetensors")
 _DISTRIBUTIONS = {"PIL": "pillow"}
@@ -41,7 +41,8 @@ def catalogue() -> dict[str, dict[str, dict[str, Any]]]:
     """
     return {
         "editors": {
-            name: {"about": "embedded" if Path(source).is_absolute() else source} for name, source in BUILTIN.items()
+            name: {"about": f"{source}, {GIGABYTES[name]} GB" if name in GIGABYTES else "embedded: a toy"}
+            for name, source in BUILTIN.items()
         },
         "methods": _described(methods.METHODS, _method),
         "purifiers": _described(purify.PURIFIERS, _purifier),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import methods
 from . import purify as purification
-from .checks import check_list, check_prompts
+from .checks import check_list, check_prompts, check_toys
 from .editors import load_editor
 from .errors import ImageError, InputError, unknown
 from .gradients import ensemble, through, through_resize
@@ -70,6 +70,7 @@ def immunize(
     eot: Sequence[str] | None = None,
     random_start: bool | None = None,
     also: Sequence[Editor | str] = (),
+    demonstration: bool = False,
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Immunized:
@@ -86,6 +87,9 @@ def immunize(
     the perturbation is to survive, see :mod:`sifm_core.transforms`; ``random_start`` and ``update`` override the
     method's own rule; ``also`` further editors against which to protect at once, see
     :func:`sifm_core.gradients.ensemble`.
+
+    An editor that is a toy protects its own drawings and nothing larger. ``demonstration`` lets it all the same, and
+    ``settings`` then say so.
 
     Raises InputError before any work when an argument is wrong, EditorError when memory runs out; what ``on_step``
     raises comes through.
@@ -105,6 +109,8 @@ def immunize(
     if loop.update == "auto":
         loop = replace(loop, update=methods.update(method))
     editor, *others = [load_editor(e) if isinstance(e, str) else e for e in (editor, *check_list(also, "also"))]
+
+    demonstration = build is not None and check_toys((editor, *others), image, demonstration)
 
     start = time.perf_counter()
     history: list[Step] = []
@@ -163,6 +169,8 @@ def immunize(
             **rows(editor),
             "also": [{"editor": e.name, "editor_fingerprint": e.fingerprint, **rows(e)} for e in others],
         }
+    if demonstration:
+        settings["demonstration"] = True
     linf, rms = _apart(protected, x0.cpu())
     seconds = time.perf_counter() - start
     return Immunized(protected, tuple(history), linf, rms, rounding, seconds, measured[0], settings)
@@ -175,6 +183,7 @@ def edit(
     prompt: str | Sequence[str],
     seed: Seed = 0,
     purify: str | Sequence[purification.Stage] = "",
+    demonstration: bool = False,
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Image:
@@ -183,7 +192,7 @@ def edit(
     ``image`` (B, 3, H, W) in [0, 1]; ``prompt`` and ``seed``: one for all or one per picture; the same seed gives the
     same bytes. ``purify``: what the attacker does to the pictures first, at their full size, such as
     "jpeg:75,resize:0.5"; see :mod:`sifm_core.purify`. ``options`` are the editor's own (steps, guidance_scale, ...).
-    Raises InputError for wrong arguments.
+    Raises InputError for wrong arguments, and for pictures that are too large for a toy, unless ``demonstration``.
     """
     check_picture(image)
     prompts = check_prompts(prompt, len(image))
@@ -191,9 +200,16 @@ def edit(
     stages = purification.parse(purify) if isinstance(purify, str) else purify
     editor = load_editor(editor) if isinstance(editor, str) else editor
     options = check_edit_options(editor, options)
+    check_toys([editor], image, demonstration)
     if stages:
         image = purification.apply(
-            image.detach().float(), stages, editor=editor, device=editor.device, seed=seed, on_step=on_step
+            image.detach().float(),
+            stages,
+            editor=editor,
+            device=editor.device,
+            seed=seed,
+            demonstration=demonstration,
+            on_step=on_step,
         )
         image = image.mul(255).round().div(255)
     height, width = image.shape[-2:]

@@ -43,7 +43,8 @@ def lines() -> list[tuple[str, str]]:
 
 
 def words_of(command: str) -> list[str]:
-    return shlex.split(command.replace("$J", "--judge miniature:conv"))[1:]
+    words = shlex.split(command.replace("$J", "--judge miniature:conv").replace("$E", "--editor instruct-pix2pix"))
+    return words[1:]
 
 
 def parse(words: list[str]) -> None:
@@ -85,7 +86,10 @@ def toys(monkeypatch) -> None:
 
 
 def run(command: str, more: str = "", code: int = 0) -> None:
-    assert cli.main([*words_of(command), *more.split()]) == code, command
+    words = words_of(command)
+    if words[0] != "plan":  # which needs no weights
+        words = ["miniature-ip2p" if word == "instruct-pix2pix" else word for word in words]
+    assert cli.main([*words, *more.split()]) == code, command
 
 
 def test_there_is_something_to_run():
@@ -180,7 +184,9 @@ def test_readmes_method_keeps_the_contract_as_it_stands(tmp_path, monkeypatch, i
 @pytest.mark.parametrize("script", sorted((ROOT / "docs/examples").glob("*.py")), ids=lambda script: script.stem)
 def test_an_example_runs(script, here, monkeypatch, capsys):
     monkeypatch.setattr("sifm_core.editors.load_editor", lambda name: ToyEditor())
-    given = {"protect_a_photo": ["photo.jpg", "protected.png", "turn her into a zombie"]}.get(script.stem, [])
+    given = {"protect_a_photo": ["photo.jpg", "protected.png", "turn her into a zombie", "instruct-pix2pix"]}.get(
+        script.stem, []
+    )
     monkeypatch.setattr(sys, "argv", [str(script), *given])
     runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out.strip()

@@ -1,9 +1,8 @@
 """Protect one photograph and save it.
 
-    python docs/examples/protect_a_photo.py photo.jpg protected.png "turn her into a zombie" [EDITOR]
+    python docs/examples/protect_a_photo.py photo.jpg protected.png "turn her into a zombie" EDITOR
 
-EDITOR is a built-in name, a diffusers folder or a hub id that is already on this machine; without one, the embedded
-miniature is used, which protects against nothing real but shows how it goes.
+EDITOR is a built-in name, such as instruct-pix2pix, a diffusers folder or a hub id that is already on this machine.
 """
 
 import sys
@@ -11,8 +10,8 @@ import sys
 from sifm_core import immunize, load_editor, load_picture, save_png
 from sifm_core.images import verify_budget
 
-source, output, prompt, *rest = sys.argv[1:]
-editor = load_editor(rest[0] if rest else "miniature-ip2p")
+source, output, prompt, name = sys.argv[1:]
+editor = load_editor(name)
 picture = load_picture(source)
 
 protected = immunize(

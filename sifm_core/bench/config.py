@@ -46,7 +46,8 @@ class Settings:
     """What ``[grid]`` and a profile may say; see :class:`sifm_core.bench.Grid`.
 
     ``data``: "miniature" or a manifest (:mod:`sifm_core.data`); ``images`` its first so many (0: all), ``unseen`` so
-    many other prompts of each. ``clip``: a CLIP that scores the clean edits (Fig. 3), "" for none.
+    many other prompts of each. ``clip``: a CLIP that scores the clean edits (Fig. 3), "" for none. ``demonstration``: a
+    toy may work on pictures larger than its own.
     """
 
     data: str = "miniature"
@@ -66,6 +67,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     download: bool = False
+    demonstration: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ class Plan:
             upscaler=s.upscaler,
             compare_prompts=self.layout.plot == "prompts",
             load={"device": s.device, "dtype": s.dtype, "local_files_only": not s.download},
+            demonstration=s.demonstration,
         )
 
     def all_rows(self) -> list[Row]:

@@ -101,7 +101,8 @@ class Grid:
     local_files_only), where and when it is needed. ``purifiers``: chains that the attacker applies first, "" for none;
     ``upscaler``: folder or hub id for noisy upscaling, "" for the usual one. ``batch`` pictures of one size go through
     a model together. ``compare_prompts``: find out how far the attacker's prompt is from that of the protection for the
-    attacked editor (:func:`sifm_core.pipeline.prompt_distance`).
+    attacked editor (:func:`sifm_core.pipeline.prompt_distance`). ``demonstration``: editors that are toys may work on
+    pictures larger than their own.
     """
 
     samples: Sequence[Sample]
@@ -118,6 +119,7 @@ class Grid:
     upscaler: str = ""
     compare_prompts: bool = False
     load: Mapping[str, Any] = field(default_factory=dict)
+    demonstration: bool = False
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]

@@ -29,6 +29,7 @@ def provenance(grid: Grid, editors: Mapping[str, Mapping[str, Any]] | None = Non
             "alpha": grid.alpha,
             "seeds": list(grid.seeds),
             "batch": grid.batch,
+            **({"demonstration": True} if grid.demonstration else {}),
             **({"edit": dict(grid.edit_options)} if grid.edit_options else {}),
         },
     }

@@ -70,6 +70,7 @@ class Phases:
                 "method": row.method,
                 "seed": [a.seed for a in batch],
                 "options": dict(row.options) | row.settings(self._grid),
+                "demonstration": self._grid.demonstration,
             }
             return Task("immunize", keys.protector(batch[0]) if takes_gradient(row) else None, settings)
 
@@ -92,6 +93,7 @@ class Phases:
                 "pixels": [self._artefacts.pixels(made.protected(a)) for a in batch],
                 "chain": chain,
                 "seed": [a.edit_seed for a in batch],
+                "demonstration": self._grid.demonstration,
             }
             if takes(chain, "upscaler"):
                 settings |= {"upscaler": upscaler.name, "device": self._grid.load.get("device", "auto")}
@@ -118,6 +120,7 @@ class Phases:
                 "pixels": [self._artefacts.pixels(made.attacked(a)) for a in batch],
                 "prompt": [a.sample.prompt for a in batch],
                 "seed": [a.edit_seed for a in batch],
+                "demonstration": self._grid.demonstration,
                 "options": options,
             }
             return Task("edit", keys.attacker(batch[0]), settings)

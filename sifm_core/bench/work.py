@@ -143,8 +143,10 @@ def _purify(
     seed: list[int],
     upscaler: str | None = None,
     device: str = "cpu",
+    demonstration: bool = False,
 ) -> list[dict[str, Any]]:
-    tools = {"editor": editor, "upscaler": upscaler, "device": check_device(device)}
+    tools: dict[str, Any] = {"editor": editor, "upscaler": upscaler, "device": check_device(device)}
+    tools["demonstration"] = demonstration
     return _timed(pixels, partial(purify.apply, stack(pixels), chain, seed=seed, **tools))
 
 

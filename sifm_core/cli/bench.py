@@ -16,7 +16,7 @@ from .app import app
 from .flags import options
 from .judging import Asking
 from .output import dump, forecast, show_table, tell
-from .shared import Device, Dtype, Json, distinct
+from .shared import Demonstration, Device, Dtype, Json, distinct
 
 if TYPE_CHECKING:
     from ..bench.config import Plan
@@ -70,6 +70,7 @@ def run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     download: Annotated[bool, typer.Option("--download", help="Allow fetching hub editors.")] = False,
+    demonstration: Demonstration = False,
     workers: Workers = 0,
     ray: RayAddress = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how much work it is.")] = False,
@@ -116,6 +117,7 @@ def run(
         "device": None if device == "auto" else device,
         "dtype": None if dtype == "auto" else dtype,
         "download": download,
+        "demonstration": demonstration or None,
     }
     folder = Path(what)
     if (folder / "run.sqlite").is_file():

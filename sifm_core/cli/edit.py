@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from .pictures import KEY, Pictures
 from .shared import (
     EDITOR,
     Background,
+    Demonstration,
     Device,
     Download,
     Dtype,
@@ -51,6 +52,7 @@ def edit(
     device: Device = "auto",
     dtype: Dtype = "auto",
     download: Download = False,
+    demonstration: Demonstration = False,
     as_json: Json = False,
 ) -> None:
     """Edit a picture as an attacker would.
@@ -71,7 +73,8 @@ def edit(
     options = {key: parse_value(text) for key, text in key_values(option or []).items()}
     loaded = load_editor(editor, device, dtype, download, offload=offload, size=size, t5=False if no_t5 else None)
     options = pipeline.check_edit_options(loaded, options)
-    text = "{output}: {prompt!r} with seed {seed} in {seconds:.1f} s"
+    shown = pictures.demonstrate([loaded], demonstration)
+    text = "{output}: " + "a demonstration by a toy: " * shown + "{prompt!r} with seed {seed} in {seconds:.1f} s"
     with pictures.report(as_json, text) as results, progress() as on_step:
         for path, target in pictures.jobs:
             with pictures.of(path):
@@ -86,10 +89,13 @@ def edit(
                     prompt=prompt,
                     seed=seed,
                     purify=stages,
+                    demonstration=demonstration,
                     on_step=on_step(path.name),
                     **options,
                 )
-                images.save_png(edited, target, like=picture.opaque(), metadata={KEY: key} if key else None)
+                about: dict[str, Any] = {KEY: key} if key else {}
+                about |= {"sifm": {"demonstration": True}} if shown else {}
+                images.save_png(edited, target, like=picture.opaque(), metadata=about)
                 results.append(
                     {
                         "source": str(path),
@@ -100,6 +106,7 @@ def edit(
                         "editor": loaded.name,
                         "editor_fingerprint": loaded.fingerprint,
                         "options": options,
+                        **({"demonstration": True} if shown else {}),
                         "seconds": round(time.perf_counter() - start, 3),
                     }
                 )

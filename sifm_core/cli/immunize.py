@@ -19,6 +19,7 @@ from .shared import (
     EDITOR,
     Background,
     Checkpointing,
+    Demonstration,
     Device,
     Download,
     Dtype,
@@ -84,11 +85,13 @@ def immunize(
     device: Device = "auto",
     dtype: Dtype = "auto",
     download: Download = False,
+    demonstration: Demonstration = False,
     as_json: Json = False,
 ) -> None:
     """Protect a picture against editing.
 
-    It is changed by at most eps, so that the editor no longer edits it as asked, and saved as PNG.
+    It is changed by at most eps, so that the editor no longer edits it as asked, and saved as PNG. The default editor
+    is a toy and protects its own drawings alone: name one that people use.
     """
     from .. import images, methods, pipeline
     from ..checks import check_prompts
@@ -108,9 +111,11 @@ def immunize(
     load = partial(load, offload=offload, checkpointing=checkpointing)
     loaded = load(editor, size=size, t5=False if no_t5 else None)
     others = [load(name) for name in also or ()]
+    shown = pictures.demonstrate([loaded, *others], demonstration)
     ball = methods.ball_of(method, settings.ball)
     change = "at most {linf:.4f}" if ball == "linf" else "{rms:.4f} RMS, {rounding:.4f} by rounding"
-    text = "{output}: changed by " + change + " (" + ball + " eps {eps:g}) with {method} in {seconds:.1f} s"
+    text = "{output}: " + "a demonstration, which protects nothing: " * shown
+    text += "changed by " + change + " (" + ball + " eps {eps:g}) with {method} in {seconds:.1f} s"
     with _logged(log, pictures.folder) as keep, pictures.report(as_json, text) as results, progress() as on_step:
         for path, target in pictures.jobs:
             with pictures.of(path):
@@ -129,6 +134,7 @@ def immunize(
                     seed=seed,
                     mask=cover if seen is None else seen if cover is None else cover * seen,
                     also=others,
+                    demonstration=demonstration,
                     on_step=on_step(path.name),
                     **loop,
                     **own,

@@ -33,6 +33,8 @@ UNREAD = (
     "pnm pcx raw dng cr2 cr3 nef nrw arw orf rw2 raf pef srw"
 )
 """Pictures in formats that are not read."""
+DEMONSTRATION = "demonstration_"
+"""What the name of a file begins with that a toy made."""
 KEY = "sifm-key"
 """Under this name a picture of a folder says what it was made from and how, as a hash, so that it is not made again."""
 _INDIFFERENT = ("source", "out", "log", "as_json", "device", "offload", "checkpointing", "download")
@@ -111,6 +113,14 @@ class Pictures(Account):
             check_writable(target)
             if target.exists() and path.exists() and target.samefile(path):
                 raise InputError(f"{target}: would overwrite its own source; choose another output")
+
+    def demonstrate(self, editors: Sequence[Editor], asked: bool) -> bool:
+        """Whether this is a demonstration: asked for, and an editor is a toy. Then the names of the files say so."""
+        if not (asked and any(editor.toy for editor in editors)):
+            return False
+        named = [(path, target, target.name.startswith(DEMONSTRATION)) for path, target in self.jobs]
+        self.jobs = [(p, t if so else t.with_name(DEMONSTRATION + t.name)) for p, t, so in named]
+        return True
 
     def look(self, background: str | None, check: Callable[[Picture], object] = bool) -> None:
         """Find what is no picture, or does not pass the check, before the work; one at a time is in memory."""

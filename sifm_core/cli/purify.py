@@ -10,7 +10,21 @@ import typer
 from .app import app
 from .output import progress
 from .pictures import KEY, Pictures
-from .shared import EDITOR, Background, Chain, Device, Download, Dtype, EditorName, Json, Out, Seed, Source, load_editor
+from .shared import (
+    EDITOR,
+    Background,
+    Chain,
+    Demonstration,
+    Device,
+    Download,
+    Dtype,
+    EditorName,
+    Json,
+    Out,
+    Seed,
+    Source,
+    load_editor,
+)
 
 
 @app.command()
@@ -28,6 +42,7 @@ def purify(
     device: Device = "auto",
     dtype: Dtype = "auto",
     download: Download = False,
+    demonstration: Demonstration = False,
     as_json: Json = False,
 ) -> None:
     """Do to a picture what attackers do first, to be rid of a protection.
@@ -44,7 +59,9 @@ def purify(
     check_seed(seed, 1)
     pictures.look(background)
     loaded = load_editor(editor, device, dtype, download) if needs_editor(stages) else None
+    shown = pictures.demonstrate([loaded] if loaded else [], demonstration)
     tools: dict[str, Any] = {"editor": loaded, "upscaler": upscaler, "device": check_device(device)}
+    tools["demonstration"] = demonstration
     with pictures.report(as_json, "{output}: {purify} in {seconds:.1f} s") as results, progress() as on_step:
         for path, target in pictures.jobs:
             with pictures.of(path):
@@ -54,7 +71,9 @@ def purify(
                     continue
                 picture = images.load_picture(path, background)
                 clean = apply(picture.pixels, stages, seed=seed, on_step=on_step(path.name), **tools)
-                images.save_png(clean, target, like=picture.opaque(), metadata={KEY: key} if key else None)
+                about: dict[str, Any] = {KEY: key} if key else {}
+                about |= {"sifm": {"demonstration": True}} if shown else {}
+                images.save_png(clean, target, like=picture.opaque(), metadata=about)
                 results.append(
                     {
                         "source": str(path),
@@ -62,6 +81,7 @@ def purify(
                         "purify": ",".join(map(str, stages)),
                         "seed": seed,
                         "editor": loaded.name if loaded else None,
+                        **({"demonstration": True} if shown else {}),
                         "seconds": round(time.perf_counter() - start, 3),
                     }
                 )

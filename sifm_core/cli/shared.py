@@ -89,6 +89,12 @@ Background = Annotated[
     str,
     typer.Option("--background", metavar="COLOUR", help="On which transparent pictures are seen: a name or #rrggbb."),
 ]
+Demonstration = Annotated[
+    bool,
+    typer.Option(
+        "--demonstration", help="Let a toy work on what it knows nothing of; the name of the file says demonstration."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
 
 

@@ -19,7 +19,7 @@ import torch
 
 from ..errors import EditorError, InputError, unknown
 from ..types import Editor
-from .folder import OnDownload, download, read_json
+from .folder import OnDownload, download, read_json, toy
 
 MINIATURES = Path(__file__).parents[1] / "miniature" / "weights"
 BUILTIN: dict[str, str] = {
@@ -30,6 +30,8 @@ BUILTIN: dict[str, str] = {
     "ultraedit": "BleachNick/SD3_UltraEdit_freeform",
 }
 """Short name -> folder or hub id."""
+GIGABYTES = {"instruct-pix2pix": 4.3, "hq-edit": 4.3, "sd3-medium": 15.5, "ultraedit": 15.5}
+"""Of those that are no toys, about what is fetched."""
 
 FAMILIES: dict[str, str] = {
     "StableDiffusionInstructPix2PixPipeline": "sifm_core.editors.instruct_pix2pix",
@@ -84,6 +86,7 @@ def load_editor(
     )
     with torch.inference_mode(False):
         editor = family(read_json(folder / "model_index.json"), name).load(folder, name, number, options)
+        editor.toy = toy(folder)
         editor.place(where, offload, checkpointing)
     return editor
 

@@ -217,6 +217,14 @@ def settings(folder: Path | None, defaults: Mapping[str, Any], chosen: Mapping[s
     return merged
 
 
+def toy(folder: Path) -> int | None:
+    """What a folder's toy.json says: the longer side, in pixels, of all that the editor knows; None without it."""
+    file = folder / "toy.json"
+    return (
+        positive(f"{file}: side", read_json(file).get("side"), whole=True, kind=EditorError) if file.exists() else None
+    )
+
+
 def named(table: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
     """What a table says of an editor, by the last part of its short name, hub id or folder in small letters."""
     return table.get(Path(name).name.lower(), {})

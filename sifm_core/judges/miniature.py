@@ -75,8 +75,19 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
+def foreign(case: Case) -> str:
+    """Why the miniature's networks say nothing about pictures of this size, or ""."""
+    height, width = case.source.shape[-2:]
+    if max(height, width) <= SIZE:
+        return ""
+    return (
+        f"this judge knows only the miniature's drawings of up to {SIZE}x{SIZE} pixels, and nothing of pictures of "
+        f"{width}x{height}: use a judge that sees photographs, see `sifm judges`"
+    )
+
+
 class MiniatureJudge:
-    """Answers with a trained network. Pictures of any size are resized to 64x64, as the miniature draws them."""
+    """Answers with a trained network; refuses pictures larger than the miniature draws, of which it knows nothing."""
 
     def __init__(self, name: str, *, folder: Path = WEIGHTS / "judges", tokenizer: Path = TOKENIZER) -> None:
         if name not in NETWORKS:
@@ -110,7 +121,7 @@ class MiniatureJudge:
 
     def _judge_batch(self, cases: Sequence[Case]) -> list[Verdict]:
         started = time.perf_counter()
-        problems = [self._problem(case) for case in cases]
+        problems = [self._problem(case) or foreign(case) for case in cases]
         able = [case for case, problem in zip(cases, problems, strict=True) if not problem]
         answers: list[list[float]] = []
         if able:
@@ -121,8 +132,10 @@ class MiniatureJudge:
                 answers = self.network(source, edited, ids).sigmoid().tolist()
         shares, latency = iter(answers), (time.perf_counter() - started) / len(cases)
         return [
-            self._verdict("error", reasons=problem) if problem else self._answer(next(shares), latency)
-            for problem in problems
+            self._verdict("refused" if problem == foreign(case) else "error", reasons=problem)
+            if problem
+            else self._answer(next(shares), latency)
+            for case, problem in zip(cases, problems, strict=True)
         ]
 
     def _problem(self, case: Case) -> str:

@@ -224,6 +224,7 @@ def save(out: Path, unet: Any, text_encoder: Any, tokenizer: Any, vae: Any, step
     )
     pipeline.save_pretrained(out, safe_serialization=True)
     (out / "sifm.json").write_text(json.dumps({"steps": steps, **SETTINGS}, indent=1) + "\n")
+    (out / "toy.json").write_text(json.dumps({"side": SETTINGS["size"]}) + "\n")
 
 
 def _velocity(schedule: Any, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:

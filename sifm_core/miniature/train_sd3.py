@@ -205,3 +205,4 @@ def save(out: Path, net: Any, encoders: Any, tokenizer: Any, vae: Any) -> None:
     )
     pipeline.save_pretrained(out, safe_serialization=True)
     (out / "sifm.json").write_text(json.dumps(SETTINGS, indent=1) + "\n")
+    (out / "toy.json").write_text(json.dumps({"side": SETTINGS["size"]}) + "\n")

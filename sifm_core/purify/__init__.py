@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..checks import check_toys
 from ..errors import InputError, unknown
 from ..images import check_image
 from ..noise import Seed, fork
@@ -96,6 +97,7 @@ def apply(
     upscaler: str | None = None,
     device: torch.device | None = None,
     seed: Seed = 0,
+    demonstration: bool = False,
     on_step: OnStep | None = None,
 ) -> Image:
     """The picture after all stages: (B, 3, H, W) in [0, 1] -> the same shape, without gradient.
@@ -103,10 +105,13 @@ def apply(
     ``editor`` lends its networks to the stages from vae_round_trip to impress; ``upscaler`` is the folder or hub id for
     noisy_upscale, which runs on ``device`` (default: where the picture is). ``seed``: one for all pictures or one per
     picture; stages draw independently. ``on_step`` hears of every step of the stages that take long, from diffpure on.
-    Raises InputError for what :func:`parse` refuses and for a missing editor, SifmError where weights are missing.
+    Raises InputError for what :func:`parse` refuses, for a missing editor and for pictures that are too large for a
+    toy's networks, unless ``demonstration``; SifmError where weights are missing.
     """
     check_image(image)
     stages = parse(chain) if isinstance(chain, str) else chain
+    if editor is not None and needs_editor(stages):
+        check_toys([editor], image, demonstration)
     with torch.no_grad():
         for i, (name, setting) in enumerate(stages):
             purify = _module(name).purify

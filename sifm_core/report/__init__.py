@@ -67,6 +67,9 @@ class Report:
     """Blocks that stand side by side."""
 
 
+DEMONSTRATION = "A demonstration: a toy may have worked on pictures larger than its own, which protects nothing."
+
+
 def build(store: Store, plan: Plan | None = None, title: str = "Did the immunization work?") -> Report:
     """The report of a run; reads its records once, one at a time."""
     run = store.get("run", "provenance", Provenance) or {}
@@ -104,7 +107,7 @@ def make(
         agreements=agreements(f) if len(f.answers) > 1 else [],
         predictors=predictors(f) if layout.kind == "predictors" else [],
         plots=plots(f, layout, table),
-        reading=reading(f, layout),
+        reading=[DEMONSTRATION] * bool(plan and plan.settings.demonstration) + reading(f, layout),
         facts=facts(f, run, plan),
         trust=kinship(f, run.get("editors", ())),
     )

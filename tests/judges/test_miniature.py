@@ -86,9 +86,9 @@ def test_batches_and_order_do_not_matter_and_progress_is_told(judge):
     assert judge.judge([]) == []
 
 
-def test_any_size_goes_in(judge):
-    verdicts = judge.judge([case(0, size=(64, 64)), case(0, size=(100, 37)), case(0, size=(512, 512))])
-    assert [v.state for v in verdicts] == ["ok"] * 3
+def test_any_size_up_to_the_miniatures_goes_in(judge):
+    verdicts = judge.judge([case(0, size=(64, 64)), case(0, size=(64, 37)), case(0, size=(16, 65))])
+    assert [v.state for v in verdicts] == ["ok", "ok", "refused"] and "64x64" in verdicts[2].reasons
 
 
 @pytest.mark.parametrize(

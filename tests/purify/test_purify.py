@@ -29,7 +29,7 @@ PHOTOGRAPHS = PHOTOGRAPHS.float().contiguous()
 class World:
     """An editor that knows the clean picture: its latents are pixels, and its noise predictor is always right."""
 
-    num_train_timesteps = 1000
+    num_train_timesteps, toy = 1000, None
     latent_scale, latent_shift, dtype, device = 2.0, 0.25, torch.float32, torch.device("cpu")
 
     def __init__(self, truth, prediction="noise", size=32):
