@@ -22,9 +22,12 @@ async def comfy_entrypoint():
         async def on_load(self):
             from server import PromptServer
 
+            from .nodes import _shown, _store
             from .nodes.routes import register
 
             register(PromptServer.instance.routes)
+            for tidy in (_store.tidy, _shown.tidy):
+                tidy()
 
         async def get_node_list(self):
             return node_list()

@@ -3,6 +3,7 @@
 
 def node_list() -> list[type]:
     """Every node, in the order of a typical graph."""
+    from ._shown import remembered
     from .bench import SifmIsrAggregate, SifmLoadBenchmark
     from .consistency import SifmConsistencyReport
     from .edit import SifmAttackerEdit
@@ -17,7 +18,7 @@ def node_list() -> list[type]:
     from .results import SifmComparisonGrid, SifmRecordsExport, SifmResultsTable
     from .save import SifmSaveProtected
 
-    return [
+    nodes: list[type] = [
         SifmLoadEditor,
         SifmLoadBenchmark,
         SifmUnseenPrompts,
@@ -37,3 +38,4 @@ def node_list() -> list[type]:
         SifmComparisonGrid,
         SifmRecordsExport,
     ]
+    return [remembered(node) for node in nodes]

@@ -20,9 +20,10 @@ from sifm_core.types import Case, Verdict
 from sifm_core.verdicts import QUESTIONS
 
 from . import sockets
-from ._cards import ARMS, Seen, card, shown
+from ._cards import ARMS, Seen, card
 from ._comfy import engine_room, reporter, to_engine
 from ._inputs import check_key, choice_problem, model_inputs, prompt_input, prompt_problem
+from ._shown import picture
 from ._store import ANNOTATIONS, digest, home
 from ._text import markdown, table
 
@@ -104,7 +105,7 @@ class SifmMllmJudge(io.ComfyNode):
         cases = [Case(s, e, prompt) for pictures in edits.values() for s, e in zip(sources, pictures, strict=True)]
         with engine_room():
             answers = _ask(judge, cases)
-        seen = iter(Seen(v, prompt, shown(c.source), shown(c.edited)) for c, v in zip(cases, answers, strict=True))
+        seen = iter(Seen(v, prompt, picture(c.source), picture(c.edited)) for c, v in zip(cases, answers, strict=True))
         found = {arm: [next(seen) for _ in pictures] for arm, pictures in edits.items()}
         rows = [_row(arm, i, each.verdict) for arm, listed in found.items() for i, each in enumerate(listed)]
         text = markdown(table(["edit of", "picture", "mismatch", "degraded", "confidence", "why"], rows))

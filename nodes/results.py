@@ -12,7 +12,7 @@ from pathlib import Path
 import folder_paths
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from PIL import Image as Pillow
 
 from sifm_core import report
@@ -28,6 +28,7 @@ from . import sockets
 from ._attacks import Attack, Edit, Run, records
 from ._cards import Seen
 from ._comfy import engine_room, reporter
+from ._shown import whole_picture
 from ._store import home
 
 PAPER = ("table2", "table3", "table4", "table5", "table6", "table7")
@@ -123,7 +124,7 @@ class SifmComparisonGrid(io.ComfyNode):
             png = report.grid([record for cell in attacks(shown)[:rows] for record in cell], store, side)
         with Pillow.open(bytes_io.BytesIO(png)) as sheet:
             image = torch.from_numpy(np.asarray(sheet.convert("RGB")).astype(np.float32) / 255)[None]
-        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+        return io.NodeOutput(image, ui={"images": [whole_picture(image[0].movedim(-1, 0))]})
 
 
 class SifmRecordsExport(io.ComfyNode):

@@ -33,7 +33,8 @@ from sifm_core.types import Case
 from sifm_core.verdicts import consensus
 
 from ._cards import told
-from ._store import ANNOTATIONS, home
+from ._shown import recalled
+from ._store import ANNOTATIONS, CLEARED, clear, home, limit, set_limit, sizes
 
 LARGEST = 4096
 """Bytes of a request's body."""
@@ -53,6 +54,9 @@ def register(table: web.RouteTableDef) -> None:
     table.get("/sifm/runs/{run}/pictures/{picture}")(_guarded(_picture))
     table.get("/sifm/runs/{run}/cases")(_guarded(_cases))
     table.post("/sifm/annotations")(_guarded(_annotate))
+    table.get("/sifm/shown/{workflow}")(_guarded(_shown))
+    table.get("/sifm/storage")(_guarded(_storage))
+    table.post("/sifm/storage")(_guarded(_change_storage))
 
 
 def _guarded(work: Callable[..., Any]) -> Handler:
@@ -197,6 +201,23 @@ def _annotate(parts: dict[str, str], query: dict[str, str], body: dict[str, Any]
 def _annotations() -> list[Annotation]:
     file = home() / ANNOTATIONS
     return read_annotations(file) if file.exists() else []
+
+
+def _shown(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
+    return recalled(parts["workflow"])
+
+
+def _storage(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
+    return {"parts": sizes(), "cleared": CLEARED, "limit": limit(), "folder": "user/sifm"}
+
+
+def _change_storage(parts: dict[str, str], query: dict[str, str], body: dict[str, Any]) -> Any:
+    """Clear a part, or set the limit of the results."""
+    if "clear" in body:
+        clear(str(body["clear"]))
+    if "limit" in body:
+        set_limit(body["limit"])
+    return _storage(parts, query, body)
 
 
 def _name(text: Any) -> str:

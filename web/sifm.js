@@ -1,5 +1,6 @@
 // The immunize nodes show what happened: loss and gradient norm of the last run, its largest change and its time.
 import { app } from "../../scripts/app.js";
+import { shows } from "./shown.js";
 
 const NODES = ["SIFM_Immunize", "SIFM_BaselineImmunize"];
 const HEIGHT = 110;
@@ -50,11 +51,9 @@ app.registerExtension({
       serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT,
     });
     widget.serialize = false;
-    const executed = node.onExecuted;
-    node.onExecuted = function (output) {
-      executed?.apply(this, arguments);
-      const last = output?.sifm_curve?.at(-1); // of a list of pictures, the last
+    shows(node, (output) => {
+      const last = output.sifm_curve?.at(-1); // of a list of pictures, the last
       if (last) result(element, last, output.sifm_linf.at(-1), output.sifm_seconds.at(-1));
-    };
+    });
   },
 });

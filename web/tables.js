@@ -1,6 +1,7 @@
 // Nodes that end in a table or in verdicts show them: the headings, sentences and tables that they give as data, and
 // below them the edits with what the judges say.
 import { app } from "../../scripts/app.js";
+import { shows } from "./shown.js";
 import { ask, attacked, gallery, inRun, inTemp, inline, make } from "./gallery.js";
 
 const WAITS = {
@@ -64,13 +65,10 @@ app.registerExtension({
       serialize: false, hideOnZoom: false, getMinHeight: () => (node.comfyClass === "SIFM_MLLMJudge" ? 240 : 120),
     });
     widget.serialize = false;
-    const executed = node.onExecuted;
-    node.onExecuted = function (output) {
-      executed?.apply(this, arguments);
-      if (!output) return;
+    shows(node, (output) => {
       const shown = (output.sifm_document ?? []).map((element) => DRAWN[element.kind](element));
       element.replaceChildren(...shown);
       edits(output).then((drawn) => element.replaceChildren(...shown, drawn), (error) => element.append(make("p", { textContent: error.message })));
-    };
+    });
   },
 });

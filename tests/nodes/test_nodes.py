@@ -484,16 +484,16 @@ def test_a_card_shows_the_picture_as_it_is_and_a_large_one_smaller(tmp_path, mon
     import folder_paths
     from PIL import Image
 
-    from nodes._cards import shown
+    from nodes import _shown
 
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     image = picture(1)[0].movedim(-1, 0)
-    file = shown(image)
+    file = _shown.picture(image)
     path = tmp_path / file["subfolder"] / file["filename"]
     assert file["type"] == "temp" and Image.open(path).getpixel((3, 5)) == tuple(
         image[:, 5, 3].mul(255).round().int().tolist()
     )
-    large = shown(image.repeat(1, 64, 64))
+    large = _shown.picture(image.repeat(1, 64, 64))
     with Image.open(tmp_path / large["subfolder"] / large["filename"]) as small:
         assert max(small.size) == 512 and small.width * image.shape[1] == small.height * image.shape[2]
 

@@ -24,6 +24,8 @@ def home(tmp_path, monkeypatch):
     import nodes.routes
 
     monkeypatch.setattr(nodes.routes, "home", lambda: tmp_path / "sifm")
+    monkeypatch.setattr(nodes._store, "home", lambda: tmp_path / "sifm")
+    monkeypatch.setattr(nodes._shown, "home", lambda: tmp_path / "sifm")
     (tmp_path / "secret.png").write_text("secret")
     with Store(tmp_path / "sifm" / "runs" / RUN) as store:
         for i in range(2):
@@ -147,13 +149,26 @@ def test_nothing_outside_the_runs_can_be_read(home, path):
 
 def test_another_pages_requests_are_refused(home):
     picture = get(f"/sifm/runs/{RUN}")[1]["records"][0]["source"]
-    paths = [path.format(run=RUN, picture=picture) + "?annotator=anna" for path in routes("GET")]
-    assert len(paths) == 4 and {get(path)[0] for path in paths} == {200}
+    paths = [path.format(run=RUN, picture=picture, workflow="0" * 36) + "?annotator=anna" for path in routes("GET")]
+    assert len(paths) == 6 and {get(path)[0] for path in paths} == {200}
     for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         assert {get(path, **headers)[0] for path in paths} == {403}
         method, path, _, data = answer("0" * 16)
         assert ask((method, path, JSON | headers, data))[0][0] == 403
     assert not (home / "annotations.jsonl").exists()
+
+
+def test_sizes_are_told_and_only_what_nobody_paid_for_is_cleared(home):
+    assert get("/sifm/storage")[1]["parts"]["runs"] > 0
+    for body, status in (
+        ({"clear": "runs"}, 200),
+        ({"clear": "judges.sqlite"}, 400),
+        ({"limit": 2}, 200),
+        ({"limit": "x"}, 400),
+    ):
+        assert ask(("POST", "/sifm/storage", JSON, json.dumps(body)))[0][0] == status
+    told = get("/sifm/storage")[1]
+    assert told["parts"]["runs"] == 0 and told["limit"] == 2
 
 
 BODIES = {
@@ -213,9 +228,9 @@ def test_a_long_body_that_hides_its_length_is_refused(home):
 
 
 def test_changes_need_post_and_nothing_else_can_be_posted_to(home):
-    assert get("/sifm/annotations")[0] == 405 and routes("POST") == ["/sifm/annotations"]
-    for path in routes("GET"):
-        named = path.format(run=RUN, picture="0" * 64)
+    assert get("/sifm/annotations")[0] == 405 and routes("POST") == ["/sifm/annotations", "/sifm/storage"]
+    for path in sorted({*routes("GET")} - {"/sifm/storage"}):
+        named = path.format(run=RUN, picture="0" * 64, workflow="0" * 36)
         assert {ask((method, named, JSON, "{}"))[0][0] for method in ("POST", "PUT", "DELETE")} == {405}
 
 
