@@ -56,13 +56,13 @@ def check_list(values: Any, name: str) -> list[Any]:
     return list(values)
 
 
-def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
-    """One stripped, non-empty prompt per picture; a single string serves all n."""
+def check_prompts(prompt: str | Sequence[str], n: int, *, empty: bool = False) -> list[str]:
+    """One stripped prompt per picture, an empty one where that is allowed; a single string serves all n."""
     prompts = [prompt] * n if isinstance(prompt, str) else check_list(prompt, "prompt")
     if len(prompts) != n:
         raise InputError(f"expected one prompt or {n} (one per picture), got {len(prompts)}")
     for text in prompts:
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not (empty or text.strip()):
             raise InputError(f"prompt: expected an instruction such as 'make it night', got {text!r}")
         if len(text) > LONGEST_PROMPT:
             raise InputError(f"prompt: expected at most {LONGEST_PROMPT:,} characters, got {len(text):,}; shorten it")

@@ -77,7 +77,8 @@ def immunize(
     """Perturb pictures within eps so that `editor` no longer edits them as asked.
 
     ``image`` (B, 3, H, W) in [0, 1], any size: the perturbation has full resolution, the editor sees an antialiased
-    resize. ``prompt`` and ``seed``: one for all or one per picture. ``eps``, ``alpha`` in [0, 1] units; ``mask``
+    resize. ``prompt`` and ``seed``: one for all or one per picture; an empty prompt, for methods that need to know none
+    (:func:`sifm_core.methods.promptless`), where none is known. ``eps``, ``alpha`` in [0, 1] units; ``mask``
     (H, W), (1, 1, H, W) or (B, 1, H, W) in [0, 1] limits where pixels may change. ``options`` are the method's own,
     see :func:`sifm_core.methods.options`. What is not given is as ``preset`` says: "equal_budget" (eps 0.03, 100 steps
     of 2/255), "paper" (what the method's paper uses), see :func:`sifm_core.methods.presets`.
@@ -95,7 +96,7 @@ def immunize(
     raises comes through.
     """
     check_picture(image)
-    prompts = check_prompts(prompt, len(image))
+    prompts = check_prompts(prompt, len(image), empty=methods.promptless(method))
     budget = {"eps": eps, "steps": steps, "alpha": alpha}
     descent = {"ball": ball, "schedule": schedule, "update": update, "eot": eot, "random_start": random_start}
     loop, chosen = methods.configure(method, preset, budget | descent)

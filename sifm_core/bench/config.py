@@ -83,6 +83,7 @@ class RowSpec:
     options: dict[str, Any] = field(default_factory=dict)
     loop: dict[str, Any] = field(default_factory=dict)
     seed_shift: int = 0
+    instruction: str | None = None
     sweep: dict[str, list[Any]] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
@@ -92,12 +93,10 @@ class RowSpec:
         made = []
         for values in itertools.product(*self.sweep.values()):
             swept = dict(zip(self.sweep, values, strict=True))
-            loop = {key: value for key, value in swept.items() if key in SETTINGS}
-            options = {key: value for key, value in swept.items() if key not in loop}
+            loop = self.loop | {key: value for key, value in swept.items() if key in SETTINGS}
+            options = self.options | {key: value for key, value in swept.items() if key not in SETTINGS}
             name = _BRACES.sub(lambda found, swept=swept: self._named(found, swept), self.name)  # type: ignore[misc]
-            made.append(
-                Row(name, self.method or None, self.options | options, self.loop | loop, self.seed_shift),
-            )
+            made.append(Row(name, self.method or None, options, loop, self.seed_shift, self.instruction))
         return made
 
     def count(self) -> int:
@@ -222,7 +221,7 @@ def load(source: str | os.PathLike[str], profile: str = "miniature", **changes: 
     rows = table.get("rows", [])
     if not isinstance(rows, list):
         raise InputError(f"{path}: rows: expected a list of rows, got {rows!r}")
-    table["rows"] = [_row(row) for row in rows]
+    table["rows"] = [row_of(row) for row in rows]
     plan = from_dict({**table, "settings": settings}, os.fspath(path))
     printed = [name for name in printed_of if isinstance(name, str)] if isinstance(printed_of, list | tuple) else []
     return plan if _stand_for(plan.settings.editors, printed) else replace(plan, paper=Paper())
@@ -317,7 +316,9 @@ def samples(data: str, images: int, unseen: int) -> list[Sample]:
         for n, prompt in enumerate([item.instruction, *item.unseen[:unseen]]):
             kind = "unseen" if n else "original"
             truth = item.truth(prompt)
-            found.append(Sample(item.id, item.pixels, item.instruction, prompt, item.category, kind, truth))
+            found.append(
+                Sample(item.id, item.pixels, item.instruction, prompt, item.category, kind, truth, item.wordings())
+            )
     return found
 
 
@@ -333,7 +334,8 @@ def open_judges(specs: Sequence[str], **options: Any) -> list[Judge | str]:
     return found
 
 
-def _row(row: Any) -> dict[str, Any]:
+def row_of(row: Any) -> dict[str, Any]:
+    """A row in the words of :class:`RowSpec`: a shared one by its name, or spelled; InputError for any other."""
     if isinstance(row, str):
         shared = {entry["name"]: entry for entry in read_toml(ROWS)["rows"]}
         if row not in shared:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .. import purify
-from ..checks import check_choice, check_count
+from ..checks import check_choice, check_count, check_list
 from ..errors import InputError
 from ..loop import LOOP, Loop
 from ..methods import check_options, configure, get_method, options
@@ -23,8 +23,8 @@ from ..verdicts import CLEAN
 
 ARROW = "->"
 """In an editor's name: protected on the left one, attacked with the right one (the paper's Table V)."""
-SETTINGS = ("preset", *LOOP)
-"""Settings of the loop that a row may have for itself."""
+SETTINGS = ("preset", "also", *LOOP)
+"""Settings of the loop that a row may have for itself, and the further editors that it protects against at once."""
 BATCH, SEEDS, CELLS, RECORDS = 4096, 10_000, 1_000_000, 10_000_000
 """At most so many pictures at a time, attacks of each kind, records of one picture, and records of a grid."""
 
@@ -35,7 +35,8 @@ class Sample:
 
     ``image`` (3, H, W) in [0, 1], or a function that gives it; ``instruction`` is what the protection is made with,
     ``prompt`` what the attacker asks (``kind`` "original" when they are the same, else "unseen"); ``truth`` is for
-    judges that use it.
+    judges that use it; ``wordings`` are all instructions on the picture, in every wording that is known: a protection
+    that draws instructions of its own draws none of these.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Sample:
     category: str = ""
     kind: str = "original"
     truth: Any = None
+    wordings: tuple[str, ...] = ()
 
     def pixels(self) -> Tensor:
         """The picture, (3, H, W) in [0, 1]."""
@@ -57,7 +59,8 @@ class Row:
 
     ``method`` None leaves them as they are; ``options`` are the method's own; ``loop`` what else
     :func:`sifm_core.pipeline.immunize` takes (:data:`SETTINGS`), over the grid's eps, steps and alpha; ``seed_shift``
-    makes the attacker use another seed than the other rows do.
+    makes the attacker use another seed than the other rows do; ``instruction`` replaces that of every picture, ""
+    meaning that whoever protects knows none.
     """
 
     name: str
@@ -65,6 +68,20 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     loop: Mapping[str, Any] = field(default_factory=dict)
     seed_shift: int = 0
+    instruction: str | None = None
+
+    def told(self, sample: Sample) -> str:
+        """What the protection of a picture is made with."""
+        return sample.instruction if self.instruction is None else self.instruction
+
+    def also(self) -> tuple[str, ...]:
+        """The further editors that it protects against, by name."""
+        return tuple(check_list(self.loop.get("also", ()), f"also of row {self.name}"))
+
+    def avoided(self, sample: Sample) -> tuple[str, ...]:
+        """What a method that draws instructions must not draw for a picture; () for any other method."""
+        draws = self.method is not None and "avoid" in options(self.method)
+        return (sample.wordings or (sample.instruction, sample.prompt)) if draws else ()
 
     def settings(self, grid: Grid) -> dict[str, Any]:
         """The loop's settings for this row: the grid's, unless the row has its own or a preset."""
@@ -155,6 +172,7 @@ class Grid:
         check_options(row.method, row.options)
         for name in row.loop:
             check_choice(name, f"setting of row {row.name}", SETTINGS)
+        row.also()
         row.resolved(self)
 
     def attacked(self) -> list[str]:

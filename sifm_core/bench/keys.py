@@ -98,9 +98,13 @@ class Keys:
         if takes_gradient(row):
             uses |= {
                 "editor": self.model(self.protector(a)),
-                "prompt": a.sample.instruction,
+                "prompt": row.told(a.sample),
                 "loop": row.settings(grid),
             }
+            if also := row.also():
+                uses["also"] = [self.model(self.editors[name]) for name in also]
+        if avoided := row.avoided(a.sample):
+            uses["avoid"] = sorted(avoided)
         if row.method in METHOD_VERSIONS:
             uses["made_by"] = METHOD_VERSIONS[row.method]
         return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
@@ -129,8 +133,8 @@ class Keys:
 
     def compared(self, a: Attack) -> Key:
         """Of the distance between the prompts of attack and protection; "" where nothing is to be compared."""
-        one, other = a.sample.prompt, a.sample.instruction
-        if not self.grid.compare_prompts or one == other:
+        one, other = a.sample.prompt, a.row.told(a.sample)
+        if not self.grid.compare_prompts or not other or one == other:
             return ""
         return fingerprint(version=VERSION, editor=self.model(self.attacker(a)), prompts=[one, other])
 
@@ -164,7 +168,11 @@ class Keys:
         return {
             "samples": fingerprint(samples=samples),
             "pictures": len({sample.id for sample in grid.samples}),
-            "rows": [[row.name, row.method, dict(row.options), dict(row.loop), row.seed_shift] for row in grid.rows],
+            "rows": [
+                [row.name, row.method, dict(row.options), dict(row.loop), row.seed_shift]
+                + ([] if row.instruction is None else [row.instruction])
+                for row in grid.rows
+            ],
             "editors": grid.attacked(),
             "models": {m.name: identity(k) if "fingerprint" in k else k["name"] for m, k in self.known.items()},
             "judges": [self.known[judge]["name"] for judge in judges],

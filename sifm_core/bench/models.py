@@ -67,8 +67,10 @@ def is_here(judge: Model) -> bool:
 
 
 def _sides(grid: Grid) -> list[tuple[str, Editor | str]]:
-    """The editors that protect or attack, by name."""
-    return [(name, e) for e in grid.editors for name in (names(e) if isinstance(e, str) else (e.name,))]
+    """The editors that protect or attack, by name; one that a row protects against as well only where it is named."""
+    sides = [(name, e) for e in grid.editors for name in (names(e) if isinstance(e, str) else (e.name,))]
+    named = {name for name, _ in sides}
+    return [(name, name) for row in grid.rows for name in row.also() if name not in named] + sides
 
 
 def _side(name: str, editor: Editor | str) -> Editor | str:

@@ -64,12 +64,17 @@ class Phases:
 
         def task(batch: Sequence[Attack]) -> Task:
             row = batch[0].row
+            options = dict(row.options) | row.settings(self._grid)
+            if any(avoided := [list(row.avoided(a.sample)) for a in batch]):
+                options["avoid"] = avoided
+            if also := row.also():
+                options["also"] = [self._models.editors[name] for name in also]
             settings = {
                 "pixels": [to_uint8(a.sample.pixels()) for a in batch],
-                "prompt": [a.sample.instruction for a in batch],
+                "prompt": [row.told(a.sample) for a in batch],
                 "method": row.method,
                 "seed": [a.seed for a in batch],
-                "options": dict(row.options) | row.settings(self._grid),
+                "options": options,
                 "demonstration": self._grid.demonstration,
             }
             return Task("immunize", keys.protector(batch[0]) if takes_gradient(row) else None, settings)
@@ -144,7 +149,7 @@ class Phases:
         keys = self._keys
 
         def task(batch: Sequence[Attack]) -> Task:
-            prompts = [(a.sample.prompt, a.sample.instruction) for a in batch]
+            prompts = [(a.sample.prompt, a.row.told(a.sample)) for a in batch]
             return Task("compare", keys.attacker(batch[0]), {"prompts": prompts})
 
         return Phase(

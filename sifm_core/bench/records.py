@@ -37,7 +37,7 @@ def record(grid: Grid, models: Models, keys: Keys, artefacts: Artefacts, a: Atta
         "protected_on": protect,
         "purifier": a.chain,
         "edit_seed": a.edit_seed,
-        "instruction": a.sample.instruction,
+        "instruction": a.row.told(a.sample),
     }
     if row.method:
         info["linf"], info["protection_key"] = protection.get("linf"), protection_key

@@ -113,6 +113,7 @@ def _immunize(
 ) -> list[dict[str, Any]]:
     sources = stack(pixels)
     options = settings.pop("options")
+    options["also"] = [model(other) for other in options.get("also", ())]
     done = immunize(sources, _NO_EDITOR if editor is None else editor, on_step=on_step, **settings, **options)
     shared = {
         "seconds": done.seconds / len(pixels),

@@ -23,10 +23,19 @@ def load(source: str | os.PathLike[str] = MINIATURE, n: int | None = None) -> li
     Raises InputError when there are fewer than n, or when the manifest is not sound.
     """
     if os.fspath(source) == MINIATURE:
-        from ..miniature import benchmark
+        from ..miniature import benchmark, language
 
         return [
-            Item(x.id, x.category, f"{MINIATURE}:{x.id}", x.instruction, x.unseen, drawn=x.image, tell=x.truth)
+            Item(
+                x.id,
+                x.category,
+                f"{MINIATURE}:{x.id}",
+                x.instruction,
+                x.unseen,
+                drawn=x.image,
+                tell=x.truth,
+                spoken=language.wordings,
+            )
             for x in benchmark.load(n)
         ]
     items = check(read(source))

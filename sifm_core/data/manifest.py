@@ -33,7 +33,8 @@ class Item:
 
     ``image``: its file, relative to the manifest and not outside its folder; ``sha256`` of that file, "" when it was
     never frozen; ``source`` where the picture comes from; ``caption`` what it shows; ``prompts_from`` who wrote
-    ``unseen``. ``drawn`` and ``tell`` are for embedded data, which have no file and know the truth.
+    ``unseen``. ``drawn``, ``tell`` and ``spoken`` are for embedded data, which have no file, know the truth, and how
+    else an instruction can be worded.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Item:
     folder: Path = field(default=Path(), compare=False)
     drawn: Tensor | None = field(default=None, compare=False)
     tell: Callable[[str], Any] | None = field(default=None, compare=False)
+    spoken: Callable[[str], Sequence[str]] | None = field(default=None, compare=False)
 
     @property
     def path(self) -> Path:
@@ -65,6 +67,11 @@ class Item:
         from ..images import load_image
 
         return load_image(self.path)[0] if self.drawn is None else self.drawn
+
+    def wordings(self) -> tuple[str, ...]:
+        """Its instructions, each in every wording that is known: of embedded data those of its language."""
+        asked = (self.instruction, *self.unseen)
+        return tuple(text for prompt in asked for text in (self.spoken(prompt) if self.spoken else (prompt,)))
 
     def truth(self, instruction: str) -> Any:
         """Ground truth of an instruction on this picture, where there is one."""

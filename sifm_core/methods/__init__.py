@@ -4,8 +4,9 @@ A method module has either ``build(editor, x, cond, *, ...) -> GradFn``, whose k
 (``x`` the clean image at the editor's working size, ``cond`` its prepared prompts); or, when it needs no gradient,
 ``perturb(x, *, eps, seed, ...) -> Image``. ``PROVENANCE`` says where it comes from. Where they apply: ``RANDOM_START =
 True`` when its loss has no gradient at the clean picture, ``UPDATE`` where the loop is not to move along the steepest
-direction, ``PRESETS`` with what its paper sets, ``BEYOND`` with the editor families on which the paper never ran it. To
-add one: write the file, put :func:`configured` on its function, list it in :data:`METHODS`.
+direction, ``PROMPTLESS = True`` when it can do without an instruction, ``PRESETS`` with what its paper sets, ``BEYOND``
+with the editor families on which the paper never ran it. To add one: write the file, put :func:`configured` on its
+function, list it in :data:`METHODS`.
 """
 
 from __future__ import annotations
@@ -156,6 +157,11 @@ def random_start(name: str, chosen: Mapping[str, Any]) -> bool:
     module = get_method(name)
     rule = getattr(module, "random_start", None)
     return bool(rule(**chosen)) if rule else bool(getattr(module, "RANDOM_START", False))
+
+
+def promptless(name: str) -> bool:
+    """Whether a method takes an empty prompt to mean that no instruction is known."""
+    return bool(getattr(get_method(name), "PROMPTLESS", False))
 
 
 def update(name: str) -> Update:

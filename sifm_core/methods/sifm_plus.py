@@ -37,6 +37,7 @@ PROVENANCE = (
 )
 RANDOM_START = True
 UPDATE = "momentum"
+PROMPTLESS = True
 PRESETS: dict[str, dict[str, Any]] = {
     "robust": {"eot": ("none", "jpeg:50-95", "resize:0.4-0.9", "blur:0.3-1", "noise:0.01-0.04")}
 }

@@ -240,6 +240,12 @@ def captions(edit: str) -> tuple[str, ...]:
     return _CAPTIONS[edit] if edit in _CAPTIONS else _spoken(_MATERIAL_CAPTIONS, edit)
 
 
+def wordings(prompt: str) -> tuple[str, ...]:
+    """Every text that asks for the same edit as this one; the text alone where it is none of this world's."""
+    edit = parse(prompt)
+    return (prompt,) if edit is None else (*phrases(edit), *captions(edit))
+
+
 def trained() -> tuple[str, ...]:
     """Every text that an editor may be trained on."""
     return tuple(
