@@ -108,8 +108,6 @@ class Editor(ABC):
     latent_shift: float | Tensor = 0.0
     latent_scale: float | Tensor = 1.0
     """`encode` returns (posterior mode - shift) * scale; where channels have their own, (1, c, 1, 1) on the device."""
-    subject: str = "any"
-    """The pool of instructions (:func:`sifm_core.methods.sifm_plus.pool`) in this editor's language."""
     toy: int | None = None
     """Of one that knows nothing but small drawings of its own: their longer side in pixels. None: a real editor."""
     layer_presets: Mapping[str, tuple[str, ...]]

@@ -21,8 +21,6 @@ from ..types import Editor, Image, Latent, OnStep, Step
 from . import folder as folders
 from .attention import watched
 
-SENTENCE = 32
-"""Tokens: an editor that reads fewer at once knows the miniature's language, and not what people ask for."""
 LOADED = ("size", "t5_tokens")
 """Settings that are fixed when an editor is loaded; the others are also options of each edit."""
 
@@ -57,9 +55,6 @@ class LatentEditor(Editor):
         self.latent_shift = shift
         self._folder, self._parts = folder, parts
         self._multiple = multiple
-        readers = [part for kind, part in pipe.components.items() if kind.startswith("tokenizer") and part is not None]
-        if any(reader.model_max_length < SENTENCE for reader in readers):
-            self.subject = "miniature"
         self._prompts: dict[str, tuple[Tensor, ...]] = {}
         self._readers: dict[str, nn.Module] = {}
         self._alone = False

@@ -89,7 +89,7 @@ def build(
     paths = resolve(editor.net, patterns(layers, presets))
     times = torch.tensor(times_of(timesteps, editor.num_train_timesteps))
     seeds = [seed] * pictures if isinstance(seed, int) else list(seed)
-    wishes = [(text,) for text in instructions] or pool(editor.subject if subject == "auto" else subject)
+    wishes = [(text,) for text in instructions] or pool(_subject(editor, subject))
     chosen = choose(partial(_reads, editor, x[:1]), wishes, drawn, avoid, seeds)
     conds = [cond, *(editor.prepare(list(texts), x) for texts in itertools.zip_longest(*chosen, fillvalue=""))]
     stack, words = editor.join(conds), editor.words(cond)
@@ -158,6 +158,10 @@ def choose(
         texts = (draw.choice(wish) for wish in draw.sample(left, len(left)))
         found.append(list(itertools.islice(filter(reads, texts), drawn)))
     return found
+
+
+def _subject(editor: Editor, subject: str) -> str:
+    return subject if subject != "auto" else "any" if editor.toy is None else OWN
 
 
 def _reads(editor: Editor, x: Image, text: str) -> bool:
