@@ -44,7 +44,7 @@ def through_latent(
 
     def gradient(x: Image) -> Gradient:
         with torch.enable_grad():
-            image = x.detach().clone().requires_grad_()
+            image = _leaf(x)
             encoded = encode(image)
         encoded = encoded if isinstance(encoded, tuple) else (encoded,)
         entered = [tensor.detach() for tensor in encoded]
@@ -83,7 +83,7 @@ def direct(loss: Callable[..., Tensor], draw: Callable[[int], Sequence[Tensor]] 
 
     def gradient(x: Image, *drawn: Tensor) -> Gradient:
         with torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = _leaf(x)
             value = loss(leaf, *drawn)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         return Gradient(value.detach(), grad)
@@ -104,7 +104,7 @@ def through(grad_fn: GradFn, view: Callable[[Image, int], Image]) -> GradFn:
 
     def full(x: Image, step: int) -> Gradient:
         with torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = _leaf(x)
             seen = view(leaf, step)
             gradient = grad_fn(seen.detach(), step)
             (grad,) = torch.autograd.grad(seen, leaf, gradient.grad)
@@ -154,6 +154,11 @@ def ensemble(grad_fns: Sequence[GradFn], weights: Sequence[float] | None = None)
         return Gradient(torch.stack(losses).sum(dim=0), torch.stack(grads).sum(dim=0), log)
 
     return together
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """``x`` as the start of a graph; not copied, since a large picture is large, unless inference mode made it."""
+    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 
 
 def _add(totals: Sequence[Tensor], loss: Tensor, leaves: Sequence[Tensor], keep: bool = False) -> None:
