@@ -29,7 +29,6 @@ from .shared import (
     Offload,
     Options,
     Out,
-    Prompt,
     Seed,
     Size,
     Source,
@@ -45,7 +44,12 @@ def immunize(
     context: typer.Context,
     source: Source,
     out: Out,
-    prompt: Prompt,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            "--prompt", metavar="TEXT", help="The instruction, such as 'make it night'; sifm_plus needs none."
+        ),
+    ] = "",
     editor: EditorName = EDITOR,
     method: Annotated[str, typer.Option("--method", metavar="NAME", help="See `sifm list methods`.")] = "sifm",
     preset: Annotated[
@@ -103,7 +107,7 @@ def immunize(
         check_writable(log)
     own = method_options(method, option or [])
     settings = methods.configure(method, preset, loop)[0]
-    check_prompts(prompt, 1)
+    check_prompts(prompt, 1, empty=methods.promptless(method))
     check_seed(seed, 1)
     cover = None if mask is None else images.load_picture(mask, background).pixels.mean(dim=1, keepdim=True)
     pictures.look(background, lambda picture: images.check_mask(cover, picture.pixels))
