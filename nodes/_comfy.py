@@ -135,8 +135,10 @@ class ManagedEditor:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         _load(self._text)
-        yield
-        self._return()
+        try:
+            yield
+        finally:
+            self._return()
 
 
 def _working(editor: Editor, image: Image) -> int:

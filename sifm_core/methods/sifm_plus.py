@@ -42,6 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "robust": {"eot": ("none", "jpeg:50-95", "resize:0.4-0.9", "blur:0.3-1", "noise:0.01-0.04")}
 }
 """robust: for a picture that is scaled and compressed on its way, as platforms do, before somebody edits it."""
+UNETS = ("instruct-pix2pix",)
+"""Families whose network is a U-Net: its last layers do best, of a transformer those before its middle."""
 POOLS = Path(__file__).with_name("instructions.toml")
 OWN = "miniature"
 """The subject whose instructions stand alone: an editor of its own small language understands no others."""
@@ -66,8 +68,10 @@ def build(
         int | str | Sequence[int], "in turn, one for each run: how many, evenly spaced; a list; early, mid or late"
     ] = 4,
     layers: Annotated[
-        str | Sequence[str], "presets of the editor (without a last: deep) or module paths with wildcards"
-    ] = "last",
+        str | Sequence[str],
+        "presets of the editor or module paths with wildcards; auto: what measured best, last of a U-Net and mid of a "
+        "transformer",
+    ] = "auto",
     avoid: Annotated[
         Sequence[Sequence[str]], "for an evaluation: per picture, instructions that are not drawn in any wording"
     ] = (),
@@ -85,8 +89,8 @@ def build(
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {number!r}")
     pictures, size = len(x), (x.shape[-2], x.shape[-1])
-    presets = {"last": editor.layer_presets.get("deep", ()), **editor.layer_presets}
-    paths = resolve(editor.net, patterns(layers, presets))
+    measured = "last" if editor.family in UNETS else "mid" if "mid" in editor.layer_presets else "deep"
+    paths = resolve(editor.net, patterns(measured if layers == "auto" else layers, editor.layer_presets))
     times = torch.tensor(times_of(timesteps, editor.num_train_timesteps))
     seeds = [seed] * pictures if isinstance(seed, int) else list(seed)
     wishes = [(text,) for text in instructions] or pool(_subject(editor, subject))
@@ -140,7 +144,7 @@ def build(
 
 
 def choose(
-    reads: Callable[[str], bool],
+    reads: Callable[[Sequence[str]], bool],
     wishes: Sequence[Sequence[str]],
     drawn: int,
     avoid: Sequence[Sequence[str]],
@@ -148,15 +152,18 @@ def choose(
 ) -> list[list[str]]:
     """For each picture, by its seed, ``drawn`` instructions or all there are, one wording of a wish each.
 
-    What ``reads`` refuses is passed over. Raises InputError where there is not one list to avoid for each picture.
+    What ``reads``, asked about several at once, refuses is passed over. Raises InputError where there is not one list
+    to avoid for each picture.
     """
     if avoid and len(avoid) != len(seeds):
         raise InputError(f"avoid: expected a list of instructions for each of {len(seeds)} pictures, got {len(avoid)}")
     found = []
     for seed, shunned in zip(seeds, avoid or [()] * len(seeds), strict=True):
         draw, left = random.Random(f"{seed}/instructions"), [wish for wish in wishes if not {*wish} & {*shunned}]
-        texts = (draw.choice(wish) for wish in draw.sample(left, len(left)))
-        found.append(list(itertools.islice(filter(reads, texts), drawn)))
+        texts = [draw.choice(wish) for wish in draw.sample(left, len(left))]
+        if not reads(texts[:drawn]):
+            texts = [text for text in texts if reads([text])]
+        found.append(texts[:drawn])
     return found
 
 
@@ -164,9 +171,9 @@ def _subject(editor: Editor, subject: str) -> str:
     return subject if subject != "auto" else "any" if editor.toy is None else OWN
 
 
-def _reads(editor: Editor, x: Image, text: str) -> bool:
+def _reads(editor: Editor, x: Image, texts: Sequence[str]) -> bool:
     try:
-        editor.prepare([text], x)
+        editor.prepare(texts, x.expand(len(texts), -1, -1, -1))
     except InputError:
         return False
     return True

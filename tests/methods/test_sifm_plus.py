@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_the_formula_run_by_run(editor: Editor, step: in
         editor, x0, editor.prepare(PROMPTS), instructions=POOL, drawn=3, runs=runs, layers=path, seed=seeds
     )
     index, noises, t = grad_fn.draw(step)
-    chosen = sifm_plus.choose(lambda text: True, [(text,) for text in POOL], 3, (), seeds)
+    chosen = sifm_plus.choose(lambda texts: True, [(text,) for text in POOL], 3, (), seeds)
     texts = [[PROMPTS[b], *chosen[b]] for b in range(2)]
     asked = [[texts[b][int(row) // 2] for b, row in enumerate(rows)] for rows in index]
     assert [int(k) for k in t] == [times[(step * runs + r) % 4] for r in range(runs)]
@@ -121,10 +121,10 @@ def test_the_loop_sums_up_its_directions_unless_told_otherwise() -> None:
 def test_what_is_to_be_avoided_is_drawn_in_no_wording() -> None:
     wishes = [("a", "A"), ("b", "B"), ("c", "C")]
     for seed in range(20):
-        first, second = sifm_plus.choose(lambda text: True, wishes, 3, [["B"], ["a", "C"]], [seed, seed + 100])
+        first, second = sifm_plus.choose(lambda texts: True, wishes, 3, [["B"], ["a", "C"]], [seed, seed + 100])
         assert {text.lower() for text in first} == {"a", "c"} and {text.lower() for text in second} == {"b"}
     with pytest.raises(InputError, match="a list of instructions for each of 2 pictures, got 1"):
-        sifm_plus.choose(lambda text: True, wishes, 3, [["a"]], [1, 2])
+        sifm_plus.choose(lambda texts: True, wishes, 3, [["a"]], [1, 2])
 
 
 def test_what_the_editor_cannot_read_is_passed_over(ip2p_folder) -> None:
@@ -180,5 +180,5 @@ def test_the_miniatures_pool_is_its_language_in_words_that_its_benchmark_does_no
     item = benchmark.load(1)[0]
     asked = [item.instruction, *item.unseen]
     shunned = [text for prompt in asked for text in language.wordings(prompt)]
-    (drawn,) = sifm_plus.choose(lambda text: True, wishes, 99, [shunned], [0])
+    (drawn,) = sifm_plus.choose(lambda texts: True, wishes, 99, [shunned], [0])
     assert {language.parse(text) for text in drawn} == edits - {language.parse(prompt) for prompt in asked}

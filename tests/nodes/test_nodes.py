@@ -182,6 +182,7 @@ TEXTS = {
     "the notebook's edit without a prompt": ("photoguard_diffusion", {"official_quirks": True}),
 }
 TEXTS |= {name: (name, {}) for name in methods.METHODS}
+TEXTS["sifm_plus"] = ("sifm_plus", {"instructions": "red\na dog"})  # what so small a tokenizer can read
 
 
 @pytest.mark.parametrize("family", ["editor", "sd3_editor"])
@@ -200,7 +201,9 @@ def test_texts_that_a_method_asks_for_are_read_where_memory_is_short(
         choice = {"method": method} | widgets(method) | options
         out = SifmBaselineImmunize.execute(picture(1), chosen, **settings, method=choice)
     assert 0 < (out[0] - picture(1)).abs().max() <= 0.03
-    assert len(small_device) == (4 if "subject" in options else 2), "there, away for a new text, and back"
+    assert len(small_device) == (4 if {"subject", "instructions"} & {*options} else 2), (
+        "there, away for a new text, and back"
+    )
 
 
 def test_two_editors_are_on_the_device_together(small_device, editor, sd3_editor):
@@ -230,7 +233,7 @@ def test_saved_graphs_find_the_loops_widgets_where_they_were(comfy, name):
     assert list(made)[3:8] == ["eps", "steps", "seed", "alpha", "mask"] and list(made)[-7:] == folded
     assert [made[setting].default for setting in ("eps", "steps", "alpha")] == [0.03, 100, 2 / 255]
     defaults = [made[setting].default for setting in folded[1:]]
-    assert defaults == ["linf", "constant", "steepest", "", "auto", 0]
+    assert defaults == ["linf", "constant", "auto", "", "auto", 0]
     assert made.keys() >= set(loop.LOOP), "a setting that no widget sets"
 
 
