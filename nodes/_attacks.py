@@ -21,6 +21,7 @@ from ._store import digest
 
 TITLES = {
     "sifm": "SIFM",
+    "sifm_plus": "SIFM+",
     "photoguard_encoder": "PhotoGE",
     "photoguard_diffusion": "PhotoGD",
     "editshield": "ED",

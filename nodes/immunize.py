@@ -109,7 +109,9 @@ class SifmBaselineImmunize(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompt: str | None = None, method: Any = None, eot: str | None = None) -> bool | str:
-        problems = (choice_problem("method", method, BASELINES), prompt_problem(prompt), eot_problem(eot))
+        known = choice_problem("method", method, BASELINES)
+        needed = known is not True or not methods.promptless(method["method"])
+        problems = (known, prompt_problem(prompt) if needed else True, eot_problem(eot))
         return next((problem for problem in problems if problem is not True), True)
 
     @classmethod

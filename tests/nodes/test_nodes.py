@@ -308,6 +308,16 @@ def test_wrong_transforms_are_said_before_anything_runs():
         assert node.validate_inputs(**given, eot="none, jpeg:50-75") is True and node.validate_inputs(**given) is True
 
 
+def test_a_method_that_needs_no_instruction_takes_an_empty_prompt(editor):
+    from nodes.immunize import SifmBaselineImmunize
+
+    assert SifmBaselineImmunize.validate_inputs(prompt=" ", method={"method": "sifm_plus"}) is True
+    assert "type an instruction" in SifmBaselineImmunize.validate_inputs(prompt=" ", method={"method": "mist"})
+    method = {"method": "sifm_plus"} | widgets("sifm_plus") | {"instructions": "red"}
+    out = SifmBaselineImmunize.execute(picture(1), editor, **SETTINGS | {"prompt": ""}, method=method)
+    assert 0 < (out[0] - picture(1)).abs().max() <= 0.03
+
+
 def test_checkpointing_and_no_t5_reach_the_editor(folder, sd3_folder, editor):
     from nodes.load import SifmLoadEditor
     from sifm_core.errors import InputError
