@@ -27,6 +27,7 @@ FLOORS = [
         "store",
         "metrics",
         "transforms",
+        "visibility",
     },
     {"editors", "methods", "purify", "judges", "miniature"},
     {"pipeline", "layers", "plan"},
@@ -47,6 +48,7 @@ HEAVY = {
     "matplotlib",
     "scipy",
     "skimage",
+    "pycvvdp",
 }
 COMFY = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "nodes"}
 FILES = sorted((ROOT / "sifm_core").rglob("*.py"))
