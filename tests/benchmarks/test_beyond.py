@@ -1,4 +1,4 @@
-"""python -m benchmarks.beyond: what a line of its log says, and that no protection draws what a picture is attacked with."""
+"""python -m benchmarks.beyond: what a line of its log says; no protection draws what its picture is attacked with."""
 
 from __future__ import annotations
 
