@@ -17,6 +17,7 @@ from sifm_core.loop import LOOP, Loop, listed
 from sifm_core.options import Option
 
 from . import sockets
+from ._comfy import MARKS
 
 STARTS = {"auto": None, "yes": True, "no": False}
 _LOOPBACK = re.compile(r"https?://(127\.0\.0\.1|\[::1\]|localhost)(:\d+)?(/|$)")
@@ -144,6 +145,17 @@ def budget_inputs() -> list[io.Input]:
     return [eps, steps, seed_input(), alpha]
 
 
+def marks_input() -> io.Input:
+    return io.Combo.Input(
+        "mask_marks",
+        options=list(MARKS),
+        optional=True,
+        advanced=True,
+        tooltip="What the mask's white means. Load Image gives the transparent part of a PNG, which the saved file "
+        "keeps; an empty mask is none, one of another size is fitted.",
+    )
+
+
 def loop_inputs() -> list[io.Input]:
     """What else every method with a gradient can be told, folded; and a socket for a second editor."""
     return [
@@ -205,7 +217,7 @@ def method_options(name: str, widgets: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input(name: str, option: Option) -> io.Input | None:
-    about = {"default": option.default, "tooltip": option.doc, "advanced": True}
+    about: dict[str, Any] = {"default": option.default, "tooltip": option.doc, "advanced": True, "optional": True}
     if option.type is Any:
         return io.Image.Input(name, optional=True, tooltip=option.doc) if name.endswith("_image") else None
     if get_origin(option.type) is Literal:

@@ -66,6 +66,9 @@ class SifmMllmJudge(io.ComfyNode):
                     options=_backends(),
                     tooltip="Who judges. The miniature's judges know the miniature's pictures and nothing else.",
                 ),
+                sockets.Judge.Input(
+                    "chosen", optional=True, tooltip="From Editors and Judges; takes the place of the choice above."
+                ),
             ],
             outputs=[
                 sockets.Verdicts.Output("verdicts", tooltip="For ISR Aggregate."),
@@ -89,9 +92,8 @@ class SifmMllmJudge(io.ComfyNode):
         if chosen == "human":
             file = home() / ANNOTATIONS
             return file.stat().st_mtime if file.exists() else 0.0
-        return (
-            0.0 if chosen in ("miniature", "clip") else float("nan")
-        )  # a new one: ComfyUI takes the same object for equal
+        known = chosen in ("miniature", "clip") and "chosen" not in inputs
+        return 0.0 if known else float("nan")  # a new one: ComfyUI takes the same object for equal
 
     @classmethod
     def execute(
@@ -102,7 +104,9 @@ class SifmMllmJudge(io.ComfyNode):
         judge: dict[str, Any],
         clean_edit: Tensor | None = None,
         control_edit: Tensor | None = None,
+        chosen: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
+        judge = chosen or judge
         sources = to_engine(source)
         given = {"protected": edited, "clean": clean_edit, "control": control_edit}
         edits = {arm: to_engine(pictures) for arm, pictures in given.items() if pictures is not None}

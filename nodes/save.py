@@ -12,7 +12,7 @@ from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
 from sifm_core import pipeline
-from sifm_core.images import load_image, save_png, verify_budget
+from sifm_core.images import Picture, load_image, save_png, verify_budget
 
 from . import sockets
 from ._attacks import Protection
@@ -45,20 +45,24 @@ class SifmSaveProtected(io.ComfyNode):
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), width, height
         )
-        saved, read = [], []
-        settings, masks = protection.settings, protection.mask
+        saved, read, said = [], [], []
+        settings, masks, alphas = protection.settings, protection.mask, protection.alpha
         for i, (image, original) in enumerate(
             zip(protection.image.split(1), protection.original.split(1), strict=True)
         ):
             shown = "demonstration_" if settings.get("demonstration") else ""
             file = f"{shown}{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
             about = pipeline.public(settings) | {"original": hash_of(original), "protected": hash_of(image)}
-            save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
+            like = None if alphas is None else Picture(original, alphas[i % len(alphas)][None], None, Path(), "RGBA")
+            save_png(image, Path(folder, file), like=like, metadata={"sifm": about, **_graph(cls.hidden)})
             mask = None if masks is None else masks[i % len(masks)]
-            verify_budget(Path(folder, file), original, settings["eps"], settings.get("ball", "linf"), mask)
+            ball = settings.get("ball", "linf")
+            most = verify_budget(Path(folder, file), original, settings["eps"], ball, mask)
             read.append(load_image(Path(folder, file)))
             saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
-        return io.NodeOutput(to_comfy(torch.cat(read)), ui=ui.SavedImages(saved))
+            what = "largest change" if ball == "linf" else "change (RMS)"
+            said.append(f"{Path(subfolder, file)}: {what} {255 * most:.3g} of 255, from the picture as ComfyUI read it")
+        return io.NodeOutput(to_comfy(torch.cat(read)), ui={"images": saved, "text": said})
 
 
 def _graph(hidden: Any) -> dict[str, str]:
