@@ -8,17 +8,10 @@ from pathlib import Path
 
 import folder_paths
 
-from sifm_core.editors import BUILTIN, FAMILIES, local_folder
+from sifm_core.editors import BUILTIN, FAMILIES, GIGABYTES, local_folder
 from sifm_core.editors.folder import read_json
 from sifm_core.errors import SifmError
 
-BILLIONS = {
-    "timbrooks/instruct-pix2pix": 1.07,
-    "MudeHui/HQ-Edit": 1.07,
-    "stabilityai/stable-diffusion-3-medium-diffusers": 7.69,
-    "BleachNick/SD3_UltraEdit_freeform": 7.69,
-}
-"""Weights of repositories whose architecture is known, text encoders included; tests/nodes counts them again."""
 HUB = "https://huggingface.co/"
 
 
@@ -50,9 +43,8 @@ def absent(known: Iterable[str]) -> dict[str, str]:
 
 def size(name: str) -> str:
     """How much is to be fetched, and from where."""
-    repository = BUILTIN.get(name, name)
-    billions = BILLIONS.get(repository)
-    return f"{2 * billions:.1f} GB in 16 bits from {repository}" if billions else f"from {repository}"
+    large = f"{GIGABYTES[name]} GB from " if name in GIGABYTES else "from "
+    return large + BUILTIN.get(name, name)
 
 
 def problem(name: str) -> str:

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from .errors import InputError, SifmError
-from .files import read_text, write_atomically
+from .files import read_text, within, write_atomically
 from .images import from_uint8
 from .shapes import misfit
 from .store import Store, fingerprint, record_of
@@ -111,7 +111,8 @@ class Job:
 
 
 def load_workflow(path: Path) -> Prompt:
-    """A graph in API format; for one in the editor's format, the API format in ``api/`` beside it.
+    """A graph in API format; for one in the editor's format, the API format in ``api/`` beside it, under the name that
+    its ``extra.api`` gives, else under its own.
 
     Raises InputError for what is neither.
     """
@@ -119,11 +120,17 @@ def load_workflow(path: Path) -> Prompt:
         graph = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a workflow as JSON ({error})") from None
-    if isinstance(graph, dict) and "nodes" in graph and (beside := path.parent / "api" / path.name).is_file():
+    if isinstance(graph, dict) and "nodes" in graph and (beside := _beside(path, graph)):
         return load_workflow(beside)
     if not graph or misfit(graph, dict[str, _Node]):
         raise InputError(f"{path}: expected API format; export it in ComfyUI with File > Export (API)")
     return graph
+
+
+def _beside(path: Path, graph: Mapping[str, Any]) -> Path | None:
+    extra = graph.get("extra")
+    named = within(path.parent, str(extra["api"])) if isinstance(extra, dict) and "api" in extra else None
+    return next((file for file in (named, path.parent / "api" / path.name) if file and file.is_file()), None)
 
 
 def vary(prompt: Prompt, fixed: Mapping[str, Any], swept: Mapping[str, Sequence[Any]]) -> list[Job]:
@@ -432,10 +439,12 @@ class _Work:
 def _collect(server: Server, job: Job, entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What the prompt's nodes gave: outputs as the server tells them, their files and texts in ``folder``, and the
     records of its runs with their pictures; ``missing`` says in sentences what was not found."""
-    outputs = entry.get("outputs", {})
-    listed = [node.get("sifm_run", ()) for node in outputs.values()] if not misfit(outputs, dict[str, _Output]) else []
-    runs = dict.fromkeys(run for some in listed for run in some)
-    files, missing = _save(server, job, outputs if isinstance(outputs, dict) else {}, folder)
+    given = entry.get("outputs", {})
+    outputs = {id: node for id, node in given.items() if isinstance(node, dict)} if isinstance(given, dict) else {}
+    runs = dict.fromkeys(
+        run for node in outputs.values() if not misfit(node, _Output) for run in node.get("sifm_run", ())
+    )
+    files, missing = _save(server, job, outputs, folder)
     records = []
     for run_id in runs:
         where = f"/sifm/runs/{urllib.parse.quote(run_id, safe='')}"
@@ -454,8 +463,6 @@ def _save(server: Server, job: Job, outputs: Mapping[str, Any], folder: Path) ->
     """Write every file and text of a prompt's outputs; the names of the files, and what there was not."""
     saved, missing = [], []
     for id, given in outputs.items():
-        if not isinstance(given, dict):
-            continue
         node = job.prompt.get(id.split(":")[0], {})
         name = node.get("_meta", {}).get("title") or node.get("class_type", "")
         about = _UNSAFE.sub("_", f"{id} {name}".strip())[:80]

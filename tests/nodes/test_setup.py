@@ -42,7 +42,7 @@ def test_the_list_marks_what_is_not_here_and_leaves_out_what_cannot_be_loaded(di
     (diffusers / "kandinsky" / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     listed, absent = options()
     assert "mine" in listed and "kandinsky" not in listed and "mine" not in absent
-    assert absent["instruct-pix2pix"] == "not here, 2.1 GB in 16 bits from timbrooks/instruct-pix2pix"
+    assert absent["instruct-pix2pix"] == "not here, 4.3 GB from timbrooks/instruct-pix2pix"
     assert not any(name.startswith("miniature") for name in absent)
     shutil.copytree(folder, diffusers / "instruct-pix2pix")
     assert "instruct-pix2pix" not in options()[1]
@@ -60,17 +60,6 @@ def test_what_is_not_here_is_refused_before_anything_starts_with_the_cure_in_wor
     assert "no such folder" in SifmLoadEditor.validate_inputs(editor="../x")
     for fine in ({"editor": "miniature-sd3"}, {"editor": None, "folder": None}, {}):
         assert SifmLoadEditor.validate_inputs(**fine) is True
-
-
-def test_how_large_an_editor_is_is_what_its_architecture_counts():
-    from nodes._editors import BILLIONS
-    from sifm_core.editors.skeleton import KNOWN, skeleton
-
-    for repository, billions in BILLIONS.items():
-        assert repository in KNOWN
-        networks = skeleton(repository).networks().values()
-        counted = sum(parameter.numel() for network in networks for parameter in network.parameters())
-        assert counted / 1e9 == pytest.approx(billions, abs=0.005), repository
 
 
 def test_one_switch_changes_editor_and_judges(diffusers):
