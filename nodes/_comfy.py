@@ -186,6 +186,16 @@ def _load(patchers: list[Any], memory: int = 0) -> None:
         heal(patcher.model)
 
 
+def said(text: str) -> None:
+    """Show a line on the node that is executing."""
+    from comfy_execution.utils import get_executing_context
+    from server import PromptServer
+
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)
+
+
 def reporter(original: Image | None = None, eps: float = 1.0, every: int = 5) -> OnStep:
     """Progress bar, live preview every few steps, and the user's interrupt, which is looked for at every step."""
     from comfy import model_management

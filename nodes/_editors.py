@@ -36,6 +36,17 @@ def at_hand() -> list[str]:
     ]
 
 
+def is_toy(name: str) -> bool:
+    """Is it one that knows nothing but small drawings of its own?"""
+    return name in BUILTIN and Path(BUILTIN[name]).is_absolute() and name not in folders()
+
+
+def files(place: str) -> list[tuple[str, int, int]]:
+    """What tells that an editor's files are others than they were."""
+    found = sorted(Path(place).expanduser().glob("*/*"))
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+
+
 def absent(known: Iterable[str]) -> dict[str, str]:
     """Built-in names that are not among the ``known`` -> where they come from and how large they are, in few words."""
     return {name: f"not here, {size(name)}" for name in BUILTIN if name not in known}

@@ -15,6 +15,7 @@ from sifm_core.errors import ImageError, InputError, JudgeError, SifmError
 from sifm_core.format import percent
 from sifm_core.judges import BACKENDS, REMOTE, load_judge
 from sifm_core.judges.client import check_base_url
+from sifm_core.judges.here import offers
 from sifm_core.judges.models import family_of
 from sifm_core.miniature import benchmark
 from sifm_core.types import Case, Verdict
@@ -78,8 +79,14 @@ class SifmMllmJudge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None = None, judge: Any = None) -> bool | str:
+    def validate_inputs(cls, prompt: str | None = None, judge: Any = None, chosen: Any = False) -> bool | str:
         problem = choice_problem("judge", judge, [backend.key for backend in _backends()])
+        if (
+            problem is True
+            and chosen is False
+            and (lacks := _lacks(judge["judge"] if isinstance(judge, dict) else judge))
+        ):
+            problem = f"judge: {lacks}; or choose another judge"
         return prompt_problem(prompt) if problem is True else problem
 
     @classmethod
@@ -164,6 +171,12 @@ def _backends() -> list[io.DynamicCombo.Option]:
             ],
         ),
     ]
+
+
+def _lacks(backend: str) -> str:
+    """What is missing for a judge to be asked at all, with the cure; "" for nothing."""
+    offer = next(offer for offer in offers() if offer.name == backend)
+    return "" if offer.usable else f"the {backend} judges: {'; '.join(offer.missing or (offer.about,))}"
 
 
 def _ask(judge: dict[str, Any], cases: list[Case]) -> list[Verdict]:

@@ -84,8 +84,7 @@ class SifmLoadEditor(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, editor: str, folder: str = "", **_: Any) -> list[tuple[str, int, int]]:
         """Changes when a file of the editor does, so that a new model under an old name is loaded again."""
-        files = sorted(Path(_editors.source(editor, folder)).expanduser().glob("*/*"))
-        return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return _editors.files(_editors.source(editor, folder))
 
     @classmethod
     def execute(
