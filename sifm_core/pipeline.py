@@ -25,7 +25,7 @@ from .memory import enough, peak
 from .metrics import measure as measure
 from .noise import Seed, check_seed, fork
 from .pgd import pgd
-from .transforms import parse
+from .transforms import parse, uploaded
 from .transforms import through as transformed
 from .types import Case, Editor, GradFn, Image, Judge, Metric, OnStep, Sampled, Step, Verdict
 
@@ -153,6 +153,8 @@ def immunize(
             settings = loop.plain()
             if transforms := parse(settings.pop("eot")):
                 grad_fn = through(grad_fn, lambda x, i: transformed(x, transforms, fork(seed, "eot", i)))
+                if (size := uploaded((image.shape[-2], image.shape[-1]))) != tuple(image.shape[-2:]):
+                    grad_fn = through_resize(grad_fn, size)
             x = pgd(x0, grad_fn, seed=seed, mask=mask, grey=grey, on_step=keep, **settings)
         x, mask = x.cpu(), None if mask is None else mask.cpu()  # rounding is in float64, which not every device has
         protected = round_to_budget(x, x0.cpu(), loop.eps, mask, methods.ball_of(method, loop.ball))
@@ -250,7 +252,7 @@ def judge(
     return [j.judge([case], on_step=on_step)[0] for j in loaded]
 
 
-PRIVATE = ("prompt", "prompts", "editor")
+PRIVATE = ("prompt", "prompts", "instructions", "avoid", "editor")
 """Settings that a saved picture does not name: instructions, and editors, whose name may be a folder's."""
 
 

@@ -30,7 +30,7 @@ FLOORS = [
         "visibility",
     },
     {"editors", "methods", "purify", "judges", "miniature"},
-    {"pipeline", "layers", "plan"},
+    {"pipeline", "layers", "plan", "protection", "certificate"},
     {"bench", "data", "consistency", "controls", "fig3", "queue_client", "report"},
     {"cli", "doctor", "__init__", "__main__"},
 ]
