@@ -54,7 +54,13 @@ COMFY = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "nod
 FILES = sorted((ROOT / "sifm_core").rglob("*.py"))
 
 
-COMMANDS = {"train", "train_judges", "gate", "samples"}  # of the miniature: developers' commands, no parts of it
+COMMANDS = {
+    "train",
+    "train_judges",
+    "train_qwen",
+    "gate",
+    "samples",
+}  # of the miniature: developers' commands, no parts of it
 
 
 def part(path: Path) -> str:
