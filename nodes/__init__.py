@@ -7,6 +7,7 @@ def node_list() -> list[type]:
     from .bench import SifmIsrAggregate, SifmLoadBenchmark
     from .consistency import SifmConsistencyReport
     from .edit import SifmAttackerEdit
+    from .from_model import SifmEditorFromModel
     from .hook import SifmFeatureHook
     from .immunize import SifmBaselineImmunize, SifmImmunize
     from .judge import SifmMllmJudge
@@ -17,11 +18,10 @@ def node_list() -> list[type]:
     from .purify import SifmPurify
     from .results import SifmComparisonGrid, SifmRecordsExport, SifmResultsTable
     from .save import SifmSaveProtected
-    from .setup import SifmSetup
 
     nodes: list[type] = [
         SifmLoadEditor,
-        SifmSetup,
+        SifmEditorFromModel,
         SifmLoadBenchmark,
         SifmUnseenPrompts,
         SifmFeatureHook,

@@ -21,7 +21,6 @@ from ._store import digest
 
 TITLES = {
     "sifm": "SIFM",
-    "sifm_plus": "SIFM+",
     "photoguard_encoder": "PhotoGE",
     "photoguard_diffusion": "PhotoGD",
     "editshield": "ED",
@@ -38,8 +37,8 @@ FIDELITY = ("psnr", "ssim", "lpips")
 
 @dataclass(frozen=True)
 class Protection:
-    """What saving needs to prove the budget: original and protected (B, 3, H, W), 8-bit values, the settings; mask and
-    alpha (1 or B, 1, H, W), if there was one."""
+    """What saving needs to prove the budget: original and protected (B, 3, H, W), 8-bit values, the settings, and the
+    mask (1 or B, 1, H, W), if there was one."""
 
     original: Image
     image: Image
@@ -47,7 +46,6 @@ class Protection:
     seconds: float = 0.0
     history: Sequence[Mapping[str, float]] = ()
     mask: Tensor | None = None
-    alpha: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sifm_core.errors import ImageError, SifmError
-from sifm_core.images import perturbation_view, resize, to_uint8
+from sifm_core.errors import SifmError
+from sifm_core.images import perturbation_view, to_uint8
 from sifm_core.types import Editor, Image, OnStep, Step
 
 PREVIEW_SIDE = 256
@@ -56,36 +56,6 @@ def to_engine(image: Tensor) -> Image:
     with engine_room():
         pixels = image.clone().detach().float().cpu().movedim(-1, 1)[:, :3]
         return pixels.clamp(0, 1).mul(255).round().div(255).expand(-1, 3, -1, -1).contiguous()
-
-
-MARKS = ("where to protect", "what to leave alone", "what is transparent")
-"""What a mask may mean; Load Image's own is what is transparent, or what was painted in its mask editor."""
-
-
-def to_masks(image: Tensor, mask: Tensor | None, marks: str = MARKS[0]) -> tuple[Tensor | None, Tensor | None]:
-    """(where pixels may change, alpha) of ComfyUI's IMAGE and MASK, each (1 or B, 1, H, W) in [0, 1] or None.
-
-    An empty mask is none, as Load Image gives it for a picture without alpha; one of another size is resized. Fully
-    transparent pixels stay as they are. The alpha is that of an image with four channels, or what the mask says.
-    """
-    with engine_room():
-        alpha = image[..., 3:4].clone().float().cpu().movedim(-1, 1).clamp(0, 1) if image.shape[-1] == 4 else None
-        chosen = None
-        if mask is not None and bool(mask.any()):
-            given = mask.clone().float().cpu().reshape(-1, 1, *mask.shape[-2:]).clamp(0, 1)
-            chosen = resize(given, (image.shape[1], image.shape[2]))
-            if marks == MARKS[2]:
-                alpha, chosen = 1 - chosen, None
-            elif marks == MARKS[1]:
-                chosen = 1 - chosen
-        if alpha is not None and bool((alpha >= 1).all()):
-            alpha = None
-        if alpha is not None:
-            seen = (alpha > 0).float()
-            chosen = seen if chosen is None else seen * chosen
-        if chosen is not None and not bool(chosen.any()):
-            raise ImageError("mask: nothing is left to protect: everything is masked or transparent")
-        return chosen, alpha
 
 
 def to_comfy(image: Image) -> Tensor:
@@ -129,9 +99,9 @@ class ManagedEditor:
         from comfy.model_patcher import ModelPatcher
 
         self.editor, self.demonstration = editor, demonstration
-        self._device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
+        self.device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
         patchers = {
-            name: ModelPatcher(_Part(network), self._device, offload) for name, network in editor.networks().items()
+            name: ModelPatcher(_Part(network), self.device, offload) for name, network in editor.networks().items()
         }
         self._text = [patcher for name, patcher in patchers.items() if name.startswith("text_encoder")]
         self._rest = [patcher for name, patcher in patchers.items() if not name.startswith("text_encoder")]
@@ -147,24 +117,53 @@ class ManagedEditor:
         later they come in between, and may drive the others out, which then return.
         """
         team = [self, *also]
-        with engine_room():
+        with engine_room(), ExitStack() as rooms:
             for managed in team:
-                managed.editor.device = managed._device
+                managed.editor.device = managed.device
                 managed.editor.prepare(list(prompts))
             memory = max(_working(managed.editor, image) for managed in team)
-            load = functools.partial(_load, [patcher for managed in team for patcher in managed._rest], memory)
+            load = functools.partial(_load, team, memory)
             load()
-            try:
-                for managed in team:
-                    managed._return = load
-                yield self.editor
-            finally:
-                for managed in team:
-                    managed._return = lambda: None
+            for managed in team:
+                rooms.enter_context(managed.loaded(load))
+            yield self.editor
+
+    def patchers(self) -> list[Any]:
+        """Of the networks that an iteration needs, for ComfyUI's memory management."""
+        return self._rest
+
+    def settle(self) -> None:
+        """Called whenever ComfyUI may have moved the networks."""
+        for patcher in self._rest:
+            heal(patcher.model)
+
+    @contextmanager
+    def loaded(self, load: Callable[[], None]) -> Iterator[None]:
+        """Entered while the networks are on the device; ``load`` brings them back there."""
+        self._return = load
+        try:
+            yield
+        finally:
+            self._return = lambda: None
+
+    def fit(self, memory: int) -> None:
+        """Called before the networks are brought in, with the bytes that work will take beside them."""
+
+    def examine(self, image: Image, prompt: str, layers: str | Sequence[str] | None) -> str:
+        """What was found out about the editor before it protects, in one line, inside :meth:`at_work`; "" for nothing.
+
+        ``layers`` that the method looks into; None: it uses the autoencoder alone. Raises EditorError where a
+        protection would be worth nothing.
+        """
+        return ""
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        _load(self._text)
+        from comfy import model_management
+
+        model_management.load_models_gpu(self._text, force_full_load=True)
+        for patcher in self._text:
+            heal(patcher.model)
         try:
             yield
         finally:
@@ -178,22 +177,15 @@ def _working(editor: Editor, image: Image) -> int:
     return len(image) * GRADIENT_BYTES_PER_PIXEL * height * width + rows * editor.row_bytes(height, width)
 
 
-def _load(patchers: list[Any], memory: int = 0) -> None:
+def _load(team: Sequence[ManagedEditor], memory: int) -> None:
     from comfy import model_management
 
+    for managed in team:
+        managed.fit(memory)
+    patchers = [patcher for managed in team for patcher in managed.patchers()]
     model_management.load_models_gpu(patchers, memory_required=memory, force_full_load=True)
-    for patcher in patchers:
-        heal(patcher.model)
-
-
-def said(text: str) -> None:
-    """Show a line on the node that is executing."""
-    from comfy_execution.utils import get_executing_context
-    from server import PromptServer
-
-    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
-    if context is not None and server is not None:
-        server.send_progress_text(text, context.node_id)
+    for managed in team:
+        managed.settle()
 
 
 def reporter(original: Image | None = None, eps: float = 1.0, every: int = 5) -> OnStep:

@@ -14,14 +14,13 @@ from sifm_core.types import Image
 
 from . import sockets
 from ._attacks import Protection
-from ._comfy import MARKS, ManagedEditor, reporter, to_comfy, to_engine, to_masks
+from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
 from ._inputs import (
     budget_inputs,
     choice_problem,
     eot_problem,
     loop_inputs,
     loop_options,
-    marks_input,
     method_inputs,
     method_options,
     prompt_input,
@@ -36,6 +35,8 @@ ROWS = "rows"
 """An option of several methods with one widget for all, the last one, so that saved graphs keep their places."""
 LATER = ("entrances",)
 """Options younger than the saved graphs, whose widgets are counted: not among them."""
+ENCODER_ALONE = ("photoguard_encoder", "editshield")
+"""Methods that never run the noise predictor."""
 HOOKED = ("layers", "timesteps", "aggregation")
 """SIFM's options that the Feature Hook node sets."""
 
@@ -56,7 +57,6 @@ class SifmImmunize(io.ComfyNode):
                 ),
                 *method_inputs("sifm", skip=(*HOOKED, *LATER, ROWS)),
                 *loop_inputs(),
-                marks_input(),
             ],
             outputs=_outputs(),
             has_intermediate_output=True,
@@ -77,10 +77,9 @@ class SifmImmunize(io.ComfyNode):
         mask: Tensor | None = None,
         hook: dict[str, Any] | None = None,
         also: ManagedEditor | None = None,
-        mask_marks: str = MARKS[0],
         **rest: Any,
     ) -> io.NodeOutput:
-        loop = {"seed": seed, "mask_marks": mask_marks, **loop_options(rest)}
+        loop = {"seed": seed, **loop_options(rest)}
         return _immunize(
             image, editor, prompt, "sifm", method_options("sifm", rest) | (hook or {}), mask=mask, also=also, **loop
         )
@@ -105,7 +104,6 @@ class SifmBaselineImmunize(io.ComfyNode):
                     tooltip="Each method shows its own settings. random_noise needs neither gradient nor prompt.",
                 ),
                 *loop_inputs(),
-                marks_input(),
             ],
             outputs=_outputs(),
             has_intermediate_output=True,
@@ -113,9 +111,7 @@ class SifmBaselineImmunize(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompt: str | None = None, method: Any = None, eot: str | None = None) -> bool | str:
-        known = choice_problem("method", method, BASELINES)
-        needed = known is not True or not methods.promptless(method["method"])
-        problems = (known, prompt_problem(prompt) if needed else True, eot_problem(eot))
+        problems = (choice_problem("method", method, BASELINES), prompt_problem(prompt), eot_problem(eot))
         return next((problem for problem in problems if problem is not True), True)
 
     @classmethod
@@ -128,12 +124,11 @@ class SifmBaselineImmunize(io.ComfyNode):
         method: dict[str, Any],
         mask: Tensor | None = None,
         also: ManagedEditor | None = None,
-        mask_marks: str = MARKS[0],
         **rest: Any,
     ) -> io.NodeOutput:
         name = method["method"]
         options = method_options(name, {key: value for key, value in method.items() if key != "method"})
-        loop = {"seed": seed, "mask_marks": mask_marks, **loop_options(rest)}
+        loop = {"seed": seed, **loop_options(rest)}
         return _immunize(image, editor, prompt, name, options, mask=mask, also=also, **loop)
 
 
@@ -168,7 +163,6 @@ def _immunize(
     eps: float,
     mask: Any,
     also: ManagedEditor | None,
-    mask_marks: str = MARKS[0],
     **rest: Any,
 ) -> io.NodeOutput:
     original = to_engine(image)
@@ -177,7 +171,7 @@ def _immunize(
         options = options | {ROWS: rows}
     others = [] if also is None else [also]
     demonstration = any(managed.demonstration for managed in (editor, *others))
-    mask, alpha = to_masks(image, mask, mask_marks)
+    mask = None if mask is None else to_engine(mask[..., None])[:, :1]
 
     def compute() -> tuple[Image, dict[str, Any]]:
         with editor.at_work([prompt.strip(), *options.get("prompts", ())], original, others) as engine:
@@ -185,6 +179,10 @@ def _immunize(
             fitted: dict[str, Any] = {
                 k: resize(to_engine(v), size) if isinstance(v, Tensor) else v for k, v in options.items()
             }
+            layers = options.get("layers", "deep") if method == "sifm" else "deep"
+            looked = None if method in ENCODER_ALONE else layers
+            learns = hasattr(methods.get_method(method), "build")
+            findings = [each.examine(original, prompt, looked) for each in (editor, *others) if learns]
             done = pipeline.immunize(
                 original,
                 engine,
@@ -201,7 +199,8 @@ def _immunize(
         settings = {**done.settings, "options": {k: _plain(v) for k, v in done.settings["options"].items()}}
         curve = {"loss": [s.loss for s in done.history], "log": [dict(s.log) for s in done.history]}
         sizes = {"linf": done.linf, "rms": done.rms, "rounding": done.rounding}
-        return done.image, {"settings": settings, "curve": curve, "seconds": done.seconds, **sizes}
+        said = {"doctor": [finding for finding in findings if finding]}
+        return done.image, said | {"settings": settings, "curve": curve, "seconds": done.seconds, **sizes}
 
     uses = {"picture": original, "mask": mask, "prompt": prompt.strip(), "method": method, "eps": eps, **rest}
     uses |= {"demonstration": True} if demonstration else {}
@@ -215,10 +214,11 @@ def _immunize(
     return io.NodeOutput(
         to_comfy(protected),
         to_comfy(perturbation_view(protected, original, gain=0.5 / eps if settings["ball"] == "linf" else None)),
-        Protection(original, protected, settings, about["seconds"], history, mask, alpha),
+        Protection(original, protected, settings, about["seconds"], history, mask),
         ui={
             "sifm_curve": [{"method": method, **curve}],
             **{f"sifm_{name}": [about[name]] for name in ("linf", "rms", "rounding", "seconds")},
+            "sifm_doctor": about.get("doctor", []),
         },
     )
 

@@ -164,8 +164,7 @@ class SifmRecordsExport(io.ComfyNode):
                 store.put_record(record)
             (store.export_csv if format == "csv" else store.export_jsonl)(path)
         shown = str(Path(subfolder, path.name))
-        file = {"filename": path.name, "subfolder": subfolder, "type": "output"}
-        return io.NodeOutput(shown, ui={"text": [f"{len(records.records)} records in {shown}"], "sifm_files": [file]})
+        return io.NodeOutput(shown, ui={"text": [f"{len(records.records)} records in {shown}"]})
 
 
 def _columns(listed: Sequence[Record], only: Sequence[str], protected: bool) -> list[Record]:

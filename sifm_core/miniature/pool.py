@@ -17,21 +17,19 @@ CELLS = world.SIZE // codec.PATCH
 
 
 class Batch(NamedTuple):
-    """Latents (B, c, h, w) of sources and targets, edit indices (B,), material maps (B, 16, 16), changed share of each
-    such cell, and the sources themselves (B, 3, 64, 64) in [-1, 1]."""
+    """Latents (B, c, 16, 16) of sources and targets, edit indices (B,), material maps (B, 16, 16), changed share."""
 
     source: Tensor
     target: Tensor
     edit: Tensor
     material: Tensor
     change: Tensor
-    pictures: Tensor
 
 
 class Pool:
     """`scenes` scenes with `edits` edits each, of which `whole` are not about a material; as 8-bit pictures."""
 
-    def __init__(self, scenes: int, edits: int, whole: int, seed: int, code: Any) -> None:
+    def __init__(self, scenes: int, edits: int, whole: int, seed: int, code: codec.Code) -> None:
         rng = np.random.default_rng(seed)
         source, target, edit, index, label = [], [], [], [], []
         for i in range(scenes):
@@ -49,14 +47,14 @@ class Pool:
         self.label = torch.from_numpy(np.stack(label))
         self.code = code
 
-    def batch(self, n: int, k: Tensor | None = None) -> Batch:
-        """n edits drawn at random from torch's global generator, or those of these numbers."""
-        k = torch.randint(len(self.target), (n,)) if k is None else k
+    def batch(self, n: int) -> Batch:
+        """n edits drawn at random from torch's global generator."""
+        k = torch.randint(len(self.target), (n,))
         i = self.index[k]
         source, target = self.source[i] / 127.5 - 1, self.target[k] / 127.5 - 1
         changed = ((source - target).abs().amax(1, keepdim=True) > 0.1).float()
         change = torch.nn.functional.avg_pool2d(changed, codec.PATCH)
-        return Batch(self.code.encode(source), self.code.encode(target), self.edit[k], self.label[i], change, source)
+        return Batch(self.code.encode(source), self.code.encode(target), self.edit[k], self.label[i], change)
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:

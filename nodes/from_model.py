@@ -1,0 +1,126 @@
+"""An editor from what is loaded already: MODEL, VAE and CLIP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from sifm_core.errors import InputError
+
+from . import sockets
+from ._comfy import engine_room
+from .native.editor import NativeEditor, Sampling
+from .native.managed import NativeManaged
+from .native.recipes import RECIPES, recipe_of
+
+
+class SifmEditorFromModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from comfy.samplers import SAMPLER_NAMES, SCHEDULER_NAMES
+
+        folded: dict[str, Any] = {"optional": True, "advanced": True}
+        return io.Schema(
+            node_id="SIFM_EditorFromModel",
+            display_name="SIFM Editor from Model",
+            category="SIFM",
+            description="Protect against the very model that is loaded in this graph, with its LoRAs and your sampler.",
+            search_aliases=["checkpoint", "single file", "lora", "gguf", "fp8", "kontext", "qwen image edit", "sdxl"],
+            inputs=[
+                io.Model.Input("model", tooltip="From any loader, with LoRAs and patches as you use them."),
+                io.Vae.Input("vae", tooltip="The VAE with which this model is used."),
+                io.Clip.Input("clip", optional=True, tooltip="Reads the instructions; or connect conditionings."),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="An instruction that is encoded already, in place of what prompts say.",
+                ),
+                io.Conditioning.Input("negative", optional=True, tooltip="In place of the empty text."),
+                io.Combo.Input(
+                    "recipe",
+                    options=["auto", *RECIPES],
+                    tooltip="How the picture enters the model; auto: as the models of its class are usually run.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How closely to follow the text; 0: as usual with this recipe.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Of the attacker's sampler; 0: as usual with this recipe.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the schedule the attacker runs; 0: as usual with this recipe.",
+                ),
+                io.Combo.Input(
+                    "sampler_name", options=SAMPLER_NAMES, default="euler", tooltip="The attacker's.", **folded
+                ),
+                io.Combo.Input(
+                    "scheduler", options=SCHEDULER_NAMES, default="simple", tooltip="The attacker's.", **folded
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    step=8,
+                    tooltip="Longer side at which pictures are edited; 0: as usual with this recipe.",
+                    **folded,
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="For inpainting: white is what the attacker repaints."),
+                io.Sampler.Input("sampler", optional=True, tooltip="In place of sampler_name."),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="In place of steps, denoise and scheduler."),
+            ],
+            outputs=[sockets.Editor.Output("editor")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        recipe: str,
+        cfg: float,
+        steps: int,
+        denoise: float,
+        sampler_name: str = "euler",
+        scheduler: str = "simple",
+        size: int = 0,
+        clip: Any = None,
+        positive: Any = None,
+        negative: Any = None,
+        mask: Any = None,
+        sampler: Any = None,
+        sigmas: Any = None,
+    ) -> io.NodeOutput:
+        from comfy.samplers import sampler_object
+
+        with engine_room():
+            chosen = recipe_of(model.model, recipe)
+            if chosen.needs_mask and mask is None:
+                raise InputError("mask: expected what the attacker repaints, got none: connect a MASK")
+            sampling = Sampling(
+                sampler or sampler_object(sampler_name),
+                scheduler,
+                steps or chosen.steps,
+                cfg or chosen.cfg,
+                denoise or chosen.denoise,
+                None if sigmas is None else sigmas.clone(),
+            )
+            editor = NativeEditor(
+                chosen, model, vae, clip, sampling, positive=positive, negative=negative, size=size, mask=mask
+            )
+        return io.NodeOutput(NativeManaged(editor))

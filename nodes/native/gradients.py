@@ -1,0 +1,121 @@
+"""What core's networks need so that a gradient comes through them, and what takes it all back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def differentiable(networks: Sequence[nn.Module], in_place: Sequence[nn.Module] = ()) -> Iterator[None]:
+    """Inside, gradients come through ``networks`` though ComfyUI made or moved them in inference mode.
+
+    Weights are neither copied nor changed: normal tensors that share their memory stand in for them, and at the end the
+    originals return, but for slots that somebody else has filled meanwhile (another clone of the model that was
+    loaded). ``in_place``: networks whose blocks add to their inputs in place. Whatever is raised inside, nothing stays.
+    """
+    from comfy import model_management
+
+    training = model_management.in_training
+    hooks, slots = [], []
+    try:
+        model_management.in_training = True  # the fused kernels of rope and modulation have no gradient
+        slots = [_swapped(*slot) for network in networks for slot in _foreign(network)]
+        norms = [part for network in in_place for part in network.modules() if type(part).__name__.endswith("Norm")]
+        hooks = [norm.register_forward_pre_hook(_copied) for norm in norms]
+        with _Functional():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for holder, name, original, alias in slots:
+            if holder.get(name) is alias:
+                holder[name] = original
+        model_management.in_training = training
+
+
+@contextmanager
+def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, each block keeps its inputs alone and computes the rest again on the way back."""
+
+    def again(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint(_on_copies, forward, args, kwargs, use_reentrant=False, preserve_rng_state=False)
+
+        return run
+
+    own = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = again(block.forward)
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward
+
+
+def _on_copies(forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """A block that adds to its inputs in place must find them as they were when it is run again."""
+    copies = [value.clone() if isinstance(value, Tensor) else value for value in args]
+    return forward(*copies, **{k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()})
+
+
+class _Functional(TorchFunctionMode):
+    """Core's language models write sums into buffers with ``out=``, which no gradient passes: without it they do."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.add and kwargs.get("out") is not None:
+            del kwargs["out"]
+        return func(*args, **kwargs)
+
+
+def _copied(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A norm keeps its input for the gradient, and what is added in place later would change it."""
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
+
+
+def _foreign(network: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str, Tensor]]:
+    """Where a network holds tensors that no gradient passes, or that would collect one of their own."""
+    for part in network.modules():
+        holders: list[Any] = [part._parameters, part._buffers, part.__dict__]
+        if (latents := getattr(part, "latent_format", None)) is not None:
+            holders.append(vars(latents))
+        for holder in holders:
+            for name, value in list(holder.items()):
+                if isinstance(value, Tensor) and (value.requires_grad or any(p.is_inference() for p in _parts(value))):
+                    yield holder, name, value
+
+
+def _swapped(holder: MutableMapping[str, Any], name: str, tensor: Tensor) -> tuple[Any, str, Tensor, Tensor]:
+    holder[name] = alias = _alias(tensor)
+    return holder, name, tensor, alias
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [tensor, *(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])]
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """A normal tensor on the same memory that asks for no gradient; of a quantised one, each of its parts."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, about = tensor.__tensor_flatten__()
+        parts = {name: _alias(getattr(tensor, name)) for name in names}
+        made = type(tensor).__tensor_unflatten__(parts, about, tensor.shape, tensor.stride())
+    else:
+        made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        made.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    if isinstance(tensor, nn.Parameter):
+        made = nn.Parameter(made, requires_grad=False)
+    return made

@@ -1,0 +1,261 @@
+"""Tiny random models of ComfyUI's own classes, as its loaders would hand them out: MODEL, VAE and CLIP, in a second."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+KL = {"double_z": True, "in_channels": 3, "resolution": 64, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1, 1]}
+KL |= {"num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+CLIP_TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+UNET = {
+    "image_size": 32,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": (1, 2),
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "context_dim": 16,
+}
+
+
+class Loaded(NamedTuple):
+    """What flows from core's loaders."""
+
+    model: Any
+    vae: Any
+    clip: Any
+
+
+def patcher(module: Any) -> Any:
+    """In ComfyUI's memory management, on the CPU."""
+    from comfy.model_patcher import CoreModelPatcher
+
+    cpu = torch.device("cpu")
+    made = CoreModelPatcher(module, load_device=cpu, offload_device=cpu)
+    made.cached_patcher_init = (lambda disable_dynamic=False: patcher(module), ())
+    return made
+
+
+def random_weights(module: torch.nn.Module, seed: int = 0) -> None:
+    """Numbers as after a few steps of training: the network neither blows up nor forgets its input."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            numbers = torch.randn(weight.shape, generator=generator)
+            if weight.ndim < 2:
+                numbers = numbers * 0.1 + float("norm" in name and name.endswith("weight"))
+            else:
+                numbers = numbers / weight[0].numel() ** 0.5
+            weight.copy_(numbers.to(weight.dtype))
+
+
+def model(kind: str, unet: dict[str, Any], dtype: torch.dtype = torch.float32, cast: Any = None) -> Any:
+    """The MODEL of one of ``comfy.supported_models`` with a U-Net or transformer of that configuration."""
+    import comfy.supported_models as supported
+
+    config = getattr(supported, kind)(unet)
+    config.set_inference_dtype(dtype, cast)
+    made = config.get_model({}, "")
+    random_weights(made.diffusion_model)
+    return patcher(made)
+
+
+def vae(channels: int, shift: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """A VAE of the Stable Diffusion kind, f8."""
+    import comfy.sd
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    params = {"ddconfig": KL | {"z_channels": channels}, "embed_dim": channels}
+    network = AutoencoderKL(**params)
+    random_weights(network, seed=1)
+    made = comfy.sd.VAE(sd=network.state_dict(), config={"params": params}, dtype=dtype)
+    made.latent_channels = channels
+    return made
+
+
+def clip(kind: str = "sd1") -> Any:
+    """A CLIP with the real tokenizer and a text encoder of 16 channels."""
+    import comfy.sd
+    from comfy import sd1_clip
+    from comfy.supported_models_base import ClipTarget
+
+    options = {"clip_l_model_config": CLIP_TEXT, "clip_g_model_config": CLIP_TEXT, "dtype": torch.float32}
+    target = ClipTarget(sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel)
+    made = comfy.sd.CLIP(target, model_options=options)
+    random_weights(made.cond_stage_model, seed=2)
+    return made
+
+
+def instruct_pix2pix(**options: Any) -> Loaded:
+    return Loaded(model("SD15_instructpix2pix", UNET | {"in_channels": 8}, **options), vae(4), clip())
+
+
+def sd15(**options: Any) -> Loaded:
+    return Loaded(model("SD15", UNET | {"in_channels": 4}, **options), vae(4), clip())
+
+
+def inpainting(**options: Any) -> Loaded:
+    return Loaded(model("SD15", UNET | {"in_channels": 9}, **options), vae(4), clip())
+
+
+def sdxl(**options: Any) -> Loaded:
+    unet = UNET | {
+        "in_channels": 4,
+        "num_classes": "sequential",
+        "adm_in_channels": 16 + 6 * 256,
+        "num_head_channels": 16,
+    }
+    return Loaded(model("SDXL", unet, **options), vae(4), clip())
+
+
+def sd3(**options: Any) -> Loaded:
+    unet = {
+        "image_model": None,
+        "in_channels": 16,
+        "patch_size": 2,
+        "depth": 3,
+        "input_size": None,
+        "adm_in_channels": 16,
+    }
+    unet |= {"num_patches": 64, "pos_embed_max_size": 8, "pos_embed_scaling_factor": None, "qk_norm": "rms"}
+    linear = {"target": "torch.nn.Linear", "params": {"in_features": 16, "out_features": 192}}
+    del unet["image_model"]
+    return Loaded(model("SD3", unet | {"context_embedder_config": linear}, **options), vae(16), clip())
+
+
+def kontext(**options: Any) -> Loaded:
+    unet = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 16}
+    unet |= {"context_in_dim": 16, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "theta": 10_000}
+    unet |= {
+        "depth_single_blocks": 2,
+        "axes_dim": [4, 6, 6],
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "txt_ids_dims": [],
+    }
+    return Loaded(model("Flux", unet, **options), vae(16), clip())
+
+
+def qwen(**options: Any) -> Loaded:
+    unet = {"image_model": "qwen_image", "in_channels": 64, "out_channels": 16, "num_layers": 3}
+    unet |= {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32, "axes_dims_rope": (4, 6, 6)}
+    return Loaded(model("QwenImage", unet, **options), wan_vae(), vlm())
+
+
+def wan_vae() -> Any:
+    """A VAE of the Wan kind, which makes videos: core finds its class by its weights."""
+    import comfy.sd
+    from comfy.ldm.wan.vae import WanVAE
+
+    network = WanVAE(dim=8, z_dim=16)
+    random_weights(network, seed=1)
+    return comfy.sd.VAE(sd=network.state_dict(), dtype=torch.float32)
+
+
+def vlm() -> Any:
+    """A CLIP that reads pictures: Qwen2.5-VL with two layers of 32 channels for the text, and two for the picture."""
+    import comfy.sd
+    from comfy import sd1_clip
+    from comfy.supported_models_base import ClipTarget
+    from comfy.text_encoders import llama, qwen_image, qwen_vl
+
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1}
+    text |= {"num_key_value_heads": 1}
+
+    class Reader(llama.Qwen25_7BVLI):
+        def __init__(self, config: Any, dtype: Any, device: Any, operations: Any) -> None:
+            torch.nn.Module.__init__(self)
+            made: dict[str, Any] = {"device": device, "dtype": dtype, "ops": operations}
+            about = llama.Qwen25_7BVLI_Config(**text)
+            self.num_layers, self.dtype = about.num_hidden_layers, dtype
+            self.model = llama.Llama2_(about, **made)
+            vision = {"hidden_size": 32, "output_hidden_size": 32, "intermediate_size": 32}
+            self.visual = qwen_vl.Qwen2VLVisionTransformer(**vision, num_heads=2, num_layers=2, **made)
+
+    class Model(sd1_clip.SDClipModel):
+        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None, **_: Any) -> None:
+            masks = {"enable_attention_masks": True, "return_attention_masks": True}
+            about = {"textmodel_json_config": {}, "special_tokens": {"pad": 151643}, "layer_norm_hidden_state": False}
+            super().__init__(device=device, dtype=dtype, model_class=Reader, model_options={}, **about, **masks)
+
+    target = ClipTarget(qwen_image.QwenImageTokenizer, qwen_image.te())
+    made = comfy.sd.CLIP(target, model_options={"qwen25_7b_class": Model, "dtype": torch.float32})
+    random_weights(made.cond_stage_model, seed=2)
+    return made
+
+
+def small_scales() -> None:
+    """Core's nodes scale references to 64 x 64 instead of a megapixel."""
+    from comfy_extras import nodes_flux, nodes_qwen
+
+    nodes_flux.PREFERRED_KONTEXT_RESOLUTIONS[:] = [(48, 64), (64, 48), (64, 64)]
+    for node in (nodes_qwen.TextEncodeQwenImageEdit, nodes_qwen.TextEncodeQwenImageEditPlus):
+        function = node.execute.__func__
+        sizes = {1024 * 1024: 64 * 64, 384 * 384: 56 * 56}
+        consts = tuple(
+            sizes.get(const, const) if isinstance(const, int) else const for const in function.__code__.co_consts
+        )
+        function.__code__ = function.__code__.replace(co_consts=consts)
+
+
+def graph(family: str, loaded: Loaded, x: torch.Tensor, prompt: str, seed: int, steps: int, cfg: float) -> torch.Tensor:
+    """What a graph of core's own nodes makes of a picture (1, 3, H, W), (1, 3, H, W)."""
+    import comfy.samplers
+    from comfy_extras import nodes_custom_sampler as custom
+
+    def text(words: str) -> Any:
+        return loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(words))
+
+    pixels = x.movedim(1, -1).contiguous()
+    positive, negative, latent = START[family](loaded, pixels, prompt, text)
+    sampling = loaded.model.get_model_object("model_sampling")
+    total = int(steps / DENOISE.get(family, 1.0))
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", total)[-(steps + 1) :]
+    sampler = comfy.samplers.sampler_object("euler")
+    sampled = custom.SamplerCustom.execute(loaded.model, True, seed, cfg, positive, negative, sampler, sigmas, latent)
+    picture = loaded.vae.decode(sampled.args[0]["samples"])
+    return picture.reshape(-1, *picture.shape[-3:])[:1].movedim(-1, 1)
+
+
+def _ip2p(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
+    from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
+
+    return InstructPixToPixConditioning.execute(text(prompt), text(""), pixels, loaded.vae).args
+
+
+def _noised(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
+    return text(prompt), text(""), {"samples": loaded.vae.encode(pixels)}
+
+
+def _kontext(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
+    from comfy_extras.nodes_edit_model import ReferenceLatent
+    from comfy_extras.nodes_flux import FluxGuidance, FluxKontextImageScale
+
+    latent = {"samples": loaded.vae.encode(FluxKontextImageScale.execute(pixels).args[0])}
+    positive = FluxGuidance.execute(ReferenceLatent.execute(text(prompt), latent).args[0], 2.5).args[0]
+    return positive, FluxGuidance.execute(ReferenceLatent.execute(text(""), latent).args[0], 2.5).args[0], latent
+
+
+def _qwen(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
+    from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus as Encode
+
+    texts = [Encode.execute(loaded.clip, words, loaded.vae, pixels).args[0] for words in (prompt, "")]
+    return *texts, {"samples": torch.zeros_like(texts[0][0][1]["reference_latents"][0])}
+
+
+START = {
+    "qwen": _qwen,
+    "instruct_pix2pix": _ip2p,
+    "sd15": _noised,
+    "sdxl": _noised,
+    "sd3": _noised,
+    "kontext": _kontext,
+}
+"""Family -> conditionings and latent, by the nodes that its users wire."""
+DENOISE = {"sd15": 0.6, "sdxl": 0.6, "sd3": 0.6}
