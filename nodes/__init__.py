@@ -18,9 +18,11 @@ def node_list() -> list[type]:
     from .purify import SifmPurify
     from .results import SifmComparisonGrid, SifmRecordsExport, SifmResultsTable
     from .save import SifmSaveProtected
+    from .setup import SifmSetup
 
     nodes: list[type] = [
         SifmLoadEditor,
+        SifmSetup,
         SifmEditorFromModel,
         SifmLoadBenchmark,
         SifmUnseenPrompts,

@@ -21,6 +21,7 @@ from ._store import digest
 
 TITLES = {
     "sifm": "SIFM",
+    "sifm_plus": "SIFM+",
     "photoguard_encoder": "PhotoGE",
     "photoguard_diffusion": "PhotoGD",
     "editshield": "ED",
@@ -37,8 +38,8 @@ FIDELITY = ("psnr", "ssim", "lpips")
 
 @dataclass(frozen=True)
 class Protection:
-    """What saving needs to prove the budget: original and protected (B, 3, H, W), 8-bit values, the settings, and the
-    mask (1 or B, 1, H, W), if there was one."""
+    """What saving needs to prove the budget: original and protected (B, 3, H, W), 8-bit values, the settings; mask and
+    alpha (1 or B, 1, H, W), if there was one."""
 
     original: Image
     image: Image
@@ -46,6 +47,7 @@ class Protection:
     seconds: float = 0.0
     history: Sequence[Mapping[str, float]] = ()
     mask: Tensor | None = None
+    alpha: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sifm_core.errors import SifmError
-from sifm_core.images import perturbation_view, to_uint8
+from sifm_core.errors import ImageError, SifmError
+from sifm_core.images import perturbation_view, resize, to_uint8
 from sifm_core.types import Editor, Image, OnStep, Step
 
 PREVIEW_SIDE = 256
@@ -56,6 +56,36 @@ def to_engine(image: Tensor) -> Image:
     with engine_room():
         pixels = image.clone().detach().float().cpu().movedim(-1, 1)[:, :3]
         return pixels.clamp(0, 1).mul(255).round().div(255).expand(-1, 3, -1, -1).contiguous()
+
+
+MARKS = ("where to protect", "what to leave alone", "what is transparent")
+"""What a mask may mean; Load Image's own is what is transparent, or what was painted in its mask editor."""
+
+
+def to_masks(image: Tensor, mask: Tensor | None, marks: str = MARKS[0]) -> tuple[Tensor | None, Tensor | None]:
+    """(where pixels may change, alpha) of ComfyUI's IMAGE and MASK, each (1 or B, 1, H, W) in [0, 1] or None.
+
+    An empty mask is none, as Load Image gives it for a picture without alpha; one of another size is resized. Fully
+    transparent pixels stay as they are. The alpha is that of an image with four channels, or what the mask says.
+    """
+    with engine_room():
+        alpha = image[..., 3:4].clone().float().cpu().movedim(-1, 1).clamp(0, 1) if image.shape[-1] == 4 else None
+        chosen = None
+        if mask is not None and bool(mask.any()):
+            given = mask.clone().float().cpu().reshape(-1, 1, *mask.shape[-2:]).clamp(0, 1)
+            chosen = resize(given, (image.shape[1], image.shape[2]))
+            if marks == MARKS[2]:
+                alpha, chosen = 1 - chosen, None
+            elif marks == MARKS[1]:
+                chosen = 1 - chosen
+        if alpha is not None and bool((alpha >= 1).all()):
+            alpha = None
+        if alpha is not None:
+            seen = (alpha > 0).float()
+            chosen = seen if chosen is None else seen * chosen
+        if chosen is not None and not bool(chosen.any()):
+            raise ImageError("mask: nothing is left to protect: everything is masked or transparent")
+        return chosen, alpha
 
 
 def to_comfy(image: Image) -> Tensor:
@@ -186,6 +216,16 @@ def _load(team: Sequence[ManagedEditor], memory: int) -> None:
     model_management.load_models_gpu(patchers, memory_required=memory, force_full_load=True)
     for managed in team:
         managed.settle()
+
+
+def said(text: str) -> None:
+    """Show a line on the node that is executing."""
+    from comfy_execution.utils import get_executing_context
+    from server import PromptServer
+
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)
 
 
 def reporter(original: Image | None = None, eps: float = 1.0, every: int = 5) -> OnStep:

@@ -17,6 +17,7 @@ from sifm_core.loop import LOOP, Loop, listed
 from sifm_core.options import Option
 
 from . import sockets
+from ._comfy import MARKS
 
 STARTS = {"auto": None, "yes": True, "no": False}
 _LOOPBACK = re.compile(r"https?://(127\.0\.0\.1|\[::1\]|localhost)(:\d+)?(/|$)")
@@ -97,12 +98,12 @@ def cost_input() -> io.Input:
     )
 
 
-def seed_input() -> io.Input:
-    """A seed that stays as it is from run to run."""
-    fixed = io.ControlAfterGenerate.fixed
-    return io.Int.Input(
-        "seed", default=0, min=0, max=2**53 - 1, control_after_generate=fixed, tooltip="Same seed, same bytes."
-    )
+def seed_input(advanced: bool = False) -> io.Input:
+    """A seed that stays as it is from run to run; ``advanced``: and that nobody has to see."""
+    about: dict[str, Any] = {"default": 0, "min": 0, "max": 2**53 - 1, "tooltip": "Same seed, same bytes."}
+    if advanced:
+        return io.Int.Input("seed", optional=True, advanced=True, **about)
+    return io.Int.Input("seed", control_after_generate=io.ControlAfterGenerate.fixed, **about)
 
 
 def chain_problem(chain: str | None) -> bool | str:
@@ -142,6 +143,17 @@ def budget_inputs() -> list[io.Input]:
     """How much may change and in how many steps, in full sight; and the seed between them."""
     eps, steps, alpha = (_loop_input(name) for name in RANGES)
     return [eps, steps, seed_input(), alpha]
+
+
+def marks_input() -> io.Input:
+    return io.Combo.Input(
+        "mask_marks",
+        options=list(MARKS),
+        optional=True,
+        advanced=True,
+        tooltip="What the mask's white means. Load Image gives the transparent part of a PNG, which the saved file "
+        "keeps; an empty mask is none, one of another size is fitted.",
+    )
 
 
 def loop_inputs() -> list[io.Input]:
@@ -205,7 +217,7 @@ def method_options(name: str, widgets: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input(name: str, option: Option) -> io.Input | None:
-    about = {"default": option.default, "tooltip": option.doc, "advanced": True}
+    about: dict[str, Any] = {"default": option.default, "tooltip": option.doc, "advanced": True, "optional": True}
     if option.type is Any:
         return io.Image.Input(name, optional=True, tooltip=option.doc) if name.endswith("_image") else None
     if get_origin(option.type) is Literal:

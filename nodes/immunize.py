@@ -14,13 +14,14 @@ from sifm_core.types import Image
 
 from . import sockets
 from ._attacks import Protection
-from ._comfy import ManagedEditor, reporter, to_comfy, to_engine
+from ._comfy import MARKS, ManagedEditor, reporter, to_comfy, to_engine, to_masks
 from ._inputs import (
     budget_inputs,
     choice_problem,
     eot_problem,
     loop_inputs,
     loop_options,
+    marks_input,
     method_inputs,
     method_options,
     prompt_input,
@@ -57,6 +58,7 @@ class SifmImmunize(io.ComfyNode):
                 ),
                 *method_inputs("sifm", skip=(*HOOKED, *LATER, ROWS)),
                 *loop_inputs(),
+                marks_input(),
             ],
             outputs=_outputs(),
             has_intermediate_output=True,
@@ -77,9 +79,10 @@ class SifmImmunize(io.ComfyNode):
         mask: Tensor | None = None,
         hook: dict[str, Any] | None = None,
         also: ManagedEditor | None = None,
+        mask_marks: str = MARKS[0],
         **rest: Any,
     ) -> io.NodeOutput:
-        loop = {"seed": seed, **loop_options(rest)}
+        loop = {"seed": seed, "mask_marks": mask_marks, **loop_options(rest)}
         return _immunize(
             image, editor, prompt, "sifm", method_options("sifm", rest) | (hook or {}), mask=mask, also=also, **loop
         )
@@ -104,6 +107,7 @@ class SifmBaselineImmunize(io.ComfyNode):
                     tooltip="Each method shows its own settings. random_noise needs neither gradient nor prompt.",
                 ),
                 *loop_inputs(),
+                marks_input(),
             ],
             outputs=_outputs(),
             has_intermediate_output=True,
@@ -111,7 +115,9 @@ class SifmBaselineImmunize(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompt: str | None = None, method: Any = None, eot: str | None = None) -> bool | str:
-        problems = (choice_problem("method", method, BASELINES), prompt_problem(prompt), eot_problem(eot))
+        known = choice_problem("method", method, BASELINES)
+        needed = known is not True or not methods.promptless(method["method"])
+        problems = (known, prompt_problem(prompt) if needed else True, eot_problem(eot))
         return next((problem for problem in problems if problem is not True), True)
 
     @classmethod
@@ -124,11 +130,12 @@ class SifmBaselineImmunize(io.ComfyNode):
         method: dict[str, Any],
         mask: Tensor | None = None,
         also: ManagedEditor | None = None,
+        mask_marks: str = MARKS[0],
         **rest: Any,
     ) -> io.NodeOutput:
         name = method["method"]
         options = method_options(name, {key: value for key, value in method.items() if key != "method"})
-        loop = {"seed": seed, **loop_options(rest)}
+        loop = {"seed": seed, "mask_marks": mask_marks, **loop_options(rest)}
         return _immunize(image, editor, prompt, name, options, mask=mask, also=also, **loop)
 
 
@@ -163,6 +170,7 @@ def _immunize(
     eps: float,
     mask: Any,
     also: ManagedEditor | None,
+    mask_marks: str = MARKS[0],
     **rest: Any,
 ) -> io.NodeOutput:
     original = to_engine(image)
@@ -171,7 +179,7 @@ def _immunize(
         options = options | {ROWS: rows}
     others = [] if also is None else [also]
     demonstration = any(managed.demonstration for managed in (editor, *others))
-    mask = None if mask is None else to_engine(mask[..., None])[:, :1]
+    mask, alpha = to_masks(image, mask, mask_marks)
 
     def compute() -> tuple[Image, dict[str, Any]]:
         with editor.at_work([prompt.strip(), *options.get("prompts", ())], original, others) as engine:
@@ -214,7 +222,7 @@ def _immunize(
     return io.NodeOutput(
         to_comfy(protected),
         to_comfy(perturbation_view(protected, original, gain=0.5 / eps if settings["ball"] == "linf" else None)),
-        Protection(original, protected, settings, about["seconds"], history, mask),
+        Protection(original, protected, settings, about["seconds"], history, mask, alpha),
         ui={
             "sifm_curve": [{"method": method, **curve}],
             **{f"sifm_{name}": [about[name]] for name in ("linf", "rms", "rounding", "seconds")},

@@ -15,18 +15,25 @@ from sifm_core.errors import ImageError, InputError, JudgeError, SifmError
 from sifm_core.format import percent
 from sifm_core.judges import BACKENDS, REMOTE, load_judge
 from sifm_core.judges.client import check_base_url
+from sifm_core.judges.here import offers
+from sifm_core.judges.models import family_of
 from sifm_core.miniature import benchmark
 from sifm_core.types import Case, Verdict
 from sifm_core.verdicts import QUESTIONS
 
 from . import sockets
 from ._cards import ARMS, Seen, card
+from ._clip_judge import judge_of
 from ._comfy import engine_room, reporter, to_engine
 from ._inputs import check_key, choice_problem, model_inputs, prompt_input, prompt_problem
 from ._shown import picture
 from ._store import ANNOTATIONS, digest, home
 from ._text import markdown, table
 
+KIN = (
+    "This judge is of the family {family}: where a model of that family reads the prompts for the editor, it may miss "
+    "what misleads the editor, or be misled with it."
+)
 LOCAL = "llava"
 """The model of a server of one's own that stands in the widget first."""
 
@@ -60,6 +67,9 @@ class SifmMllmJudge(io.ComfyNode):
                     options=_backends(),
                     tooltip="Who judges. The miniature's judges know the miniature's pictures and nothing else.",
                 ),
+                sockets.Judge.Input(
+                    "chosen", optional=True, tooltip="From Editors and Judges; takes the place of the choice above."
+                ),
             ],
             outputs=[
                 sockets.Verdicts.Output("verdicts", tooltip="For ISR Aggregate."),
@@ -69,8 +79,14 @@ class SifmMllmJudge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None = None, judge: Any = None) -> bool | str:
+    def validate_inputs(cls, prompt: str | None = None, judge: Any = None, chosen: Any = False) -> bool | str:
         problem = choice_problem("judge", judge, [backend.key for backend in _backends()])
+        if (
+            problem is True
+            and chosen is False
+            and (lacks := _lacks(judge["judge"] if isinstance(judge, dict) else judge))
+        ):
+            problem = f"judge: {lacks}; or choose another judge"
         return prompt_problem(prompt) if problem is True else problem
 
     @classmethod
@@ -83,7 +99,8 @@ class SifmMllmJudge(io.ComfyNode):
         if chosen == "human":
             file = home() / ANNOTATIONS
             return file.stat().st_mtime if file.exists() else 0.0
-        return 0.0 if chosen == "miniature" else float("nan")  # a new one: ComfyUI takes the same object for equal
+        known = chosen in ("miniature", "clip") and "chosen" not in inputs
+        return 0.0 if known else float("nan")  # a new one: ComfyUI takes the same object for equal
 
     @classmethod
     def execute(
@@ -94,7 +111,9 @@ class SifmMllmJudge(io.ComfyNode):
         judge: dict[str, Any],
         clean_edit: Tensor | None = None,
         control_edit: Tensor | None = None,
+        chosen: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
+        judge = chosen or judge
         sources = to_engine(source)
         given = {"protected": edited, "clean": clean_edit, "control": control_edit}
         edits = {arm: to_engine(pictures) for arm, pictures in given.items() if pictures is not None}
@@ -109,6 +128,8 @@ class SifmMllmJudge(io.ComfyNode):
         found = {arm: [next(seen) for _ in pictures] for arm, pictures in edits.items()}
         rows = [_row(arm, i, each.verdict) for arm, listed in found.items() for i, each in enumerate(listed)]
         text = markdown(table(["edit of", "picture", "mismatch", "degraded", "confidence", "why"], rows))
+        if family := family_of(answers[0].model_requested) if judge["judge"] == "clip" and answers else "":
+            text += f"\n\n{KIN.format(family=family)}"
         titles = {arm: ARMS[arm] if len(edits) > 1 else "" for arm in ARMS if arm in edits}
         cards = [card([each], title) for arm, title in reversed(titles.items()) for each in found[arm]]
         return io.NodeOutput(found, text, ui={"sifm_cards": cards})
@@ -129,6 +150,16 @@ def _backends() -> list[io.DynamicCombo.Option]:
         ),
         *(io.DynamicCombo.Option(name, model_inputs(name, "strong", LOCAL)) for name in REMOTE),
         io.DynamicCombo.Option(
+            "clip",
+            [
+                io.Clip.Input(
+                    "clip",
+                    tooltip="A language model that sees, as Generate Text takes it: Qwen3-VL, Qwen2.5-VL, Gemma. Of "
+                    "the family that reads the editor's prompts it may miss what misleads the editor.",
+                )
+            ],
+        ),
+        io.DynamicCombo.Option(
             "human",
             [
                 io.String.Input(
@@ -142,6 +173,12 @@ def _backends() -> list[io.DynamicCombo.Option]:
     ]
 
 
+def _lacks(backend: str) -> str:
+    """What is missing for a judge to be asked at all, with the cure; "" for nothing."""
+    offer = next(offer for offer in offers() if offer.name == backend)
+    return "" if offer.usable else f"the {backend} judges: {'; '.join(offer.missing or (offer.about,))}"
+
+
 def _ask(judge: dict[str, Any], cases: list[Case]) -> list[Verdict]:
     """The judge's verdicts; all unclear, with the reason, where the judge cannot be set up.
 
@@ -152,9 +189,9 @@ def _ask(judge: dict[str, Any], cases: list[Case]) -> list[Verdict]:
     except SifmError as error:
         if not (isinstance(error, JudgeError) or judge["judge"] == "human"):
             raise
-        name = f"{judge['judge']}:{judge['model']}"
-        return [Verdict(name, "error", reasons=str(error), model_requested=judge["model"])] * len(cases)
-    if judge["model"] == "renderer":
+        model = judge.get("model", "")
+        return [Verdict(f"{judge['judge']}:{model}", "error", reasons=str(error), model_requested=model)] * len(cases)
+    if judge.get("model") == "renderer":
         cases = [replace(case, truth=_truth(case)) for case in cases]
     return chosen.judge(cases, on_step=reporter())
 
@@ -173,11 +210,15 @@ def _benchmark() -> dict[str, Any]:
     return {digest(item.image): item for item in benchmark.load()}
 
 
-def load(judge: str, model: str, base_url: str = "", max_cost: float = 0.0, **options: Any) -> Any:
-    """The judge that the widgets describe; paid answers are remembered in ComfyUI's user folder.
+def load(
+    judge: str, model: str = "", base_url: str = "", max_cost: float = 0.0, clip: Any = None, **options: Any
+) -> Any:
+    """The judge that the widgets describe, or that a CLIP object is; paid answers are kept in ComfyUI's user folder.
 
     Raises InputError where a workflow would send a key of this server to a host that is not the key's own.
     """
+    if judge == "clip":
+        return judge_of(clip)
     if judge == "miniature":
         return load_judge(f"miniature:{model}")
     if judge == "human":

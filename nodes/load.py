@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 from comfy import model_management
 from comfy_api.latest import io
 
-from sifm_core.editors import BUILTIN, load_editor
+from sifm_core.editors import load_editor
 
-from . import sockets
+from . import _editors, sockets
 from ._comfy import ManagedEditor, engine_room
 
 
 class SifmLoadEditor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        here = _editors.at_hand()
+        absent = _editors.absent(here)
         return io.Schema(
             node_id="SIFM_LoadEditor",
             display_name="SIFM Load Editor",
@@ -27,10 +28,11 @@ class SifmLoadEditor(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "editor",
-                    options=[*BUILTIN, *(name for name in _folders() if name not in BUILTIN)],
+                    options=[*here, *absent],
                     default="miniature-ip2p",
-                    tooltip="miniature-ip2p comes with the pack; the others are diffusers folders in models/diffusers, "
-                    "or repositories in the Hugging Face cache.",
+                    tooltip="The miniatures come with the pack; the others are diffusers folders in models/diffusers, "
+                    "or repositories in the Hugging Face cache. What is not here says where it comes from.",
+                    extra_dict={"sifm_absent": absent},
                 ),
                 io.String.Input(
                     "folder",
@@ -74,16 +76,15 @@ class SifmLoadEditor(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str = "") -> bool | str:
+    def validate_inputs(cls, editor: str | None = None, folder: str | None = "") -> bool | str:
         if folder and not Path(folder).expanduser().joinpath("model_index.json").is_file():
             return f"{folder} has no model_index.json: expected the folder of a diffusers pipeline"
-        return True
+        return folder is None or bool(folder) or editor is None or not (wrong := _editors.problem(editor)) or wrong
 
     @classmethod
     def fingerprint_inputs(cls, editor: str, folder: str = "", **_: Any) -> list[tuple[str, int, int]]:
         """Changes when a file of the editor does, so that a new model under an old name is loaded again."""
-        files = sorted(Path(_source(editor, folder)).expanduser().glob("*/*"))
-        return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return _editors.files(_editors.source(editor, folder))
 
     @classmethod
     def execute(
@@ -95,28 +96,29 @@ class SifmLoadEditor(io.ComfyNode):
         t5: bool = True,
         demonstration: bool = False,
     ) -> io.NodeOutput:
-        if dtype == "auto":
-            fast = model_management.should_use_bf16(model_management.get_torch_device())
-            dtype = "bfloat16" if fast else "float32"
         options: dict[str, Any] = {} if t5 else {"t5": False}
-        with engine_room():
-            loaded = load_editor(
-                _source(editor, folder),
-                device=model_management.unet_offload_device(),
-                dtype=dtype,
-                checkpointing=checkpointing,
-                **options,
-            )
-        loaded.name = folder or editor  # as chosen, wherever ComfyUI found it
-        return io.NodeOutput(ManagedEditor(loaded, demonstration))
+        return io.NodeOutput(load(editor, folder, dtype, checkpointing, demonstration, **options))
 
 
-def _source(editor: str, folder: str) -> str:
-    """Folder or hub id of the chosen editor; a folder in models/diffusers goes before a built-in hub id of its name."""
-    return folder or str(_folders().get(editor) or BUILTIN.get(editor, editor))
-
-
-def _folders() -> dict[str, Path]:
-    """The diffusers pipelines in ComfyUI's model folders, by name."""
-    places = [Path(place) for place in folder_paths.get_folder_paths("diffusers")]
-    return {index.parent.name: index.parent for place in places for index in sorted(place.glob("*/model_index.json"))}
+def load(
+    editor: str,
+    folder: str = "",
+    dtype: str = "auto",
+    checkpointing: bool = False,
+    demonstration: bool = False,
+    **options: Any,
+) -> ManagedEditor:
+    """The editor of a name in the list, or of a folder, as it flows through a socket."""
+    if dtype == "auto":
+        fast = model_management.should_use_bf16(model_management.get_torch_device())
+        dtype = "bfloat16" if fast else "float32"
+    with engine_room():
+        loaded = load_editor(
+            _editors.source(editor, folder),
+            device=model_management.unet_offload_device(),
+            dtype=dtype,
+            checkpointing=checkpointing,
+            **options,
+        )
+    loaded.name = folder or editor  # as chosen, wherever ComfyUI found it
+    return ManagedEditor(loaded, demonstration)

@@ -164,7 +164,8 @@ class SifmRecordsExport(io.ComfyNode):
                 store.put_record(record)
             (store.export_csv if format == "csv" else store.export_jsonl)(path)
         shown = str(Path(subfolder, path.name))
-        return io.NodeOutput(shown, ui={"text": [f"{len(records.records)} records in {shown}"]})
+        file = {"filename": path.name, "subfolder": subfolder, "type": "output"}
+        return io.NodeOutput(shown, ui={"text": [f"{len(records.records)} records in {shown}"], "sifm_files": [file]})
 
 
 def _columns(listed: Sequence[Record], only: Sequence[str], protected: bool) -> list[Record]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import folder_paths
 import torch
@@ -12,7 +13,8 @@ from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
 from sifm_core import pipeline
-from sifm_core.images import load_image, save_png, verify_budget
+from sifm_core.images import Picture, load_image, save_png, verify_budget
+from sifm_core.types import Image
 
 from . import sockets
 from ._attacks import Protection
@@ -41,24 +43,45 @@ class SifmSaveProtected(io.ComfyNode):
 
     @classmethod
     def execute(cls, protection: Protection, filename_prefix: str) -> io.NodeOutput:
-        height, width = protection.image.shape[-2:]
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
-        )
-        saved, read = [], []
-        settings, masks = protection.settings, protection.mask
-        for i, (image, original) in enumerate(
-            zip(protection.image.split(1), protection.original.split(1), strict=True)
-        ):
-            shown = "demonstration_" if settings.get("demonstration") else ""
-            file = f"{shown}{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
-            about = pipeline.public(settings) | {"original": hash_of(original), "protected": hash_of(image)}
-            save_png(image, Path(folder, file), metadata={"sifm": about, **_graph(cls.hidden)})
-            mask = None if masks is None else masks[i % len(masks)]
-            verify_budget(Path(folder, file), original, settings["eps"], settings.get("ball", "linf"), mask)
-            read.append(load_image(Path(folder, file)))
-            saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
-        return io.NodeOutput(to_comfy(torch.cat(read)), ui=ui.SavedImages(saved))
+        files, read = written(protection, filename_prefix, _graph(cls.hidden))
+        ui = {"images": [file.result for file in files], "text": [f"{file.shown}: {file.said}" for file in files]}
+        return io.NodeOutput(to_comfy(read), ui=ui)
+
+
+class Written(NamedTuple):
+    """A file of the output folder, what ComfyUI calls it, and what is said of it."""
+
+    path: Path
+    result: ui.SavedResult
+    shown: str
+    said: str
+
+
+def written(protection: Protection, prefix: str, metadata: Mapping[str, str]) -> tuple[list[Written], Image]:
+    """Write each picture with its alpha and settings, and check the budget in the file; the files, and what is in them.
+
+    Raises BudgetError where a file is outside the budget.
+    """
+    settings, masks, alphas = protection.settings, protection.mask, protection.alpha
+    height, width = protection.image.shape[-2:]
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), width, height
+    )
+    files, read = [], []
+    for i, (image, original) in enumerate(zip(protection.image.split(1), protection.original.split(1), strict=True)):
+        first = "demonstration_" if settings.get("demonstration") else ""
+        path = Path(folder, f"{first}{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png")
+        about = pipeline.public(settings) | {"original": hash_of(original), "protected": hash_of(image)}
+        like = None if alphas is None else Picture(original, alphas[i % len(alphas)][None], None, Path(), "RGBA")
+        save_png(image, path, like=like, metadata={"sifm": about, **metadata})
+        mask, ball = None if masks is None else masks[i % len(masks)], settings.get("ball", "linf")
+        most = verify_budget(path, original, settings["eps"], ball, mask)
+        read.append(load_image(path))
+        what = "largest change" if ball == "linf" else "change (RMS)"
+        said = f"{what} {255 * most:.3g} of 255, from the picture as ComfyUI read it"
+        result = ui.SavedResult(path.name, subfolder, io.FolderType.output)
+        files.append(Written(path, result, str(Path(subfolder, path.name)), said))
+    return files, torch.cat(read)
 
 
 def _graph(hidden: Any) -> dict[str, str]:

@@ -18,3 +18,5 @@ Verdicts = io.Custom("SIFM_VERDICTS")
 """Arm ("protected", "clean", "control") -> one :class:`nodes._cards.Seen` per picture: a verdict and what it is on."""
 Records = io.Custom("SIFM_RECORDS")
 """A :class:`nodes._attacks.Run`: the engine's records and the store that holds their pictures."""
+Judge = io.Custom("SIFM_JUDGE")
+"""A dict of MLLM Judge's settings: which judge, and how it is asked."""

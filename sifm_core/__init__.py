@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pipeline import immunize as immunize
     from .pipeline import judge as judge
     from .pipeline import measure as measure
+    from .protection import protect as protect
     from .rates import isr as isr
     from .verdicts import consensus as consensus
 
@@ -36,6 +37,7 @@ _HOME = {
     "edit": "pipeline",
     "measure": "pipeline",
     "judge": "pipeline",
+    "protect": "protection",
 }
 __all__ = ["__version__", *_HOME]
 

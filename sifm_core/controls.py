@@ -10,9 +10,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .judges.calibration import Calibration, Gold, Rate, gold_controls
+from .judges import parted
+from .judges.calibration import Calibration, Gold, Rate, counted, cross_fitted, fitted, gold_controls
+from .judges.scores import named
 from .store import Store
-from .types import Case, Editor, OnStep
+from .types import Case, Editor, Judge, OnStep
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +83,19 @@ def _edits(
             edited = edit(pictures, editor, prompt=[prompts[i] for i in chunk], seed=seed, on_step=on_step, **options)
             edits |= dict(zip(chunk, edited, strict=True))
     return [edits[i] for i in range(len(sources))]
+
+
+def calibrated(spec: str, judge: Judge, golds: Sequence[Gold], *, on_step: OnStep | None = None) -> list[Calibration]:
+    """What the controls say of a judge; of one that gives numbers, last, by the name that has its best thresholds."""
+    verdicts = judge.judge([gold.case for gold in golds], on_step=on_step)
+    plain = counted(judge.name, golds, verdicts)
+    thresholds = fitted(golds, verdicts)
+    if not thresholds:
+        return [plain]
+    backend, model, address = parted(spec)
+    better = f"{backend}:{named(model, thresholds)}" + (f"@{address}" if address else "")
+    tuned = counted(better, golds, cross_fitted(golds, verdicts))
+    return [plain, tuned] if plain.unclear < plain.n else [tuned]
 
 
 # ---- beside a run

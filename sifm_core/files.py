@@ -64,7 +64,7 @@ def in_cache(model: str, file: str = "config.json") -> str:
     """The folder in the hub's local cache of a model with that hub id, found without asking the hub; else the name."""
     if Path(model).is_dir():
         return model
-    import huggingface_hub
+    import huggingface_hub.constants
 
     # Else its client asks the hub which programs to tell it of, even where nothing may be fetched.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True

@@ -9,9 +9,11 @@ ignore colour profiles. So those values are what is loaded, perturbed and writte
 - What says how an RGB picture's values look (colour profile; a PNG's gAMA, cHRM, sRGB and cICP) or how large it is
   printed (DPI) is kept and written back: values and appearance both stay. A profile that an RGB file cannot carry
   (CMYK, greyscale) is applied: the values become sRGB and the profile is dropped.
-- EXIF orientation is applied. All other EXIF data (place, camera), and all text, is left out of saved files.
+- EXIF orientation is applied. All other EXIF data (place, camera), and all text, is left out of saved files, but for
+  who made a picture and whose it is, where that is asked for (:func:`rights`).
 - 16-bit values become the nearest 8-bit ones (colour: the upper byte, as Pillow reads it). Greyscale and palette
-  pictures become RGB, and a protected one stays RGB: the perturbation has colour.
+  pictures become RGB, and a protected one stays RGB where its perturbation has colour; a greyscale one without is saved
+  as greyscale.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ import os
 import stat
 import struct
 import warnings
+import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -35,7 +39,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image as Pil
-from PIL import ImageCms, ImageColor, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ImageCms, ImageColor, ImageOps, IptcImagePlugin, PngImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
 from .errors import BudgetError, ImageError, InputError
@@ -47,6 +51,14 @@ MIN_SIDE = 16
 """Pixels. Smaller pictures are refused: no editor can work on them."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+_OPTIONAL = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), ("HEIF", "pip install 'sifm[heic]'")),
+    ".avif": ("AVIF", "pip install -U pillow"),
+}
+"""Suffixes of what is read where a library for it is there: its name for it, and how the library comes here."""
+_GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_ARTIST, _COPYRIGHT = 0x013B, 0x8298
+_LONGEST_RIGHTS = 1000
 _LOSSY = (".jpg", ".jpeg", ".webp", ".avif", ".heic")
 _TINY = 1e-6  # 8/255 is 8 levels, not 7.9999
 _STILL = "MPO"  # phone photographs: the further frames are previews and gain maps, not an animation
@@ -102,7 +114,9 @@ def colour(text: str) -> tuple[int, int, int]:
 
 
 def load_picture(path: str | os.PathLike[str], background: str | None = None) -> Picture:
-    """Read a still PNG, JPEG, WebP, TIFF, BMP or GIF; see the module for what happens to alpha, EXIF and ICC.
+    """Read a still PNG, JPEG, WebP, TIFF, BMP or GIF; AVIF and HEIC where their libraries are there.
+
+    See the module for what happens to alpha, EXIF and ICC.
 
     ``background``: the colour on which a transparent picture is seen; None: its values as they stand.
     Raises ImageError: no such file, not a picture, animated, truncated, smaller than 16 pixels on a side or too large.
@@ -126,6 +140,11 @@ def load_picture(path: str | os.PathLike[str], background: str | None = None) ->
         most = 2 * (Pil.MAX_IMAGE_PIXELS or 0)
         raise ImageError(f"{path}: expected at most {most:,} pixels, but it has more; make it smaller") from None
     except UnidentifiedImageError:
+        kind, cure = _OPTIONAL.get(path.suffix.lower(), ("", ""))
+        if kind and kind not in _readable():
+            raise ImageError(
+                f"{path}: {kind} is not read by what is installed here: {cure}, or save it as PNG"
+            ) from None
         raise ImageError(f"{path}: expected PNG, JPEG, WebP, TIFF or BMP, but this is none; convert it") from None
     except PermissionError:
         raise ImageError(f"{path}: expected a picture, but it may not be read; change its permissions") from None
@@ -285,20 +304,28 @@ def save_png(
     *,
     like: Picture | None = None,
     metadata: Mapping[str, Any] | None = None,
+    rights: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``image`` ((1, 3, H, W) or (3, H, W) in [0, 1]) as an 8-bit PNG, whole or not at all; folders are made.
 
     ``like`` gives back alpha, profile and DPI of the source; ``metadata`` becomes PNG text chunks (what is
-    not a string, as JSON). Raises InputError for any other format: lossy ones (JPEG, WebP) destroy the perturbation.
+    not a string, as JSON); ``rights`` says who made the picture, as :func:`rights` reads it. Raises InputError for any
+    other format: lossy ones (JPEG, WebP) destroy the perturbation.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         came = f"{path.suffix}, which is lossy" if path.suffix.lower() in _LOSSY else path.suffix or "no suffix"
         raise InputError(f"{path}: expected a .png file, but got {came}; use {path.stem}.png to keep every pixel")
-    write_atomically(path, png_bytes(image, like=like, metadata=metadata))
+    write_atomically(path, png_bytes(image, like=like, metadata=metadata, rights=rights))
 
 
-def png_bytes(image: Image, *, like: Picture | None = None, metadata: Mapping[str, Any] | None = None) -> bytes:
+def png_bytes(
+    image: Image,
+    *,
+    like: Picture | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    rights: Mapping[str, str] | None = None,
+) -> bytes:
     """``image`` as an encoded PNG; arguments as in :func:`save_png`. Same pixels and arguments, same bytes."""
     pixels = to_uint8(image)
     if like is not None and like.alpha is not None:
@@ -307,6 +334,9 @@ def png_bytes(image: Image, *, like: Picture | None = None, metadata: Mapping[st
             raise ImageError(f"expected the size of the source {alpha.shape}, but got {pixels.shape[:2]}; resize it")
         if like.under is not None:
             pixels = _uncomposed(pixels, to_uint8(like.pixels), like.under, alpha)
+    if like is not None and like.mode in _GREY and _colourless(pixels):
+        pixels = pixels[..., :1]
+    if like is not None and like.alpha is not None:
         pixels = np.dstack([pixels, alpha])
     text = PngImagePlugin.PngInfo()
     for kind, body in like.chunks.items() if like else ():
@@ -315,10 +345,69 @@ def png_bytes(image: Image, *, like: Picture | None = None, metadata: Mapping[st
         if not 0 < len(key) < 80 or not key.isascii():
             raise InputError(f"metadata: expected keys of 1 to 79 ASCII characters, but got {key!r}; rename it")
         text.add_itxt(key, value if isinstance(value, str) else json.dumps(value, sort_keys=True))
-    out, picture = io.BytesIO(), Pil.fromarray(pixels)
+    exif = Pil.Exif()
+    for tag, name in ((_ARTIST, "Artist"), (_COPYRIGHT, "Copyright")):
+        if value := (rights or {}).get(name):
+            exif[tag] = value.encode()
+            text.add_itxt("Author" if tag == _ARTIST else name, value)
+    out, picture = io.BytesIO(), Pil.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     del pixels
-    picture.save(out, "PNG", pnginfo=text, icc_profile=like.icc if like else None, dpi=like.dpi if like else None)
+    about: dict[str, Any] = {"exif": exif} if len(exif) else {}
+    about |= {"icc_profile": like.icc, "dpi": like.dpi} if like else {}
+    picture.save(out, "PNG", pnginfo=text, **about)
     return out.getvalue()
+
+
+def rights(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Who made a picture and whose it is, "Artist" and "Copyright", as far as the file says so, and nothing else of it.
+
+    From EXIF, else IPTC, XMP (dc:creator, dc:rights) or a PNG's text. What cannot be read says nothing.
+    """
+    found: dict[str, list[Any]] = {"Artist": [], "Copyright": []}
+    with warnings.catch_warnings(), contextlib.suppress(*_UNREADABLE), Pil.open(path, formats=_readable()) as file:
+        warnings.simplefilter("ignore")
+        for name, tag in (("Artist", _ARTIST), ("Copyright", _COPYRIGHT)):
+            found[name].append(_unicode(file.getexif().get(tag)))
+        with contextlib.suppress(*_UNREADABLE):
+            written = IptcImagePlugin.getiptcinfo(file) or {}
+            found["Artist"].append(written.get((2, 80)))
+            found["Copyright"].append(written.get((2, 116)))
+        packet = file.info.get("xmp") or file.info.get("XML:com.adobe.xmp") or ""
+        for name, element in (("Artist", "creator"), ("Copyright", "rights")):
+            found[name] += _xmp(packet, element)
+        found["Artist"] += [file.info.get("Author"), file.info.get("Artist")]
+        found["Copyright"].append(file.info.get("Copyright"))
+    said = {name: next(filter(None, map(_one_line, values)), "") for name, values in found.items()}
+    return {name: value for name, value in said.items() if value}
+
+
+def _xmp(packet: bytes | str, element: str) -> list[str]:
+    """The texts of a Dublin Core element in an XMP packet; no document type, which could unfold without end."""
+    packet = packet.encode() if isinstance(packet, str) else packet
+    packet = packet[packet.find(b"<") : packet.rfind(b">") + 1]
+    if not packet or b"<!DOCTYPE" in packet.upper() or len(packet) > _LONGEST_ICC:
+        return []
+    try:
+        root = ElementTree.fromstring(packet)
+    except ElementTree.ParseError:
+        return []
+    dc, rdf = "{http://purl.org/dc/elements/1.1/}", "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+    return [item.text or "" for found in root.iter(f"{dc}{element}") for item in found.iter(f"{rdf}li")]
+
+
+def _unicode(value: Any) -> Any:
+    """An EXIF text, which Pillow reads as Latin-1, as the UTF-8 that it is written in today, where it is that."""
+    try:
+        return value.encode("latin-1").decode() if isinstance(value, str) else value
+    except UnicodeError:
+        return value
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        value = b"; ".join(value) if all(isinstance(part, bytes) for part in value) else ""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_LONGEST_RIGHTS]
 
 
 def png_text(path: str | os.PathLike[str], key: str) -> str | None:
@@ -407,7 +496,7 @@ def _check_file(path: Path) -> None:
 
 def _decode(source: Path | io.BytesIO, path: Path) -> tuple[Pil.Image, str, bytes | None, tuple[float, float] | None]:
     """The pixels, upright, with the file's own mode, profile and DPI."""
-    with Pil.open(source, formats=_FORMATS) as file:
+    with Pil.open(source, formats=_readable()) as file:
         frames = getattr(file, "n_frames", 1)
         if frames > 1 and file.format != _STILL:
             raise ImageError(f"{path}: expected a still picture, but this has {frames} frames; save one as PNG")
@@ -416,6 +505,26 @@ def _decode(source: Path | io.BytesIO, path: Path) -> tuple[Pil.Image, str, byte
         ImageOps.exif_transpose(file, in_place=True)
     turned = file.size == size[::-1] != size
     return file, mode, icc, dpi[::-1] if dpi and turned else dpi
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    """Pillow's names for what is read."""
+    found = list(_FORMATS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an older Pillow's, which knows no AVIF
+        if features.check("avif"):
+            found.append("AVIF")
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        found.append("HEIF")
+    return tuple(found)
+
+
+def _colourless(pixels: np.ndarray) -> bool:
+    return all((pixels[rows] == pixels[rows, :, :1]).all() for rows in _bands(len(pixels), pixels[0].size))
 
 
 def _dpi(file: Pil.Image) -> tuple[float, float] | None:

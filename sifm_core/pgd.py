@@ -35,6 +35,7 @@ def pgd(
     seed: Seed = 0,
     random_start: bool = False,
     mask: Tensor | None = None,
+    grey: bool = False,
     ball: Ball = "linf",
     schedule: Schedule = "constant",
     update: Update = "steepest",
@@ -53,10 +54,11 @@ def pgd(
     to step, instead of the last one; "adam" moves by Adam's update, with alpha as its rate, into the same ball.
 
     ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales what each pixel
-    may change (where it is 0 nothing does, and an RMS is over the rest). ``on_step`` gets the loss before the step, its
-    log with "grad" (the L2 norm of the gradient at the image) and "saturated" (linf: the share of values at the edge of
-    their budget; l2: the share of eps that is used), and the image after it; what it raises comes through. On CUDA it
-    is called :data:`LATE` steps late, so that the device need not wait for the host. Works inside
+    may change (where it is 0 nothing does, and an RMS is over the rest); with ``grey`` a pixel's three values change
+    alike, and the gradient is that of this one change. ``on_step`` gets the loss before the step, its log with
+    "grad" (the L2 norm of the gradient at the image) and "saturated" (linf: the share of values at the edge of their
+    budget; l2: the share of eps that is used), and the image after it; what it raises comes through. On CUDA it is
+    called :data:`LATE` steps late, so that the device need not wait for the host. Works inside
     ``torch.inference_mode``. On the CPU the loop holds two pictures beside ``x0`` and the gradient (an l2 ball with a
     mask: three; Adam: two more), and each image that ``on_step`` keeps.
 
@@ -72,7 +74,9 @@ def pgd(
         weight = x0.new_ones(1, 1, 1, 1) if mask is None else _check_mask(mask, x0)
         slices = list(bands(x0)) if x0.device.type == "cpu" else [slice(None)]
         room = (_Linf if ball == "linf" else _L2)(x0, weight, eps, slices)
-        delta = uniform(x0.shape, seed).to(x0).mul_(eps).mul_(weight) if random_start else torch.zeros_like(x0)
+        delta = torch.zeros_like(x0)
+        if random_start:
+            delta += uniform((len(x0), 1 if grey else 3, *x0.shape[-2:]), seed).to(x0).mul_(eps).mul_(weight)
         room.project(delta)
         x = torch.add(x0, delta).clamp_(0, 1)
         towards: Callable[[Tensor], Callable[[slice], Tensor]] = room.direction
@@ -81,6 +85,8 @@ def pgd(
         reports = _Reports(on_step, steps, LATE if x0.is_cuda else 0)
         for i in range(steps):
             gradient = grad_fn(x, i)
+            if grey:
+                gradient = gradient._replace(grad=gradient.grad.sum(dim=1, keepdim=True).expand_as(x0))
             direction, length = towards(gradient.grad), alpha * SCHEDULES[schedule](i / steps)
             del x  # where on_step has not kept it, the memory is free for the next
             moved = []

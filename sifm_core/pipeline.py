@@ -25,7 +25,7 @@ from .memory import enough, peak
 from .metrics import measure as measure
 from .noise import Seed, check_seed, fork
 from .pgd import pgd
-from .transforms import parse
+from .transforms import parse, uploaded
 from .transforms import through as transformed
 from .types import Case, Editor, GradFn, Image, Judge, Metric, OnStep, Sampled, Step, Verdict
 
@@ -64,6 +64,7 @@ def immunize(
     alpha: float | None = None,
     seed: Seed = 0,
     mask: Tensor | None = None,
+    grey: bool = False,
     ball: Ball | None = None,
     schedule: Schedule | None = None,
     update: Update | None = None,
@@ -79,9 +80,10 @@ def immunize(
     ``image`` (B, 3, H, W) in [0, 1], any size: the perturbation has full resolution, the editor sees an antialiased
     resize. ``prompt`` and ``seed``: one for all or one per picture; an empty prompt, for methods that need to know none
     (:func:`sifm_core.methods.promptless`), where none is known. ``eps``, ``alpha`` in [0, 1] units; ``mask``
-    (H, W), (1, 1, H, W) or (B, 1, H, W) in [0, 1] limits where pixels may change. ``options`` are the method's own,
-    see :func:`sifm_core.methods.options`. What is not given is as ``preset`` says: "equal_budget" (eps 0.03, 100 steps
-    of 2/255), "paper" (what the method's paper uses), see :func:`sifm_core.methods.presets`.
+    (H, W), (1, 1, H, W) or (B, 1, H, W) in [0, 1] limits where pixels may change, such as
+    :func:`sifm_core.visibility.budget_map`; with ``grey`` a colourless picture stays so. ``options`` are the method's
+    own, see :func:`sifm_core.methods.options`. What is not given is as ``preset`` says: "equal_budget" (eps 0.03, 100
+    steps of 2/255), "paper" (what the method's paper uses), see :func:`sifm_core.methods.presets`.
 
     The loop, the same for every method with a gradient: ``ball``, ``schedule``, ``update`` as in `sifm_core.pgd.pgd`;
     ``eot`` transforms such as ("jpeg:75", "resize:0.5", "none"), one drawn for each picture in each iteration, that
@@ -101,6 +103,8 @@ def immunize(
     descent = {"ball": ball, "schedule": schedule, "update": update, "eot": eot, "random_start": random_start}
     loop, chosen = methods.configure(method, preset, budget | descent)
     mask = check_mask(mask, image)
+    if grey and not bool((on_grid(image) == on_grid(image)[:, :1]).all()):
+        raise ImageError("grey: expected colourless pictures, whose three channels are equal, got one with colour")
     check_seed(seed, len(image))
     options = methods.check_method(method, chosen | options)
     module = methods.get_method(method)
@@ -149,9 +153,13 @@ def immunize(
             settings = loop.plain()
             if transforms := parse(settings.pop("eot")):
                 grad_fn = through(grad_fn, lambda x, i: transformed(x, transforms, fork(seed, "eot", i)))
-            x = pgd(x0, grad_fn, seed=seed, mask=mask, on_step=keep, **settings)
+                if (size := uploaded((image.shape[-2], image.shape[-1]))) != tuple(image.shape[-2:]):
+                    grad_fn = through_resize(grad_fn, size)
+            x = pgd(x0, grad_fn, seed=seed, mask=mask, grey=grey, on_step=keep, **settings)
         x, mask = x.cpu(), None if mask is None else mask.cpu()  # rounding is in float64, which not every device has
         protected = round_to_budget(x, x0.cpu(), loop.eps, mask, methods.ball_of(method, loop.ball))
+        if grey:  # noise of a method without a loop has colour, and an l2 ball rounds each value for itself
+            protected = _alike(protected, x0.cpu())
         rounding = _apart(protected, x)[1]
     settings = {
         "method": method,
@@ -244,7 +252,7 @@ def judge(
     return [j.judge([case], on_step=on_step)[0] for j in loaded]
 
 
-PRIVATE = ("prompt", "prompts", "editor")
+PRIVATE = ("prompt", "prompts", "instructions", "avoid", "editor")
 """Settings that a saved picture does not name: instructions, and editors, whose name may be a folder's."""
 
 
@@ -305,6 +313,12 @@ def _apart(one: Image, other: Image) -> tuple[float, float]:
         largest = max(largest, float(delta.abs().max()))
         squares += delta.square().flatten(1).sum(dim=1)
     return largest, float((squares / one[0].numel()).sqrt().max())
+
+
+def _alike(protected: Image, x0: Image) -> Image:
+    """Of each pixel's three changes the smallest, for all three."""
+    least = (protected - x0).abs().argmin(dim=1, keepdim=True)
+    return protected.gather(1, least).expand_as(x0).contiguous()
 
 
 def _single(x: Any, name: str) -> Tensor:

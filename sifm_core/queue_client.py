@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from .errors import InputError, SifmError
-from .files import read_text
+from .files import read_text, within, write_atomically
 from .images import from_uint8
 from .shapes import misfit
 from .store import Store, fingerprint, record_of
@@ -77,6 +77,12 @@ class _Output(TypedDict, total=False):
     sifm_run: list[str]
 
 
+class _File(TypedDict):
+    filename: str
+    subfolder: str
+    type: str
+
+
 class _Run(TypedDict):
     records: list[dict[str, Any]]
 
@@ -105,7 +111,8 @@ class Job:
 
 
 def load_workflow(path: Path) -> Prompt:
-    """A graph in API format; for one in the editor's format, the API format in ``api/`` beside it.
+    """A graph in API format; for one in the editor's format, the API format in ``api/`` beside it, under the name that
+    its ``extra.api`` gives, else under its own.
 
     Raises InputError for what is neither.
     """
@@ -113,11 +120,17 @@ def load_workflow(path: Path) -> Prompt:
         graph = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a workflow as JSON ({error})") from None
-    if isinstance(graph, dict) and "nodes" in graph and (beside := path.parent / "api" / path.name).is_file():
+    if isinstance(graph, dict) and "nodes" in graph and (beside := _beside(path, graph)):
         return load_workflow(beside)
     if not graph or misfit(graph, dict[str, _Node]):
         raise InputError(f"{path}: expected API format; export it in ComfyUI with File > Export (API)")
     return graph
+
+
+def _beside(path: Path, graph: Mapping[str, Any]) -> Path | None:
+    extra = graph.get("extra")
+    named = within(path.parent, str(extra["api"])) if isinstance(extra, dict) and "api" in extra else None
+    return next((file for file in (named, path.parent / "api" / path.name) if file and file.is_file()), None)
 
 
 def vary(prompt: Prompt, fixed: Mapping[str, Any], swept: Mapping[str, Sequence[Any]]) -> list[Job]:
@@ -204,6 +217,7 @@ class Server:
         if not 0 <= patience <= MOST_PATIENCE:  # nor NaN
             raise InputError(f"patience: expected 0 to {MOST_PATIENCE:.0f} seconds, got {patience}")
         self.url, self.patience, self.poll, self.timeout = url.rstrip("/"), patience, poll, timeout
+        self._ends: dict[str, bool] = {}
 
     def get(self, path: str) -> bytes:
         return self._ask(lambda: urllib.request.Request(self.url + path))
@@ -298,6 +312,16 @@ class Server:
             time.sleep(pause)
             pause = min(1.5 * pause, self.poll)
 
+    def ends(self, kind: str) -> bool:
+        """Is a node of this class one that a graph is run for? A server that does not tell is not asked again."""
+        if kind not in self._ends:
+            try:
+                told = json.loads(self.get(f"/object_info/{urllib.parse.quote(kind, safe='')}"))
+                self._ends[kind] = bool(told[kind]["output_node"])
+            except (Refused, ValueError, KeyError, TypeError, RecursionError):
+                self._ends[kind] = False
+        return self._ends[kind]
+
     def _upload(self, name: str, path: Path) -> None:
         edge = uuid.uuid4().hex
         fields = {"overwrite": "true", "subfolder": "sifm", "type": "input"}
@@ -386,7 +410,8 @@ class _Work:
                 before = self.store.get("sent", key) or {"round": 0}
                 self.store.put("sent", key, {"server": server.url, "round": before["round"]})
             name = f"{self.ledger} {key} {before['round']}"
-            found = _collect(server, server.run(job, name, before.get("server") == server.url))
+            entry = server.run(job, name, before.get("server") == server.url)
+            found = _collect(server, job, entry, self.store.folder / "outputs" / key[:12])
         except Unreachable as error:
             with self.lock:
                 self.left.appendleft((key, job))
@@ -402,7 +427,8 @@ class _Work:
                     for picture in pictures:
                         self.store.put_image(picture)
                     self.store.put_record(record)
-                about = {"label": dict(job.label), "server": server.url, "outputs": found["outputs"]}
+                about = {"label": dict(job.label), "server": server.url}
+                about |= {part: found[part] for part in ("outputs", "files", "missing")}
                 self.store.put("done", key, about | {"records": [record.key for record, _ in found["records"]]})
         with self.lock:
             self.done += 1
@@ -410,11 +436,15 @@ class _Work:
                 self.on_step(Step("queue", self.done, self.total))
 
 
-def _collect(server: Server, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The prompt's outputs, and the records of its runs with their pictures."""
-    outputs = entry.get("outputs", {})
-    listed = [node.get("sifm_run", ()) for node in outputs.values()] if not misfit(outputs, dict[str, _Output]) else []
-    runs = dict.fromkeys(run for some in listed for run in some)
+def _collect(server: Server, job: Job, entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the prompt's nodes gave: outputs as the server tells them, their files and texts in ``folder``, and the
+    records of its runs with their pictures; ``missing`` says in sentences what was not found."""
+    given = entry.get("outputs", {})
+    outputs = {id: node for id, node in given.items() if isinstance(node, dict)} if isinstance(given, dict) else {}
+    runs = dict.fromkeys(
+        run for node in outputs.values() if not misfit(node, _Output) for run in node.get("sifm_run", ())
+    )
+    files, missing = _save(server, job, outputs, folder)
     records = []
     for run_id in runs:
         where = f"/sifm/runs/{urllib.parse.quote(run_id, safe='')}"
@@ -426,7 +456,56 @@ def _collect(server: Server, entry: Mapping[str, Any]) -> dict[str, Any]:
             record = record_of({"metrics": {}, "verdicts": (), **known})
             names = [name for name in dict.fromkeys((record.source, record.protected, record.edited)) if name]
             records.append((record, [_picture(server, where, name) for name in names]))
-    return {"outputs": outputs, "records": records}
+    return {"outputs": outputs, "records": records, "files": files, "missing": missing}
+
+
+def _save(server: Server, job: Job, outputs: Mapping[str, Any], folder: Path) -> tuple[list[str], list[str]]:
+    """Write every file and text of a prompt's outputs; the names of the files, and what there was not."""
+    saved, missing = [], []
+    for id, given in outputs.items():
+        node = job.prompt.get(id.split(":")[0], {})
+        name = node.get("_meta", {}).get("title") or node.get("class_type", "")
+        about = _UNSAFE.sub("_", f"{id} {name}".strip())[:80]
+        found = [
+            item for items in given.values() if isinstance(items, list) for item in items if not misfit(item, _File)
+        ]
+        texts = [text for text in _lines(given.get("text")) if text]
+        for i, item in enumerate({json.dumps(item, sort_keys=True): item for item in found}.values()):
+            asked = {key: item[key] for key in ("filename", "subfolder", "type")}
+            address = f"/view?{urllib.parse.urlencode(asked)}"
+            suffix = re.sub(r"[^\w.]", "_", Path(item["filename"]).suffix)[:12]
+            path = folder / f"{about} {i + 1}{suffix}"
+            try:
+                write_atomically(path, server.get(address))
+                saved.append(path.name)
+            except Refused as error:
+                missing.append(f"{id} {name}: {item['filename'][:100]} ({error})")
+        if texts:
+            path = folder / f"{about}.md"
+            write_atomically(path, "\n\n".join(texts).encode("utf-8", "backslashreplace"))
+            saved.append(path.name)
+        if rest := {key: items for key, items in given.items() if key.startswith("sifm_") and key not in _DRAWN}:
+            path = folder / f"{about}.json"
+            write_atomically(path, json.dumps(rest, indent=1).encode("utf-8", "backslashreplace"))
+            saved.append(path.name)
+        if not (found or texts or rest):
+            missing.append(f"{id} {name}: it gave neither pictures nor texts")
+    silent = [id for id, node in job.prompt.items() if id not in outputs and server.ends(node["class_type"])]
+    missing += [
+        f"{id} {job.prompt[id].get('_meta', {}).get('title') or job.prompt[id]['class_type']}: no output"
+        for id in silent
+    ]
+    return saved, missing
+
+
+def _lines(given: Any) -> list[str]:
+    return [given] if isinstance(given, str) else [item for item in given or () if isinstance(item, str)]
+
+
+_UNSAFE = re.compile(r"[^\w .-]|\.(?=\.)|^[. ]+")
+"""What does not stand in the name of a collected file."""
+_DRAWN = ("sifm_document", "sifm_files")
+"""What is only how a page draws it, or the address of a file."""
 
 
 def _picture(server: Server, where: str, name: str) -> Image:
@@ -486,7 +565,8 @@ def _transient(entry: Mapping[str, Any]) -> bool:
 
 
 def summary(jobs: Sequence[Job], store: Store) -> list[dict[str, Any]]:
-    """Of each job what was set in it, whether it is done, where, and the keys of its records."""
+    """Of each job what was set in it, whether it is done, where, the keys of its records, the files that were collected
+    and what there was not."""
     done = [(job, store.get("done", job.key) or {}) for job in jobs]
     return [
         {
@@ -494,6 +574,9 @@ def summary(jobs: Sequence[Job], store: Store) -> list[dict[str, Any]]:
             "done": bool(about),
             "server": about.get("server", ""),
             "records": about.get("records", []),
+            "folder": str(store.folder / "outputs" / job.key[:12]) if about.get("files") else "",
+            "files": about.get("files", []),
+            "missing": about.get("missing", []),
         }
         for job, about in done
     ]

@@ -22,6 +22,12 @@ from .images import clamp, resize
 from .noise import Seed, generators, normal
 from .types import Image
 
+UPLOADED = 2048
+"""Pixels. A picture with a longer side than that is first scaled down to it, as platforms do.
+
+What a transform does at more pixels than these, the way down to an editor's working size would average away.
+"""
+
 
 class Kind(NamedTuple):
     """A transform ``apply(x, strength, seed)`` of (1, 3, H, W), and the strengths it takes."""
@@ -59,6 +65,12 @@ def through(x: Image, transforms: Sequence[Transform], seed: Seed) -> Image:
         kind = KINDS[chosen.kind]
         rows.append(kind.apply(row, draw.uniform(chosen.low, chosen.high), draw.getrandbits(62)))
     return torch.cat(rows)
+
+
+def uploaded(size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) at which transforms see a picture of that size, see :data:`UPLOADED`."""
+    factor = min(1.0, UPLOADED / max(size))
+    return round(size[0] * factor), round(size[1] * factor)
 
 
 def jpeg(x: Image, quality: float) -> Image:

@@ -7,7 +7,7 @@ False: it works; None: unclear, which is counted, shown and never guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
@@ -71,6 +71,23 @@ class Verdict:
         if mismatch is degraded is None and self.state == "ok" and (score := self.scores.get("success")):
             return None if score["threshold"] is None else score["value"] < score["threshold"]
         return None if mismatch is None or degraded is None else mismatch or degraded
+
+    def decided(self, thresholds: Mapping[str, float]) -> Verdict:
+        """The verdict that its numbers give with other thresholds; itself where it has no number or no answer."""
+        scores: dict[str, Score] = {
+            axis: {"value": score["value"], "threshold": thresholds.get(axis, score["threshold"])}
+            for axis, score in self.scores.items()
+        }
+        if not scores or any(score["threshold"] is None for score in scores.values()):
+            return self
+        failed = {axis: score["value"] < (score["threshold"] or 0.0) for axis, score in scores.items()}
+        return replace(
+            self,
+            state="ok",
+            scores=scores,
+            semantic_mismatch=failed.get("semantic_mismatch"),
+            perceptual_degradation=failed.get("perceptual_degradation"),
+        )
 
     @property
     def word(self) -> str:

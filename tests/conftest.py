@@ -35,6 +35,13 @@ def ultraedit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fakes.ultraedit(tmp_path_factory.mktemp("ultraedit"))
 
 
+@pytest.fixture(scope="session")
+def qwen21_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import fakes
+
+    return fakes.qwen_image21(tmp_path_factory.mktemp("qwen21"))
+
+
 @pytest.fixture
 def open_place() -> Iterator[Path]:
     """A folder that everybody may enter; pytest's own belong to who runs it."""

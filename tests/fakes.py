@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage21,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -20,10 +23,16 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 SIZE = 16
 """Side of the images that the fakes edit; their autoencoder makes 8x8 latents of it."""
@@ -141,4 +150,64 @@ def ultraedit(folder: Path) -> Path:
     index = json.loads((folder / "model_index.json").read_text())
     name = {"_class_name": "StableDiffusion3InstructPix2PixPipeline"}
     (folder / "model_index.json").write_text(json.dumps(index | name))
+    return folder
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Single bytes, and the tokens of Qwen's own that hold no text."""
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(vocab={letter: k for k, letter in enumerate(alphabet)}, merges=[])
+    names = ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{name}|>" for name in names]})
+    return tokenizer
+
+
+def qwen_image21(folder: Path, **transformer: object) -> Path:
+    """A Qwen-Image-2.1 folder: 16x autoencoder of pictures with alpha, Qwen3-VL that sees them, three causal blocks."""
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    named = {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}
+    own = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in named.items()}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2], "mrope_interleaved": True}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12, "rope_parameters": rope}
+    sight = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
+    sight |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    chat = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content[0].text }}<|im_end|>\n{% endfor %}"
+    cut = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    QwenImage21Pipeline(
+        vae=AutoencoderKLQwenImage21(
+            base_dim=4,
+            decoder_base_dim=4,
+            z_dim=8,
+            dim_mult=[1, 1, 2, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True, True],
+            latents_mean=[0.1 * k for k in range(8)],
+            latents_std=[0.2 + 0.01 * k for k in range(8)],
+        ),
+        text_encoder=Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=sight, **own)),
+        processor=Qwen3VLProcessor(
+            image_processor=Qwen2VLImageProcessor(**cut, size={"shortest_edge": 64 * 64, "longest_edge": 96 * 96}),
+            tokenizer=tokenizer,
+            video_processor=Qwen3VLVideoProcessor(**cut),
+            chat_template=chat,
+        ),
+        transformer=QwenImage21Transformer2DModel(
+            **{
+                "in_channels": 8,
+                "out_channels": 8,
+                "num_layers": 3,
+                "attention_head_dim": 16,
+                "num_attention_heads": 2,
+                "context_in_dim": 16,
+                "axes_dims_rope": (4, 6, 6),
+            }
+            | transformer
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    ).save_pretrained(folder)
+    (folder / "sifm.json").write_text(json.dumps({"size": 64}))
     return folder

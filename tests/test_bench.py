@@ -108,6 +108,49 @@ def test_edits_are_those_of_the_verb(tmp_path):
         assert torch.equal(again, store.get_image(record.edited))
 
 
+def test_a_row_that_is_told_nothing_is_told_nothing_and_draws_nothing_of_the_attacks(tmp_path, monkeypatch):
+    given: list[dict] = []
+    monkeypatch.setattr(work, "immunize", lambda x, editor, **rest: given.append(rest) or immunize(x, editor, **rest))
+    quick = {"steps": 1, "alpha": 0.02}
+    rows = [
+        Row(CLEAN),
+        Row("none", "sifm_plus", loop=quick, instruction=""),
+        Row("told", "sifm_plus", loop=quick),
+        Row("other", "sifm", {"timesteps": 1}, quick),
+    ]
+    first, second = (replace(sample, wordings=(sample.prompt, "in other words")) for sample in samples(2))
+    records = bench.run(Grid([first, second], [ToyEditor()], [], rows), Store(tmp_path))
+    none, told, other = given
+    assert none["prompt"] == ["", ""] and told["prompt"] == other["prompt"] == ["make it 0", "make it 1"]
+    assert none["avoid"] == told["avoid"] == [["make it 0", "in other words"], ["make it 1", "in other words"]]
+    assert "avoid" not in other
+    by = {(r.method, r.image): r for r in records}
+    assert by["none", "toy-0"].info["instruction"] == "" and by["told", "toy-0"].info["instruction"] == "make it 0"
+    assert by["none", "toy-0"].protected != by["told", "toy-0"].protected
+    assert len({r.key for r in records}) == len(records)
+
+
+def test_a_row_against_several_editors_is_another_protection_and_follows_their_weights(tmp_path, monkeypatch):
+    given: list[dict] = []
+    monkeypatch.setattr(work, "immunize", lambda x, editor, **rest: given.append(rest) or immunize(x, editor, **rest))
+    monkeypatch.setattr(work, "load_editor", lambda name, **rest: other)
+    other, loop = ToyEditor(), {"steps": 1, "alpha": 0.02}
+
+    def protected(**more: object) -> str:
+        rows = [Row(CLEAN), Row("both", "sifm", {"timesteps": 1}, loop | more)]
+        work._loaded.clear()
+        return bench.run(Grid(samples(1), [ToyEditor()], [], rows), Store(tmp_path / str(len(given))))[1].info[
+            "protection_key"
+        ]
+
+    alone, both = protected(), protected(also=["second"])
+    assert alone != both and given[-1]["also"] == [other] and given[-2]["also"] == []
+    other.fingerprint = "e" * 64
+    assert protected(also=["second"]) != both
+    with pytest.raises(InputError, match="also of row both: expected a list"):
+        protected(also="second")
+
+
 def test_every_phase_is_given_what_the_attack_says(tmp_path):
     """The protection sees its own instruction and seed, the attacker his; judges see the source and what was asked."""
     judge = ToyJudge("toy:a")

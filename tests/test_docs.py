@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from methods import test_contract as contract
-from sifm_core import cli, methods
+from sifm_core import cli, methods, protection
 from sifm_core.cli.app import app
 from sifm_core.editors import load_editor
 from sifm_core.images import save_png
@@ -70,10 +70,15 @@ def here(tmp_path, monkeypatch) -> Path:
     """A folder with the picture that the pages speak of, and two iterations where they leave the number to SIFM."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(methods.EQUAL_BUDGET, "steps", 2)
+    for name, strength in protection.STRENGTHS.items():
+        monkeypatch.setitem(protection.STRENGTHS, name, strength._replace(steps=1))
     for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     save_png(benchmark.load(1)[0].image[None], "photo.png")
     shutil.move("photo.png", "photo.jpg")  # known by its content
+    Path("my-pictures").mkdir()
+    shutil.copy("photo.jpg", "my-pictures")
+    monkeypatch.setattr(protection, "at_hand", lambda: ["miniature-ip2p"])
     return tmp_path
 
 

@@ -27,9 +27,10 @@ FLOORS = [
         "store",
         "metrics",
         "transforms",
+        "visibility",
     },
     {"editors", "methods", "purify", "judges", "miniature"},
-    {"pipeline", "layers", "plan"},
+    {"pipeline", "layers", "plan", "protection", "certificate"},
     {"bench", "data", "consistency", "controls", "fig3", "queue_client", "report"},
     {"cli", "doctor", "__init__", "__main__"},
 ]
@@ -47,12 +48,19 @@ HEAVY = {
     "matplotlib",
     "scipy",
     "skimage",
+    "pycvvdp",
 }
 COMFY = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "nodes"}
 FILES = sorted((ROOT / "sifm_core").rglob("*.py"))
 
 
-COMMANDS = {"train", "train_judges", "gate", "samples"}  # of the miniature: developers' commands, no parts of it
+COMMANDS = {
+    "train",
+    "train_judges",
+    "train_qwen",
+    "gate",
+    "samples",
+}  # of the miniature: developers' commands, no parts of it
 
 
 def part(path: Path) -> str:

@@ -36,6 +36,8 @@ class Fake:
         self.lose: Counter = Counter()
         """Path -> how many of the next answers are cut off; "/prompt" after the prompt has arrived."""
         self.outcome = lambda prompt: "success"
+        self.gives: dict = {}
+        """Node -> what else it shows."""
         self.start(port)
 
     def start(self, port: int) -> None:
@@ -64,6 +66,10 @@ class Fake:
                 elif parts[0] == "queue":
                     items = [[0, ticket] for ticket, _ in fake.pending]
                     self.answer(json.dumps({"queue_running": items[:1], "queue_pending": items[1:]}).encode())
+                elif parts[0].startswith("view"):
+                    self.answer(png_bytes(PICTURE), 404 if "gone" in self.path else 200)
+                elif parts[0] == "object_info":
+                    self.answer(json.dumps({parts[1]: {"output_node": parts[1] == "LoadImage"}}).encode())
                 elif len(parts) == 3:
                     self.answer(json.dumps({"records": [record(parts[2])]}).encode())
                 else:
@@ -105,7 +111,7 @@ class Fake:
                 "error": [["execution_error", {"node_type": "SIFM_Immunize", "exception_message": "eps is odd"}]],
             }[outcome]
             status = {"status_str": "success" if outcome == "success" else "error", "messages": messages}
-            self.history[ticket] = {"status": status, "outputs": {"9": {"sifm_run": [ticket[:8]]}}}
+            self.history[ticket] = {"status": status, "outputs": {"9": {"sifm_run": [ticket[:8]]}, **self.gives}}
             self.done[json.dumps(prompt, sort_keys=True)] += outcome == "success"
             self.pending.pop(0)
 
@@ -172,6 +178,29 @@ def test_every_prompt_is_done_once_and_its_records_and_pictures_are_collected(fa
         assert store.has_image(records[0].edited)
         assert client.run(jobs(5), [fake.client()], store) == []
     assert set(fake.done.values()) == {1} and len(fake.done) == 5
+
+
+def test_pictures_texts_and_tables_of_any_node_are_collected_and_what_is_not_there_is_said(fake, tmp_path, capsys):
+    def file(name):
+        return {"filename": name, "subfolder": "", "type": "temp"}
+
+    fake.gives = {
+        "3": {"images": [file("a.png"), file("gone.png")], "text": ["**a table**"], "animated": [False]},
+        "4": {"sifm_curve": [{"loss": [1.0]}], "sifm_document": [1]},
+        "2": {"b_images": [file("../../b.tar.gz")]},
+        "7": [],
+    }
+    flow = tmp_path / "w.json"
+    flow.write_text(json.dumps(GRAPH))
+    assert main(["queue", str(flow), "-o", str(tmp_path / "out"), "--server", fake.url]) == 0
+    said = capsys.readouterr().out
+    (folder,) = (tmp_path / "out" / "outputs").iterdir()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"3 SIFM_Immunize 1.png", "3 SIFM_Immunize.md", "4 SIFM_Immunize.json", "2 Pictures 1.gz", "9.json"}
+    assert (folder / "3 SIFM_Immunize 1.png").read_bytes() == png_bytes(PICTURE)
+    assert json.loads((folder / "4 SIFM_Immunize.json").read_text()) == {"sifm_curve": [{"loss": [1.0]}]}
+    assert "1 of 1 prompts done: 1 records, 5 files" in said
+    assert "not found: 3 SIFM_Immunize: gone.png" in said and "not found: 1 Your picture: no output" in said
 
 
 def test_lost_answers_do_not_send_a_prompt_twice(fake, tmp_path):

@@ -12,8 +12,6 @@ from typing import Any
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from layout import Graph, Node, Out
 
-from sifm_core.judges.models import read_models
-
 HERE = Path(__file__).parent
 FULL = ("photoguard_encoder", "photoguard_diffusion", "editshield", "ace", "sds", "mist", "semantic_attack")
 ON_SD3 = ("photoguard_encoder", "photoguard_diffusion", "editshield", "semantic_attack")
@@ -21,27 +19,15 @@ TRANSFERRED = ("photoguard_encoder", "photoguard_diffusion", "semantic_attack")
 TITLES = dict(zip(FULL, ("PhotoGE", "PhotoGD", "ED", "ACE", "SDS", "MIST", "SA"), strict=True))
 LAMBDAS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
-MINIATURES = {
-    "instruct-pix2pix": "miniature-ip2p",
-    "hq-edit": "miniature-hq-edit",
-    "sd3-medium": "miniature-sd3",
-}
-"""Editor of the paper -> the built-in one that stands for it."""
-
-ON_MINIATURE = (
-    "**On the miniature**, on any CPU: choose {editors}. Nothing else must change; fewer **Iterations** and a smaller "
-    "**count** make it quick."
+SWITCH = (
+    "**One switch**: *run_on* of **Editors and Judges**. *miniature* runs at once, on any computer, editor and judges "
+    "alike; fewer **Iterations** make it quicker. *paper* takes {editors} from `models/diffusers` or the Hugging Face "
+    "cache and two Gemini judges of today (the paper's own end on 1 December 2026), which need a key; what is missing "
+    "is said before anything starts."
 )
-ITS_JUDGES = (
-    " The judges are a strong and a fast model of today, in place of the paper's, which end on 1 December 2026; they "
-    "need a key (`GEMINI_API_KEY`), and without one every edit stays unclear. On the miniature choose *miniature* with "
-    "*conv* and *patch*, which know its pictures."
-)
-AS_IN_THE_PAPER = (
-    "**As in the paper**: the editor is taken from `models/diffusers` or the Hugging Face cache; write the name of "
-    "your benchmark's `manifest.jsonl` (`sifm data` makes one) into **manifest** of Load Benchmark and raise "
-    "**count**. Until then the pictures are the miniature's: 64 px, drawn by a program, none that a real editor should "
-    "be judged by."
+OWN_PICTURES = (
+    "For a real editor write the name of your benchmark's `manifest.jsonl` (`sifm data` makes one) into **manifest** "
+    "of Load Benchmark and raise **count**: until then the pictures are the miniature's, 64 px, drawn by a program."
 )
 TOY = "Figures on the miniature say nothing about real editors."
 PROTECT = (
@@ -63,41 +49,43 @@ RESULT = (
 )
 WIDE = 1320
 """Pixels of a table that shows original and unseen instructions side by side."""
-GEMINI = tuple(read_models().role("gemini", role) for role in ("strong", "fast"))
 
 
 class Study(Graph):
     """Parts that the paper's workflows share."""
 
-    def start(self, title: str, text: str, *editors: str, count: int = 10, judged: bool = True) -> list[Node]:
-        """Title, how to run it, and what all arms share; ``judged``: by the two Gemini judges."""
-        said = [f"**{title}**", text]
-        if papers := [name for name in editors if name in MINIATURES]:
-            instead = " and ".join(f"**{MINIATURES[name]}** in place of *{name}*" for name in papers)
-            said += [ON_MINIATURE.format(editors=instead) + ITS_JUDGES * judged, AS_IN_THE_PAPER]
+    def start(self, title: str, text: str, *editors: str, count: int = 4) -> list[Out]:
+        """Title, how to run it, and what all arms share; the editors, one or two of the paper's."""
+        said = [
+            f"**{title}**",
+            text,
+            SWITCH.format(editors=" and ".join(f"*{name}*" for name in editors)),
+            OWN_PICTURES,
+        ]
         self.group("1  Pictures, editor, settings", "\n\n".join([*said, TOY]), width=400)
+        self.setup = self.add("SIFM_Setup", editor=editors[0], other_editor=(*editors, "none")[1])
         self.bench = self.add("SIFM_LoadBenchmark", count=count)
         self.picture, self.prompt = self.bench.image, self.bench.prompt
-        loaded = [self.add("SIFM_LoadEditor", editor=editor) for editor in editors]
+        loaded = [self.setup.editor, self.setup.other_editor][: len(editors)]
         self.eps = self.add("PrimitiveFloat", "Budget (eps)", value=0.03).FLOAT
         self.steps = self.add("PrimitiveInt", "Iterations", value=100).INT
         self.seed = self.add("PrimitiveInt", "Seed", value=0).INT
         return loaded
 
-    def sifm(self, editor: Node, title: str = "SIFM", **options: Any) -> Out:
+    def sifm(self, editor: Out, title: str = "SIFM", **options: Any) -> Out:
         return self.add("SIFM_Immunize", title, **self._budget(editor), **options).protection
 
-    def baseline(self, editor: Node, method: str, title: str = "", **options: Any) -> Out:
+    def baseline(self, editor: Out, method: str, title: str = "", **options: Any) -> Out:
         made = self._budget(editor) | {"method": method} | options
         return self.add("SIFM_BaselineImmunize", title or TITLES[method], **made).protection
 
-    def control(self, editor: Node) -> Out:
+    def control(self, editor: Out) -> Out:
         """Noise of the same budget, in a column of its own."""
         self.column()
         return self.baseline(editor, "random_noise", "Noise control", method__pattern="block8")
 
     def methods(
-        self, editor: Node, baselines: Sequence[str], title: str = "2  Protect", note: str = PROTECT
+        self, editor: Out, baselines: Sequence[str], title: str = "2  Protect", note: str = PROTECT
     ) -> list[Out]:
         """The baselines in columns of two, then noise, then SIFM."""
         self.group(title, note)
@@ -111,7 +99,7 @@ class Study(Graph):
         arms.append(self.baseline(editor, "random_noise", "Noise control", method__pattern="block8"))
         return [*arms, self.sifm(editor)]
 
-    def attack(self, editor: Node, arms: list[Out], title: str = "3  Attack", unseen: bool = True, **plan: Any) -> Node:
+    def attack(self, editor: Out, arms: list[Out], title: str = "3  Attack", unseen: bool = True, **plan: Any) -> Node:
         said = " and five unseen ones" if unseen else ""
         self.group(title, ATTACK.format(unseen=said))
         bench = self.bench
@@ -121,13 +109,13 @@ class Study(Graph):
         self.edit = self.attacker(editor)
         return self.edit
 
-    def attacker(self, editor: Node) -> Node:
+    def attacker(self, editor: Out) -> Node:
         attack = {"image": self.plan.image, "prompt": self.plan.prompt, "purifier": self.plan.purifier}
-        return self.add("SIFM_AttackerEdit", editor=editor.editor, seed=self.seed, **attack)
+        return self.add("SIFM_AttackerEdit", editor=editor, seed=self.seed, **attack)
 
     def judges(self, title: str = "4  Judge", note: str = JUDGE) -> list[Out]:
         self.group(title, note)
-        return [self.judge(f"Judge {i}", judge="gemini", judge__model=m) for i, m in enumerate(GEMINI, 1)]
+        return [self.judge(f"Judge {i}", chosen=Out(self.setup, f"judge_{i}")) for i in (1, 2)]
 
     def judge(self, title: str, **chosen: Any) -> Out:
         case = {"source": self.plan.source, "prompt": self.plan.prompt, "edited": self.edit.edited}
@@ -152,8 +140,8 @@ class Study(Graph):
             self.add("SIFM_RecordsExport", records=table.records, format="csv")
         return table
 
-    def _budget(self, editor: Node) -> dict[str, Any]:
-        wires = {"image": self.picture, "editor": editor.editor, "prompt": self.prompt}
+    def _budget(self, editor: Out) -> dict[str, Any]:
+        wires = {"image": self.picture, "editor": editor, "prompt": self.prompt}
         return wires | {"eps": self.eps, "steps": self.steps, "seed": self.seed}
 
 
@@ -198,10 +186,10 @@ def protect_and_test(g: Graph) -> None:
         "real editors: for those, load a real editor, your own pictures and real judges.",
     )
     bench = g.add("SIFM_LoadBenchmark")
-    editor = g.add("SIFM_LoadEditor")
+    editor = g.add("SIFM_LoadEditor").editor
     seed = g.add("PrimitiveInt", "Attacker's seed", value=0)
     g.group("2  Protect", "SIFM and, as a control, random noise of the same budget. A method must beat its control.")
-    shared = {"editor": editor.editor, "prompt": bench.prompt}
+    shared = {"editor": editor, "prompt": bench.prompt}
     sifm = g.add("SIFM_Immunize", image=bench.image, **shared)
     noise = {"method": "random_noise", "method__pattern": "block8"}
     control = g.add("SIFM_BaselineImmunize", "Noise control", image=bench.image, **shared, **noise)
@@ -258,7 +246,7 @@ def test_my_image(g: Study) -> None:
     )
     image = g.add("LoadImage", "Your picture", image="example.png")
     prompt = g.add("PrimitiveStringMultiline", "Instruction to protect against", value="make it night", height=150)
-    editor = g.add("SIFM_LoadEditor")
+    editor = g.add("SIFM_LoadEditor").editor
     g.eps = g.add("PrimitiveFloat", "Budget (eps)", value=0.03).FLOAT
     g.steps = g.add("PrimitiveInt", "Iterations", value=100).INT
     g.seed = g.add("PrimitiveInt", "Seed", value=0).INT
@@ -282,13 +270,12 @@ def purification(g: Study) -> None:
         "Does the protection survive?",
         "An attacker may compress, scale, blur or redraw a picture before editing it. Every protection is attacked "
         "after each of these, and so is the unprotected picture.",
-        "miniature-ip2p",
-        count=4,
+        "instruct-pix2pix",
     )
     arms = g.methods(editor, ["photoguard_encoder"])
     g.group("3  One purifier, looked at", "What a purifier does to a protected picture; try others, or a chain.")
     picture = Out(arms[-1].node, "protected")
-    shown = g.add("SIFM_Purify", image=picture, editor=editor.editor, purifier="diffpure", purifier__strength=0.375)
+    shown = g.add("SIFM_Purify", image=picture, editor=editor, purifier="diffpure", purifier__strength=0.375)
     g.add("PreviewAny", "What was done", source=shown.chain, height=140)
     g.column()
     g.add("PreviewImage", "Protected", images=picture)
@@ -296,8 +283,7 @@ def purification(g: Study) -> None:
     chains = "none\njpeg:75\nresize:0.5\ngaussian_noise:0.05\nadverse_cleaner\nvae_round_trip"
     g.attack(editor, arms, "4  Attack", unseen=False, purifiers=chains)
     g.group("5  Judge", JUDGE)
-    models = ("conv", "patch")
-    judges = [g.judge(f"Judge {i}", judge="miniature", judge__model=model) for i, model in enumerate(models, 1)]
+    judges = [g.judge(f"Judge {i}", chosen=Out(g.setup, f"judge_{i}")) for i in (1, 2)]
     g.results(judges, "6  Result", width=WIDE)
 
 
@@ -371,7 +357,7 @@ def layers_and_timesteps(g: Study) -> None:
         if i:
             g.column()
         chosen = {"layers": layers, "timesteps": times, "aggregation": "per_layer"}
-        hook = g.add("SIFM_FeatureHook", f"{layers}, {times}", editor=editor.editor, **chosen)
+        hook = g.add("SIFM_FeatureHook", f"{layers}, {times}", editor=editor, **chosen)
         arms.append(g.sifm(editor, hook=hook.hook))
     arms.append(g.control(editor))
     names = [f"{layers}, {times}" for layers, times in choices]
@@ -401,10 +387,9 @@ def clip(g: Study) -> None:
         "How well do the unedited picture and its edit fit the instruction in CLIP's eyes? Where it prefers the "
         "unedited picture, a CLIP score would call a good edit a failure.",
         "instruct-pix2pix",
-        judged=False,
     )
     g.group("2  Edit", "The plain edit, without any protection.")
-    wires = {"image": g.bench.image, "prompt": g.bench.prompt, "editor": editor.editor, "seed": g.seed}
+    wires = {"image": g.bench.image, "prompt": g.bench.prompt, "editor": editor, "seed": g.seed}
     edit = g.add("SIFM_AttackerEdit", **wires)
     g.add("PreviewImage", "Edits", images=edit.edited)
     g.group("3  Ask CLIP", "Needs a CLIP model in the Hugging Face cache; without it the table says so.", width=900)
@@ -417,7 +402,7 @@ def qualitative(g: Study) -> None:
         "Source, edit, protected picture and its edit, method by method, on HQ-Edit and Stable Diffusion 3.",
         "hq-edit",
         "sd3-medium",
-        count=4,
+        count=2,
     )
     for i, (name, editor) in enumerate(zip(("HQ-Edit", "Stable Diffusion 3"), editors, strict=True)):
         a, b, c, d = (f"{n + 4 * i}  " for n in (2, 3, 4, 5))
@@ -491,6 +476,25 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "layers_and_timesteps": (Study, layers_and_timesteps),
 }
 """Workflow -> how it is made."""
+FILES = {
+    "protect_my_image": "1 Protect my image, one form",
+    "does_it_hold": "2 Does my protection hold",
+    "protect_and_test": "3 Protect and test, with a noise control",
+    "test_my_image": "4 Test my image step by step, with instructions nobody planned for",
+    "purification_robustness": "5 Does it survive compression and cleaning",
+    "layers_and_timesteps": "6 Layers and timesteps",
+    "paper_table1_consistency": "Paper table 1, do judges and people agree",
+    "paper_table2_sd3": "Paper table 2, methods on Stable Diffusion 3",
+    "paper_table3_instruct_pix2pix": "Paper table 3, methods on InstructPix2Pix",
+    "paper_table4_hq_edit": "Paper table 4, methods on HQ-Edit",
+    "paper_table5_transfer": "Paper table 5, transfer between editors",
+    "paper_table6_objective": "Paper table 6, parts of the objective",
+    "paper_table7_lambda": "Paper table 7, lambda",
+    "paper_figure3_clip": "Paper figure 3, CLIP is no judge",
+    "paper_figure4_pictures": "Paper figure 4, pictures side by side",
+}
+"""Workflow -> its file, whose name is all that the template browser shows of it, in the browser's order."""
+FILES = {name: title for name, title in FILES.items() if name in GRAPHS}
 
 
 def make(name: str, info: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -498,16 +502,20 @@ def make(name: str, info: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     kind, build = GRAPHS[name]
     graph = kind(info)
     build(graph)
-    return graph.ui(), graph.api()
+    ui = graph.ui()
+    ui["extra"]["api"] = f"api/{name}.json"
+    return ui, graph.api()
 
 
 def main(server: str) -> None:
     """Write every workflow for the nodes of a running ComfyUI."""
     with urllib.request.urlopen(f"{server}/object_info") as answer:
         info = json.load(answer)
-    for name in GRAPHS:
-        for folder, content in zip((HERE, HERE / "api"), make(name, info), strict=True):
-            (folder / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    for name, title in FILES.items():
+        for file, content in zip(
+            (HERE / f"{title}.json", HERE / "api" / f"{name}.json"), make(name, info), strict=True
+        ):
+            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ ROW, WIDGET, REST, MULTILINE = 20, 24, 26, 36
 """Pixels: a socket, a widget, what every node has beside, what a text box has more."""
 CURVE, PREVIEW = 118, 240
 """Pixels of an immunize node's loss curve, and of the live preview that it shows while it works."""
+ZOOM = 0.62
+"""At which a workflow opens, on its first group: notes and settings can be read there."""
 EXTRA = {"SIFM_Immunize": CURVE + PREVIEW, "SIFM_SaveProtected": 330, "LoadImage": 330, "SIFM_ISRAggregate": 640}
 EXTRA |= {"SIFM_ResultsTable": 640, "SIFM_ConsistencyReport": 520, "SIFM_ClipScore": 420, "SIFM_MLLMJudge": 300}
 """Pixels of what a node shows beyond sockets and widgets: a curve, a picture, a table."""
@@ -115,7 +117,7 @@ class Graph:
             "links": links,
             "groups": [self._frame(i, group) for i, group in enumerate(self.groups, 1)],
             "config": {},
-            "extra": {},
+            "extra": {"ds": {"scale": ZOOM, "offset": [80, 180]}},
             "version": 0.4,
         }
 
@@ -270,12 +272,25 @@ class Graph:
             return height
         sockets = sum("widget" not in slot for slot in self._slots(node))
         rows = max(sockets, len(self._outputs(node.kind)))
-        widgets = self._widgets(node)
-        boxes = sum(multiline for _, multiline in widgets)
         extra = EXTRA.get(node.kind, 0)
         if node.kind == "SIFM_BaselineImmunize":
             extra = CURVE + PREVIEW * (node.given["method"] != "random_noise")
-        return rows * ROW + len(widgets) * WIDGET + boxes * MULTILINE + REST + extra
+        seen = [
+            (name, spec)
+            for name, spec in self._expanded(node)
+            if _is_widget(spec) and not self._is_folded(node, name, spec)
+        ]
+        seeds = sum(bool(spec[1].get("control_after_generate")) for _, spec in seen) + (node.kind == "LoadImage")
+        boxes = sum(bool(spec[1].get("multiline")) for _, spec in seen)
+        return rows * ROW + (len(seen) + seeds) * WIDGET + boxes * MULTILINE + REST + extra
+
+    def _is_folded(self, node: Node, name: str, spec: Any) -> bool:
+        """Is it an expert setting that the editor shows on demand? One that is linked is always in sight."""
+        return (
+            node.kind.startswith("SIFM_")
+            and bool(spec[1].get("advanced"))
+            and not isinstance(node.given.get(name), Out)
+        )
 
     def _frame(self, number: int, group: Group) -> dict[str, Any]:
         nodes = [node for column in group.columns for node in column]

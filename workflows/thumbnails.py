@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from graphs import GRAPHS, MINIATURES
+from graphs import FILES
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -56,8 +56,6 @@ def reduced(name: str, pictures: int, steps: int) -> Graph:
     for node in graph.values():
         inputs, title = node["inputs"], node["_meta"]["title"]
         inputs.pop("unseen", None)
-        if node["class_type"] == "SIFM_LoadEditor":
-            inputs["editor"] = MINIATURES.get(inputs["editor"], inputs["editor"])
         if node["class_type"] == "LoadImage":
             node |= {"class_type": "SIFM_LoadBenchmark", "inputs": {"category": "all", "start": 0, "count": 1}}
         if node["class_type"] == "SIFM_LoadBenchmark":
@@ -108,8 +106,8 @@ def picture(server: Server, name: str) -> Image.Image:
 
 
 def main(url: str, *names: str) -> None:
-    for name in names or GRAPHS:
-        picture(Server(url), name).save(HERE / f"{name}.jpg", quality=85)
+    for name in names or FILES:
+        picture(Server(url), name).save(HERE / f"{FILES[name]}.jpg", quality=85)
         print(name, flush=True)
 
 

@@ -12,7 +12,7 @@ from .app import app
 from .flags import options
 from .judging import AskingAlone, load_judges, run_store
 from .output import dump, progress, tell
-from .shared import EDITOR, JUDGES, Device, Download, Dtype, EditorName, Json, Judges, Seed, load_editor
+from .shared import EDITOR, JUDGES, Device, Download, Dtype, EditorName, Json, Judges, Seed, distinct, load_editor
 
 
 @app.command()
@@ -43,12 +43,12 @@ def calibrate(
     """Test judges on cases whose answer is known.
 
     Clean edits, unedited pictures, pure noise, and edits made with another instruction: what share of failed edits does
-    each judge find, what share of sound ones does it clear?
+    each judge find, what share of sound ones does it clear? Of a judge that gives numbers also the threshold that tells
+    them apart best, as the name by which to ask it from then on, counted on pictures that it was not found on.
     """
     from .. import controls
     from ..bench.config import samples as samples_of
     from ..checks import check_count
-    from ..judges.calibration import calibrate as ask
     from ..noise import check_seed
 
     check_count(images, "images")
@@ -56,14 +56,16 @@ def calibrate(
     store = run_store(run) if run else None
     settings = ((store.get("run", "config") if store else None) or {}).get("settings", {})
     samples = samples_of(data or settings.get("data", "miniature"), images, 1)
-    loaded = load_judges(judges or JUDGES, asking)
+    specs = distinct(judges or JUDGES)
+    loaded = load_judges(specs, asking)
     found = []
     with progress() as on_step:
         golds = controls.controls(samples, load_editor(editor, device, dtype, download), seed=seed, on_step=on_step(""))
-        for judge in loaded:
-            found.append(ask(judge, golds, on_step=on_step(judge.name)))
-            if store:
-                controls.keep(store, found[-1])
+        for spec, judge in zip(specs, loaded, strict=True):
+            found += controls.calibrated(spec, judge, golds, on_step=on_step(judge.name))
+    for one in found:
+        if store:
+            controls.keep(store, one)
     if as_json:
         return dump([asdict(one) for one in found])
     for one in found:

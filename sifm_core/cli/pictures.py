@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..types import Editor
 
 UNREAD = (
-    "avif heic heif jxl jp2 j2k jpx jxr psd psb xcf kra svg svgz eps ai ico icns tga dds exr hdr qoi apng pbm pgm ppm "
+    "jxl jp2 j2k jpx jxr psd psb xcf kra svg svgz eps ai ico icns tga dds exr hdr qoi apng pbm pgm ppm "
     "pnm pcx raw dng cr2 cr3 nef nrw arw orf rw2 raf pef srw"
 )
 """Pictures in formats that are not read."""

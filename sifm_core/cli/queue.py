@@ -9,7 +9,7 @@ import typer
 
 from ..errors import InputError, SifmError
 from .app import app
-from .output import dump, progress
+from .output import dump, one_line, progress
 from .shared import SUFFIXES, Json, key_values, parse_value
 
 
@@ -18,7 +18,7 @@ def queue(
     workflow: Annotated[
         Path, typer.Argument(metavar="WORKFLOW", help="A JSON file in API format.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Records, pictures, what is done.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Records, pictures, tables, what is done.")],
     server: Annotated[
         list[str] | None,
         typer.Option("--server", metavar="URL", help="A ComfyUI; may be repeated. Default http://127.0.0.1:8188."),
@@ -43,7 +43,8 @@ def queue(
     """Run a ComfyUI workflow many times, on one or several servers.
 
     Once per picture and combination of swept values. What is done is remembered in DIR: run again, it goes on where it
-    was stopped. Records of Results Table nodes are collected there, with their pictures.
+    was stopped. What any node gives is collected there: the pictures, tables and texts of a prompt in outputs/, the
+    records of Results Table nodes with their pictures in the run. What was not found is said.
     """
     from .. import queue_client as client
     from ..store import Store
@@ -67,6 +68,11 @@ def queue(
     if as_json:
         dump({"folder": str(out), "jobs": done, "failed": failures})
     else:
-        print(f"{sum(job['done'] for job in done)} of {len(done)} prompts done, records in {out}")
+        records, files = (sum(len(job[part]) for job in done) for part in ("records", "files"))
+        print(
+            f"{sum(job['done'] for job in done)} of {len(done)} prompts done: {records} records, {files} files in {out}"
+        )
+        for line in dict.fromkeys(line for job in done for line in job["missing"]):
+            print(f"not found: {one_line(line)}")
     if failures:
         raise SifmError(f"{len(failures)} failed: {failures[0]}")

@@ -18,8 +18,11 @@ from ..loop import LOOP
 if TYPE_CHECKING:
     from ..types import Editor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""What counts as a picture in a folder."""
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
+    *(".avif", ".heic", ".heif", ".hif"),
+)
+"""What counts as a picture in a folder; the last four are read where their libraries are there."""
 LONGEST_NAME = 255
 """Bytes of a file's name."""
 EDITOR = "miniature-ip2p"

@@ -38,6 +38,7 @@ FAMILIES: dict[str, str] = {
     "StableDiffusion3Pipeline": "sifm_core.editors.sd3",
     "StableDiffusion3Img2ImgPipeline": "sifm_core.editors.sd3",
     "StableDiffusion3InstructPix2PixPipeline": "sifm_core.editors.ultraedit",
+    "QwenImage21Pipeline": "sifm_core.editors.qwen_image21",
 }
 """Pipeline class, as the folder's model_index.json names it -> module."""
 

@@ -19,8 +19,8 @@ from ..memory import enough
 from ..pretrained import LIBRARIES, is_part, networks
 
 _WEIGHTS = ("diffusion_pytorch_model", "model")
-_CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
-_WEIGHTLESS = ("scheduler", "tokenizer")
+_CONFIGS = {"scheduler": "scheduler_config.json"} | dict.fromkeys(("tokenizer", "processor"), "tokenizer_config.json")
+_WEIGHTLESS = ("scheduler", "tokenizer", "processor")
 MOST = {"layers": 1000, "steps": 10_000, "size": 16_384, "t5_tokens": 4096, "num_train_timesteps": 100_000}
 """The most layers of a kind and timesteps that a configuration may ask for, and the most of an editor's settings."""
 LARGEST = 10**9
@@ -52,7 +52,7 @@ def download(
         if not local_files_only:
             listed = read_json(Path(index))
             parts = {name for name, entry in listed.items() if is_part(entry)} - set(unneeded(listed))
-            kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
+            kinds = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
             chosen: dict[str, Any] = {
                 "allow_patterns": ["sifm.json", *(f"{part}/{kind}" for part in sorted(parts) for kind in kinds)],
                 "ignore_patterns": ["*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema[.-]*", "safety_checker/*"],
@@ -125,7 +125,7 @@ def check(folder: Path, parts: Sequence[str]) -> None:
         kind = part.rstrip("_23")
         file = folder / part / _CONFIGS.get(kind, "config.json")
         config = read_json(file)
-        if kind != "tokenizer":  # which writes 10**30 for no limit
+        if kind not in ("tokenizer", "processor"):  # which write 10**30 for no limit
             check_sizes(config, file)
         if kind not in _WEIGHTLESS:
             _weights(folder / part)
@@ -151,7 +151,7 @@ def fingerprint(folder: Path, parts: Sequence[str]) -> str:
     files = [folder / "model_index.json", *([folder / "sifm.json"] if (folder / "sifm.json").exists() else [])]
     for part in parts:
         weights = [] if part.rstrip("_23") in _WEIGHTLESS else _weights(folder / part)
-        listed = [file for suffix in ("json", "txt", "model") for file in (folder / part).glob(f"*.{suffix}")]
+        listed = [file for suffix in ("json", "txt", "model", "jinja") for file in (folder / part).glob(f"*.{suffix}")]
         configs = [file for file in listed if file.is_file()]
         files += sorted({*weights, *configs})
     digest = hashlib.sha256()

@@ -68,6 +68,7 @@ BACKENDS: dict[str, Backend] = {
         keyless=True,
     ),
     "transformers": Backend("sifm_core.judges.transformers_vlm", vision=True, package="transformers"),
+    "score": Backend("sifm_core.judges.score_models"),
     "human": Backend("sifm_core.judges.human"),
 }
 """Name -> backend; what else needs to know of one (command line, nodes, doctor, estimate) reads it here."""

@@ -6,6 +6,8 @@ another instruction.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from ..format import percent
 from ..rates import Isr
 from ..stats import Corrected, Counted, Interval, clustered_wilson, independent, rogan_gladen
 from ..types import Case, Judge, OnStep
-from ..verdicts import AXES
+from ..verdicts import AXES, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +126,41 @@ def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed:
 
 def calibrate(judge: Judge, golds: Sequence[Gold], *, on_step: OnStep | None = None) -> Calibration:
     """Ask the judge about every control and count."""
-    verdicts = judge.judge([gold.case for gold in golds], on_step=on_step)
+    return counted(judge.name, golds, judge.judge([gold.case for gold in golds], on_step=on_step))
+
+
+def fitted(golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """By axis the threshold of a judge's numbers that tells failed controls from sound ones best.
+
+    Best: the greatest sum of sensitivity and specificity (Youden 1950), and of equal ones the middle of the widest gap.
+    Empty where the judge gives no numbers; an axis without both kinds of control has none.
+    """
+    found = {}
+    for axis in AXES:
+        known = [
+            (verdict.scores[axis]["value"], failed)
+            for gold, verdict in zip(golds, verdicts, strict=True)
+            if axis in verdict.scores and (failed := getattr(gold, axis)) is not None
+        ]
+        if {failed for _, failed in known} == {True, False}:
+            found[axis] = _cut(known)
+    return found
+
+
+def cross_fitted(golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Each verdict with the thresholds that are found on the controls of all other pictures.
+
+    So what is counted of them says how the thresholds do on pictures that they were not made for.
+    """
+    others = {}
+    for picture in {gold.picture for gold in golds}:
+        rest = [i for i, gold in enumerate(golds) if gold.picture != picture]
+        others[picture] = fitted([golds[i] for i in rest], [verdicts[i] for i in rest])
+    return [verdict.decided(others[gold.picture]) for gold, verdict in zip(golds, verdicts, strict=True)]
+
+
+def counted(judge: str, golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> Calibration:
+    """What a judge's verdicts on controls say of it."""
     answers: dict[tuple[str, str], list[tuple[bool, int]]] = {}
     for gold, verdict in zip(golds, verdicts, strict=True):
         for axis in AXES:
@@ -143,13 +179,27 @@ def calibrate(judge: Judge, golds: Sequence[Gold], *, on_step: OnStep | None = N
         return Rate(sum(right), len(right), *clustered_wilson(right, pictures))
 
     return Calibration(
-        judge=judge.name,
+        judge=judge,
         n=len(golds),
         unclear=sum(verdict.success is None for verdict in verdicts),
         sensitivity={axis: rate("sensitivity", axis) for axis in AXES},
         specificity={axis: rate("specificity", axis) for axis in AXES},
         by_kind={kind: rate("kind", kind) for kind in dict.fromkeys(gold.kind for gold in golds)},
     )
+
+
+def _cut(known: Sequence[tuple[float, bool]]) -> float:
+    """Where to cut numbers, below which a case is said to have failed, given which have."""
+    values = sorted({value for value, _ in known})
+    failed = [value for value, bad in known if bad]
+    sound = [value for value, bad in known if not bad]
+    between = [((low + high) / 2, high - low) for low, high in itertools.pairwise(values)]
+    cuts = [(values[0], 0.0), *between, (math.nextafter(values[-1], math.inf), 0.0)]
+
+    def right(cut: float) -> float:
+        return sum(v < cut for v in failed) / len(failed) + sum(v >= cut for v in sound) / len(sound)
+
+    return max(cuts, key=lambda cut: (round(right(cut[0]), 12), cut[1]))[0]
 
 
 def _with(case: Case, edited: Tensor) -> Case:

@@ -224,11 +224,14 @@ class Question(Form):
         return _sha(self.template + json.dumps(self.schema, sort_keys=True) + "turned" * self.turned)
 
     def parts(self, case: Case) -> tuple[Part, ...]:
-        """The prompt with the pictures and the instruction (a JSON string, so that it cannot pose as ours) in place."""
+        """The prompt with the pictures and the instruction in place.
+
+        The instruction is a JSON string without a "<", so that it can pose neither as ours nor as a model's template.
+        """
         pieces = re.split(r"\{\{(instruction|source|edited|options)\}\}", self.template)
         fill: dict[str, Part] = {
             "options": " or ".join(f'"{word}"' for word in (reversed(OPTIONS) if self.turned else OPTIONS)),
-            "instruction": json.dumps(case.prompt, ensure_ascii=False),
+            "instruction": json.dumps(case.prompt, ensure_ascii=False).replace("<", "\\u003c"),
             "source": picture(case.source),
             "edited": picture(case.edited),
         }

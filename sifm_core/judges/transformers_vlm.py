@@ -7,9 +7,7 @@ form by the prompt alone, and a small one will often be unparsable: that shows i
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from ..files import in_cache
 from ..pretrained import whole
 from ..types import Judge, State
 from .client import Client, Reply
+from .files import files_of
 from .ranking import likelihoods, spellings
 from .rubric import OPTIONS, Form, Part
 from .scores import parted
@@ -172,5 +171,4 @@ def _fingerprint(model: str) -> str:
     if not Path(model).is_dir():
         cached = in_cache(model)
         return "" if cached == model else Path(cached).name
-    files = sorted((f.name, f.stat().st_size, int(f.stat().st_mtime)) for f in os.scandir(model) if f.is_file())
-    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    return files_of(model)

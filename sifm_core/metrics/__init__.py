@@ -39,6 +39,7 @@ METRICS: dict[str, Kind] = {
     "fsim": Kind("fsim", "lower", 16, "fsim:zhang2011:luma:piq", "likeness of edges and phase", "either"),
     "fsimc": Kind("fsim", "lower", 16, "fsimc:zhang2011:yiq:piq", "likeness of edges, phase and colour", "either"),
     "lpips": Kind("lpips", "higher", 31, "lpips:0.1:alex", "distance in a network's features"),
+    "cvvdp": Kind("cvvdp", "higher", 16, "cvvdp:0.5:standard_fhd:loss", "difference seen at arm's length, JOD"),
 }
 DEFAULT = ("psnr", "ssim", "vifp", "fsim", "lpips")
 """The paper's five."""

@@ -41,9 +41,13 @@ class Code(NamedTuple):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, channels, h, w) -> the images (B, 3, 4h, 4w) that have them, of least norm."""
-        size = (latents.shape[-2] * PATCH, latents.shape[-1] * PATCH)
-        patches = torch.linalg.pinv(self.basis) @ (latents.flatten(2) - self.offset[:, None])
-        return torch.nn.functional.fold(patches, size, PATCH, stride=PATCH)
+        return undo(latents - self.offset[:, None, None], self.basis, PATCH)
+
+
+def undo(z: Tensor, basis: Tensor, side: int) -> Tensor:
+    """The pictures of least norm whose patches, ``side`` wide, ``basis`` makes ``z`` (B, c, h, w) of."""
+    size = (z.shape[-2] * side, z.shape[-1] * side)
+    return torch.nn.functional.fold(torch.linalg.pinv(basis) @ z.flatten(2), size, side, stride=side)
 
 
 def build(channels: int = 16, *, scale: float = 1.0, shift: float | None = None) -> AutoencoderKL:

@@ -17,19 +17,21 @@ CELLS = world.SIZE // codec.PATCH
 
 
 class Batch(NamedTuple):
-    """Latents (B, c, 16, 16) of sources and targets, edit indices (B,), material maps (B, 16, 16), changed share."""
+    """Latents (B, c, h, w) of sources and targets, edit indices (B,), material maps (B, 16, 16), changed share of each
+    such cell, and the sources themselves (B, 3, 64, 64) in [-1, 1]."""
 
     source: Tensor
     target: Tensor
     edit: Tensor
     material: Tensor
     change: Tensor
+    pictures: Tensor
 
 
 class Pool:
     """`scenes` scenes with `edits` edits each, of which `whole` are not about a material; as 8-bit pictures."""
 
-    def __init__(self, scenes: int, edits: int, whole: int, seed: int, code: codec.Code) -> None:
+    def __init__(self, scenes: int, edits: int, whole: int, seed: int, code: Any) -> None:
         rng = np.random.default_rng(seed)
         source, target, edit, index, label = [], [], [], [], []
         for i in range(scenes):
@@ -47,14 +49,14 @@ class Pool:
         self.label = torch.from_numpy(np.stack(label))
         self.code = code
 
-    def batch(self, n: int) -> Batch:
-        """n edits drawn at random from torch's global generator."""
-        k = torch.randint(len(self.target), (n,))
+    def batch(self, n: int, k: Tensor | None = None) -> Batch:
+        """n edits drawn at random from torch's global generator, or those of these numbers."""
+        k = torch.randint(len(self.target), (n,)) if k is None else k
         i = self.index[k]
         source, target = self.source[i] / 127.5 - 1, self.target[k] / 127.5 - 1
         changed = ((source - target).abs().amax(1, keepdim=True) > 0.1).float()
         change = torch.nn.functional.avg_pool2d(changed, codec.PATCH)
-        return Batch(self.code.encode(source), self.code.encode(target), self.edit[k], self.label[i], change)
+        return Batch(self.code.encode(source), self.code.encode(target), self.edit[k], self.label[i], change, source)
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Train the miniature from scratch: ``python -m sifm_core.miniature.train {ip2p,hq-edit,sd3,vae,judges} --out FOLDER``.
+"""Train the miniature from scratch: ``python -m sifm_core.miniature.train WHAT --out FOLDER``.
+
+WHAT: ip2p, hq-edit, sd3, qwen, vae or judges.
 
 Each run is seeded, logs to ``FOLDER/<what>.log``, resumes from its checkpoint in ``FOLDER/checkpoints`` when started
 again, and leaves a grid of fresh pictures to look at: ``FOLDER/<what>.png`` (source, target, edit) of an editor,
@@ -15,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from . import samples, train_ip2p, train_judges, train_sd3, train_vae
+from . import samples, train_ip2p, train_judges, train_qwen, train_sd3, train_vae
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ip2p", "hq-edit", "sd3", "vae", "judges"])
+    parser.add_argument("what", choices=["ip2p", "hq-edit", "sd3", "qwen", "vae", "qwen-vae", "judges"])
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, logs and checkpoints")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the shipped weights' own number)")
     parser.add_argument("--batch", type=int, default=32)
@@ -50,6 +52,9 @@ def main(argv: list[str] | None = None) -> None:
         name = f"miniature-{args.what}"
         common = {"steps": args.steps, "batch": args.batch, "scenes": args.scenes, "log": log}
         checkpoint = checkpoints / f"{args.what}.pt"
+        if args.what == "qwen":
+            train_qwen.train(args.out / name, checkpoint=checkpoint, **common)
+            return
         if args.what == "sd3":
             train_sd3.train(args.out / name, checkpoint=checkpoint, **common)
         else:

@@ -173,7 +173,7 @@ def train(
     weight[:, :3] = 4  # the three mean colours carry the edit
 
     def loss() -> tuple[Tensor, dict[str, float]]:
-        c, z, edit, label, change = pool.batch(batch)
+        c, z, edit, label, change, _ = pool.batch(batch)
         ids = tokens[edit, torch.randint(language.TRAINED_PHRASES, (batch,))]
         u = torch.rand(batch)
         no_text, no_image = (u < 0.05) | (u >= 0.09) & (u < 0.10), (u >= 0.05) & (u < 0.10)

@@ -331,7 +331,9 @@ def test_nothing_names_a_model_that_has_ended_or_soon_will():
     found = {str(path.relative_to(ROOT)): names_of(path.name, path.read_text()) for path in paths}
     soon = datetime.datetime.now().date() + HORIZON
     assert {path: bad for path, names in found.items() if (bad := wrong(names, soon))} == {}
-    assert {"README.md", "workflows/paper_table3_instruct_pix2pix.json"} <= {p for p, names in found.items() if names}
+    assert {"README.md", "workflows/Paper table 3, methods on InstructPix2Pix.json"} <= {
+        p for p, names in found.items() if names
+    }
 
 
 def test_a_model_that_has_ended_or_that_nobody_listed_is_found_where_it_is_named():

@@ -207,11 +207,12 @@ def test_findings_are_the_answers():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_prompts_ask_for_the_fields_of_their_schema_in_order_and_are_blind(preset):
     for question in PRESETS[preset]:
-        places = [question.template.index(f'"{name}"') for name in question.schema["properties"]]
+        fields = ["{{options}}"] if question.ranked else [f'"{name}"' for name in question.schema["properties"]]
+        places = [question.template.index(name) for name in fields]
         assert places == sorted(places)
         assert question.schema["required"] == list(question.schema["properties"])
         assert question.schema["additionalProperties"] is False
-        assert list(question.schema["properties"])[-2:] == ["verdict", "confidence"]
+        assert question.ranked or list(question.schema["properties"])[-2:] == ["verdict", "confidence"]
         told = question.template.lower()
         assert not any(word in told for word in ("immuni", "protect", "adversar", "perturb", "sifm", "attack"))
 

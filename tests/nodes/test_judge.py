@@ -93,7 +93,7 @@ def test_every_judge_over_a_network_is_offered_by_both_nodes_and_saved_choices_s
 
     remote = {name for name, backend in BACKENDS.items() if backend.remote}
     for node, name, others in (
-        (SifmMllmJudge, "judge", {"miniature", "human"}),
+        (SifmMllmJudge, "judge", {"miniature", "clip", "human"}),
         (SifmUnseenPrompts, "source", {"templates"}),
     ):
         (combo,) = (one for one in node.define_schema().inputs if one.id == name)

@@ -230,7 +230,8 @@ def test_saved_graphs_find_the_loops_widgets_where_they_were(comfy, name):
 
     made = {made.id: made for made in getattr(module, name).define_schema().inputs}
     folded = ["also", "ball", "schedule", "update", "eot", "random_start", "rows"]
-    assert list(made)[3:8] == ["eps", "steps", "seed", "alpha", "mask"] and list(made)[-7:] == folded
+    assert list(made)[3:8] == ["eps", "steps", "seed", "alpha", "mask"]
+    assert list(made)[-8:] == [*folded, "mask_marks"], "what is new comes last"
     assert [made[setting].default for setting in ("eps", "steps", "alpha")] == [0.03, 100, 2 / 255]
     defaults = [made[setting].default for setting in folded[1:]]
     assert defaults == ["linf", "constant", "auto", "", "auto", 0]
@@ -306,6 +307,16 @@ def test_wrong_transforms_are_said_before_anything_runs():
         assert "did you mean jpeg" in node.validate_inputs(**given, eot="jpg:75")
         assert "quality" in node.validate_inputs(**given, eot="none, jpeg:175")
         assert node.validate_inputs(**given, eot="none, jpeg:50-75") is True and node.validate_inputs(**given) is True
+
+
+def test_a_method_that_needs_no_instruction_takes_an_empty_prompt(editor):
+    from nodes.immunize import SifmBaselineImmunize
+
+    assert SifmBaselineImmunize.validate_inputs(prompt=" ", method={"method": "sifm_plus"}) is True
+    assert "type an instruction" in SifmBaselineImmunize.validate_inputs(prompt=" ", method={"method": "mist"})
+    method = {"method": "sifm_plus"} | widgets("sifm_plus") | {"instructions": "red"}
+    out = SifmBaselineImmunize.execute(picture(1), editor, **SETTINGS | {"prompt": ""}, method=method)
+    assert 0 < (out[0] - picture(1)).abs().max() <= 0.03
 
 
 def test_checkpointing_and_no_t5_reach_the_editor(folder, sd3_folder, editor):
@@ -393,7 +404,9 @@ def test_saved_files_keep_the_budget_and_say_what_they_are(editor, tmp_path, mon
     saved = node.execute(out[2], "here/pic")
     assert torch.equal(saved[0], out[0])
     files = sorted((tmp_path / "here").glob("*.png"))
-    assert [file.parent.name for file in files] == ["here", "here"] and len(saved.ui.as_dict()["images"]) == 2
+    assert [file.parent.name for file in files] == ["here", "here"] and len(saved.ui["images"]) == len(
+        saved.ui["text"]
+    ) == 2
     about = json.loads(Image.open(files[1]).text["sifm"])
     assert about["eps"] == 0.03 and about["editor_fingerprint"] == editor.editor.fingerprint
     assert len({about["original"], about["protected"]}) == 2

@@ -1,0 +1,268 @@
+"""Protect one picture: how strongly, against which editors, and what was done, in words.
+
+What a person decides is the strength; all else follows from the picture and the editors. Each strength is a bundle of
+settings of :func:`sifm_core.immunize` with the method :data:`METHOD`, which needs no instruction, under a budget that
+follows what an eye forgives (:func:`sifm_core.visibility.budget_map`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .checks import check_choice, check_list, check_toys
+from .editors import GIGABYTES, load_editor
+from .errors import EditorError, ImageError, InputError
+from .files import in_cache
+from .images import check_mask, check_picture, on_grid
+from .methods.sifm_plus import OWN, pools
+from .noise import Seed
+from .pipeline import immunize
+from .types import Editor, Image, Metric, OnStep, Step
+from .visibility import Visibility, budget_map, faded, is_grey, visibility
+
+METHOD = "sifm_plus"
+UPLOAD = ("none", "jpeg:50-95", "resize:0.4-0.9")
+"""What happens to a picture between a person and an editor: nothing, JPEG, or down and up again."""
+
+
+class Strength(NamedTuple):
+    """``eps`` in [0, 1] units, of which each pixel gets its share; transforms to survive; ``most`` JOD of visible loss.
+
+    ``most`` None: what is visible is measured and said, not limited.
+    """
+
+    eps: float
+    steps: int
+    eot: tuple[str, ...]
+    most: float | None
+    about: str
+
+
+STRENGTHS: dict[str, Strength] = {
+    "subtle": Strength(6 / 255, 60, (), 0.1, "not visible at arm's length; made for the file as it is"),
+    "normal": Strength(10 / 255, 100, UPLOAD, 0.5, "at most visible on flat areas when looked for; made for an upload"),
+    "strong": Strength(16 / 255, 200, UPLOAD, None, "visible; made for an upload, with twice the work"),
+}
+"""Name -> settings. At 10/255 each pixel may change by what is just noticed (:func:`sifm_core.visibility.jnd`)."""
+CALIBRATION = 2
+"""Steps that :func:`forecast` takes."""
+NOT_PROMISED = (
+    "Whether it holds was not tested: that depends on the picture. Give it to the editor yourself and look.",
+    "It covers no other editors, no closed services, and none that are still to come. A public copy cannot be changed "
+    "any more.",
+    "There are tools that take protections off again (such as 2603.13028), and cropping, repainting or photographing "
+    "the screen may be enough.",
+)
+
+
+@dataclass(frozen=True)
+class Protected:
+    """What :func:`protect` returns.
+
+    ``image`` (1, 3, H, W) on the 8-bit grid. ``visibility``: how visible the change is; ``faded``: the factor by which
+    it was scaled down to keep to the strength's limit, 1 where it was not. ``seconds`` and ``peak_memory`` (bytes) as
+    measured; ``settings`` is everything needed to do it again, what was typed included; ``instructions`` says for what
+    kinds it was made, and quotes none; ``history`` one :class:`Step` per iteration. ``demonstration``: a toy did it.
+    """
+
+    image: Image
+    strength: str
+    visibility: Visibility
+    faded: float
+    linf: float
+    rms: float
+    seconds: float
+    peak_memory: Metric
+    settings: Mapping[str, Any]
+    editors: Sequence[Mapping[str, Any]]
+    instructions: str
+    history: tuple[Step, ...] = field(repr=False, default=())
+    demonstration: bool = False
+
+    def words(self) -> Iterator[str]:
+        """What was done and what it does not promise, a sentence each."""
+        if self.demonstration:
+            yield "A demonstration: a toy did this, and it protects nothing."
+        yield (
+            f"Changed by at most {255 * self.linf:.0f} of 255 levels, typically by {255 * self.rms:.1f}: "
+            f"{self.visibility.words}{loss(self.visibility)}."
+        )
+        if self.faded < 1:
+            yield f"Made fainter, {self.faded:.0%} of what was found, to keep to {self.strength}: that costs strength."
+        yield f"Against {' and '.join(map(called, self.editors))}, and nothing else."
+        yield f"For {self.instructions}."
+        survive = [text for text in self.settings["eot"] if text != "none"]
+        yield (
+            f"Made to survive {' and '.join(survive)}."
+            if survive
+            else "Not made to survive being scaled or compressed."
+        )
+        yield from NOT_PROMISED
+
+
+def protect(
+    image: Image,
+    against: Editor | str | Sequence[Editor | str],
+    *,
+    strength: str = "normal",
+    instruction: str = "",
+    subject: str = "any",
+    mask: Tensor | None = None,
+    demonstration: bool = False,
+    seed: Seed = 0,
+    on_step: OnStep | None = None,
+    steps: int | None = None,
+) -> Protected:
+    """Protect one picture (1, 3, H, W) in [0, 1], at its full resolution, against one or several editors at once.
+
+    ``strength``: one of :data:`STRENGTHS`. ``instruction``: what an attacker may ask, where that is known; without it
+    the method draws from what people ask of such a ``subject`` (:mod:`sifm_core.methods.sifm_plus`). ``mask`` (H, W) or
+    (1, 1, H, W) in [0, 1]: how much of its budget each pixel may use, such as a picture's alpha. A colourless picture
+    stays so. ``steps`` in place of the strength's. ``demonstration``: as in :func:`sifm_core.immunize`.
+
+    Raises InputError before any work when an argument is wrong, EditorError when memory runs out; what ``on_step``
+    raises comes through.
+    """
+    editors, how = _checked(image, against, strength, demonstration)
+    image, start = on_grid(image), time.perf_counter()
+    sizes = [editor.work_size(*image.shape[-2:]) for editor in editors]
+    budget = budget_map(image, size=min(sizes, key=max))
+    if (mask := check_mask(mask, image)) is not None:
+        budget.mul_(mask)
+    options: dict[str, Any] = {} if subject == "any" else {"subject": subject}
+    done = immunize(
+        image,
+        editors[0],
+        prompt=instruction,
+        method=METHOD,
+        eps=how.eps,
+        steps=how.steps if steps is None else steps,
+        eot=how.eot,
+        mask=budget,
+        grey=is_grey(image),
+        also=editors[1:],
+        demonstration=demonstration,
+        seed=seed,
+        on_step=on_step,
+        **options,
+    )
+    protected, factor, seen = done.image, 1.0, visibility(image, done.image)
+    if how.most is not None and seen.loss.value is not None and seen.loss.value > how.most:
+        protected, factor = faded(image, done.image, how.most)
+        seen = visibility(image, protected)
+    return Protected(
+        protected,
+        strength,
+        seen,
+        factor,
+        seen.largest,
+        seen.typical,
+        time.perf_counter() - start,
+        done.peak_memory,
+        {**done.settings, "strength": strength, "faded": factor},
+        [{"name": editor.name, "family": editor.family, "fingerprint": editor.fingerprint} for editor in editors],
+        _kinds(subject if subject != "any" or editors[0].toy is None else OWN, bool(instruction.strip())),
+        done.history,
+        bool(done.settings.get("demonstration")),
+    )
+
+
+class Forecast(NamedTuple):
+    """About how long protecting will take, in seconds, and how much memory with the networks, in bytes."""
+
+    seconds: float
+    memory: Metric
+
+    def __str__(self) -> str:
+        room = "" if self.memory.value is None else f" and {self.memory.value / 1e9:.1f} GB"
+        return f"about {duration(self.seconds)}{room}"
+
+
+def forecast(image: Image, against: Editor | str | Sequence[Editor | str], **how: Any) -> Forecast:
+    """What :func:`protect` with the same arguments will take on this machine, from :data:`CALIBRATION` steps of it."""
+    strength, demonstration = how.get("strength", "normal"), how.get("demonstration", False)
+    editors, settings = _checked(image, against, strength, demonstration)
+    steps, clock = how.pop("steps", None) or settings.steps, [time.perf_counter()]
+    tried = protect(image, editors, **how, steps=CALIBRATION, on_step=lambda step: clock.append(time.perf_counter()))
+    each = max(after - before for before, after in pairwise(clock[1:]))
+    if editors[0].device.type == "cuda":  # which reports late
+        each = (clock[-1] - clock[0]) / CALIBRATION
+    beside = tried.seconds - CALIBRATION * each
+    networks = sum(_size(editor) for editor in editors if editor.device.type == "cpu")
+    memory = tried.peak_memory
+    if memory.value is not None:
+        memory = replace(memory, value=memory.value + networks)
+    return Forecast(max(0.0, beside) + each * steps, memory)
+
+
+def at_hand() -> list[str]:
+    """The built-in editors that people use and that are on this machine."""
+    from .editors import BUILTIN
+
+    return [name for name in GIGABYTES if in_cache(BUILTIN[name], "model_index.json") != BUILTIN[name]]
+
+
+def nothing_at_hand() -> EditorError:
+    """What to do where no editor is: which there are, how large, and how one comes here."""
+    listed = ", ".join(f"{name} ({size} GB)" for name, size in GIGABYTES.items())
+    return EditorError(
+        "to protect a picture takes an editor to protect it against, and none that people use is on this machine. "
+        f"Fetch one, once, with {{against}} and {{local_files_only}}: {listed}. Or name the folder of a diffusers "
+        "pipeline that you have",
+        against="instruct-pix2pix",
+        local_files_only=False,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def loss(seen: Visibility) -> str:
+    """The figure behind the words, in brackets."""
+    return "" if seen.loss.value is None else f" ({seen.loss.value:.2f} JOD where most is seen)"
+
+
+def called(editor: Mapping[str, Any]) -> str:
+    """An editor in words: its name, or its family where a certificate keeps the name to itself."""
+    return str(editor.get("name") or f"an editor of the family {editor['family']}")
+
+
+def _kinds(subject: str, given: bool) -> str:
+    """For which instructions, without quoting any."""
+    tables = pools()
+    named = [subject] if subject in ("any", OWN) else ["any", subject]
+    wishes = ", ".join(dict.fromkeys(kind for name in named for kind in tables[name]))
+    drawn = f"instructions drawn from a list of what people ask ({wishes})"
+    return f"the instruction that was given, and {drawn}" if given else drawn
+
+
+def _checked(image: Image, against: Any, strength: str, demonstration: bool) -> tuple[list[Editor], Strength]:
+    """The editors, loaded, and the strength's settings; nothing is computed yet."""
+    check_picture(image)
+    if len(image) != 1:
+        raise ImageError(f"image: expected one picture, got a batch of {len(image)}; protect them one by one")
+    how = STRENGTHS[check_choice(strength, "strength", STRENGTHS)]
+    named = [against] if isinstance(against, str | Editor) else check_list(against, "against")
+    if not named:
+        raise InputError("against: expected at least one editor, got none")
+    editors = [load_editor(editor) if isinstance(editor, str) else editor for editor in named]
+    check_toys(editors, image, demonstration)
+    return editors, how
+
+
+def _size(editor: Editor) -> int:
+    parts = {
+        id(p): p.numel() * p.element_size() for network in editor.networks().values() for p in network.parameters()
+    }
+    return sum(parts.values())
