@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .counting import counting
 from .editors.skeleton import skeleton
+from .errors import LayerError
 from .features import capture, first_tensor, resolve
 from .noise import Seed, fork, normal, uniform
 from .types import Cond, Editor, Image, OnStep, Step
@@ -61,7 +62,10 @@ def layers(source: str, *, every: bool = False, **options: Any) -> list[Layer]:
 
         def after(path: str, module: nn.Module, args: Any, output: Any) -> None:
             now = counter.flops
-            feature = first_tensor(editor.hidden(module, output))
+            try:
+                feature = first_tensor(editor.hidden(module, output))
+            except LayerError:  # nothing of the picture's
+                return
             if feature is not None:
                 found.setdefault(path, (feature, now - started[path], now))
 

@@ -17,6 +17,7 @@ from .counting import counting
 from .editors.sd3 import T5
 from .editors.skeleton import skeleton
 from .errors import InputError, LayerError
+from .features import resolve
 from .methods import sifm
 from .types import Editor, GradFn
 
@@ -172,8 +173,9 @@ def _counted(settings: Settings) -> _Count:
     """As counted in float32: an iteration's bytes are in proportion to the type's, what is kept is never shorter."""
     layers = settings.layers if isinstance(settings.layers, str) else tuple(settings.layers)
     once, term = _iteration(settings.editor, settings.size, layers, settings.checkpointing)
-    more, width = settings.timesteps - 1, torch.finfo(getattr(torch, settings.dtype)).bits / 32
-    beside = min(settings.timesteps, max(1, rows_of(settings) // settings.batch)) - 1
+    more = 0 if _once_for_all(settings.editor, layers) else settings.timesteps - 1
+    width = torch.finfo(getattr(torch, settings.dtype)).bits / 32
+    beside = min(more + 1, max(1, rows_of(settings) // settings.batch)) - 1
     return _Count(
         once.convolution + more * term.convolution,
         once.product + more * term.product,
@@ -191,6 +193,14 @@ def rows_of(settings: Settings) -> int:
 def _rule(editor: str, size: int, dtype: str) -> int:
     model = skeleton(editor, size=size, text=False, dtype=getattr(torch, dtype))
     return model.rows(*model.work_size(size, size))
+
+
+@cache
+def _once_for_all(editor: str, layers: str | tuple[str, ...]) -> bool:
+    """Whether what these layers carry is the same at all timesteps."""
+    model = skeleton(editor, text=False)
+    paths = resolve(model.net, sifm.patterns(layers, model.layer_presets))
+    return sifm.is_timeless(model, paths)
 
 
 @cache

@@ -36,7 +36,9 @@ def test_every_embedded_editor_says_that_it_is_a_toy_and_every_other_how_large_i
     assert load_editor(ip2p_folder, device="cpu").toy is None
 
 
-@pytest.mark.parametrize("name, width", [("instruct-pix2pix", 4), ("hq-edit", 4), ("sd3-medium", 2)])
+@pytest.mark.parametrize(
+    "name, width", [("instruct-pix2pix", 4), ("hq-edit", 4), ("sd3-medium", 2), ("flux2-klein-4b", 2)]
+)
 def test_how_large_an_editor_is_is_what_its_numbers_take(name, width):
     numbers = sum(p.numel() for network in skeleton(name).networks().values() for p in network.parameters())
     assert GIGABYTES[name] == pytest.approx(numbers * width / 1e9, rel=0.05)

@@ -19,7 +19,8 @@ import torch
 
 from ..errors import EditorError, InputError, unknown
 from ..types import Editor
-from .folder import OnDownload, download, read_json, toy
+from .extra import check_extras, parted
+from .folder import NETWORKS, OnDownload, download, read_json, toy
 
 MINIATURES = Path(__file__).parents[1] / "miniature" / "weights"
 BUILTIN: dict[str, str] = {
@@ -28,9 +29,22 @@ BUILTIN: dict[str, str] = {
     "hq-edit": "MudeHui/HQ-Edit",
     "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
     "ultraedit": "BleachNick/SD3_UltraEdit_freeform",
+    "flux-kontext": "black-forest-labs/FLUX.1-Kontext-dev",
+    "flux2-dev": "black-forest-labs/FLUX.2-dev",
+    "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-4B",
+    "flux2-klein-9b": "black-forest-labs/FLUX.2-klein-9B",
+    "flux2-klein-9b-kv": "black-forest-labs/FLUX.2-klein-9b-kv",
+    "flux2-klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
+    "flux2-klein-base-9b": "black-forest-labs/FLUX.2-klein-base-9B",
+    "qwen-image-edit": "Qwen/Qwen-Image-Edit",
+    "qwen-image-edit-2509": "Qwen/Qwen-Image-Edit-2509",
+    "qwen-image-edit-2511": "Qwen/Qwen-Image-Edit-2511",
 }
 """Short name -> folder or hub id."""
-GIGABYTES = {"instruct-pix2pix": 4.3, "hq-edit": 4.3, "sd3-medium": 15.5, "ultraedit": 15.5}
+GIGABYTES = {"instruct-pix2pix": 4.3, "hq-edit": 4.3, "sd3-medium": 15.5, "ultraedit": 15.5, "flux-kontext": 33.8}
+GIGABYTES |= {"flux2-dev": 111.3, **dict.fromkeys(("flux2-klein-4b", "flux2-klein-base-4b"), 16.0)}
+GIGABYTES |= dict.fromkeys(("flux2-klein-9b", "flux2-klein-9b-kv", "flux2-klein-base-9b"), 34.7)
+GIGABYTES |= dict.fromkeys(("qwen-image-edit", "qwen-image-edit-2509", "qwen-image-edit-2511"), 57.7)
 """Of those that are no toys, about what is fetched."""
 
 FAMILIES: dict[str, str] = {
@@ -38,6 +52,12 @@ FAMILIES: dict[str, str] = {
     "StableDiffusion3Pipeline": "sifm_core.editors.sd3",
     "StableDiffusion3Img2ImgPipeline": "sifm_core.editors.sd3",
     "StableDiffusion3InstructPix2PixPipeline": "sifm_core.editors.ultraedit",
+    "FluxKontextPipeline": "sifm_core.editors.flux_kontext",
+    "Flux2Pipeline": "sifm_core.editors.flux2",
+    "Flux2KleinPipeline": "sifm_core.editors.flux2",
+    "Flux2KleinKVPipeline": "sifm_core.editors.flux2",
+    "QwenImageEditPipeline": "sifm_core.editors.qwen_image_edit",
+    "QwenImageEditPlusPipeline": "sifm_core.editors.qwen_image_edit",
     "QwenImage21Pipeline": "sifm_core.editors.qwen_image21",
 }
 """Pipeline class, as the folder's model_index.json names it -> module."""
@@ -70,6 +90,10 @@ def load_editor(
     backward pass instead of keeping them. Nothing is downloaded unless ``local_files_only`` is False; ``on_download``
     is told the size first. ``options`` change the editor's defaults: steps, guidance_scale, size, ...
 
+    Files may follow the source after plus signs, "flux-kontext+kontext-fp8.safetensors+style.safetensors:0.8": a
+    checkpoint in place of the noise predictor's own weights, and LoRAs, each with its strength if that is not 1, beside
+    those in the folder's "loras". They are part of the fingerprint.
+
     Raises InputError for an unknown name, device, dtype or option; EditorError for a folder that is missing,
     incomplete, not safetensors or of another pipeline class, for a repository that cannot be reached, and when memory
     or disk is too small.
@@ -77,16 +101,19 @@ def load_editor(
     where = check_device(device)
     number = check_dtype(dtype, where)
     check_offload(offload)
-    name = os.fspath(source)
+    whole = os.fspath(source)
+    name, files = parted(whole)
+    extras = check_extras(files)
 
     def unneeded(index: Mapping[str, Any]) -> Sequence[str]:
         return getattr(family(index, name), "unneeded", lambda index, options: ())(index, options)
 
-    folder = _folder(
-        name, partial(download, local_files_only=local_files_only, unneeded=unneeded, on_download=on_download)
-    )
+    given: dict[str, Any] = {"local_files_only": local_files_only, "unneeded": unneeded, "on_download": on_download}
+    folder = _folder(name, partial(download, weightless=NETWORKS if "weights" in extras else (), **given))
+    extras |= check_extras([*folder.glob("loras/*.safetensors"), *files])
     with torch.inference_mode(False):
-        editor = family(read_json(folder / "model_index.json"), name).load(folder, name, number, options)
+        editor = family(read_json(folder / "model_index.json"), name).load(folder, name, number, options | extras)
+        editor.name, editor.extras = whole, extras
         editor.toy = toy(folder)
         editor.place(where, offload, checkpointing)
     return editor

@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,11 +18,17 @@ from ..errors import EditorError, InputError, SifmError
 from ..files import in_cache, read_text, sha256_of
 from ..memory import enough
 from ..pretrained import LIBRARIES, is_part, networks
+from . import extra
 
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 _CONFIGS = {"scheduler": "scheduler_config.json"} | dict.fromkeys(("tokenizer", "processor"), "tokenizer_config.json")
 _WEIGHTLESS = ("scheduler", "tokenizer", "processor")
+NETWORKS = ("transformer", "unet")
+"""The parts that are noise predictors."""
+EXTRAS = ("weights", "loras")
+"""Options of every family: a file that takes the place of the noise predictor's weights; files that are added to it."""
 MOST = {"layers": 1000, "steps": 10_000, "size": 16_384, "t5_tokens": 4096, "num_train_timesteps": 100_000}
+MOST |= {"text_tokens": 4096}
 """The most layers of a kind and timesteps that a configuration may ask for, and the most of an editor's settings."""
 LARGEST = 10**9
 """The most of any other number."""
@@ -35,12 +42,14 @@ def download(
     hub_id: str,
     local_files_only: bool,
     unneeded: Callable[[Mapping[str, Any]], Sequence[str]] = lambda index: (),
+    weightless: Collection[str] = (),
     on_download: OnDownload | None = None,
 ) -> Path:
     """The folder of a hub repository in the local cache; fetched first, as far as needed, unless ``local_files_only``.
 
-    ``unneeded`` names parts that the caller will not load, from model_index.json. Raises EditorError, each with what to
-    do: not in the cache, no such repository, gated, no token, no connection, no room on the disk.
+    ``unneeded`` names parts that the caller will not load, from model_index.json; of those that are ``weightless`` only
+    the configuration is fetched. Raises EditorError, each with what to do: not in the cache, no such repository, gated,
+    no token, no connection, no room on the disk.
     """
     import huggingface_hub
     from huggingface_hub import errors as hub
@@ -54,7 +63,10 @@ def download(
             parts = {name for name, entry in listed.items() if is_part(entry)} - set(unneeded(listed))
             kinds = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
             chosen: dict[str, Any] = {
-                "allow_patterns": ["sifm.json", *(f"{part}/{kind}" for part in sorted(parts) for kind in kinds)],
+                "allow_patterns": [
+                    "sifm.json",
+                    *(f"{p}/{k}" for p in sorted(parts) for k in (kinds[:1] if p in weightless else kinds)),
+                ],
                 "ignore_patterns": ["*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema[.-]*", "safety_checker/*"],
             }
             files = huggingface_hub.snapshot_download(hub_id, dry_run=True, **chosen)
@@ -113,8 +125,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check(folder: Path, parts: Sequence[str]) -> None:
-    """Raise EditorError unless the folder has configuration and whole safetensors weights of every part."""
+def check(folder: Path, parts: Sequence[str], options: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Raise EditorError unless the folder has configuration and whole safetensors weights of every part.
+
+    With ``weights`` among the ``options`` the network's own are not needed.
+    """
     index = read_json(folder / "model_index.json")
     for part in parts:
         entry = index.get(part)
@@ -127,7 +142,7 @@ def check(folder: Path, parts: Sequence[str]) -> None:
         config = read_json(file)
         if kind not in ("tokenizer", "processor"):  # which write 10**30 for no limit
             check_sizes(config, file)
-        if kind not in _WEIGHTLESS:
+        if kind not in _WEIGHTLESS and not (part in NETWORKS and options.get("weights")):
             _weights(folder / part)
 
 
@@ -146,45 +161,53 @@ def check_sizes(config: Any, file: Path, name: str = "") -> None:
         raise EditorError(f"{file}: {name[:60]}: expected at most {most}, got {config!r}; get a new copy")
 
 
-def fingerprint(folder: Path, parts: Sequence[str]) -> str:
-    """sha256 over the names and contents of the configuration and weights that are used."""
+def fingerprint(folder: Path, parts: Sequence[str], options: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """sha256 over the names and contents of the configuration and weights that are used, with those of the options."""
     files = [folder / "model_index.json", *([folder / "sifm.json"] if (folder / "sifm.json").exists() else [])]
     for part in parts:
-        weights = [] if part.rstrip("_23") in _WEIGHTLESS else _weights(folder / part)
+        without = part.rstrip("_23") in _WEIGHTLESS or (part in NETWORKS and options.get("weights"))
+        weights = [] if without else _weights(folder / part)
         listed = [file for suffix in ("json", "txt", "model", "jinja") for file in (folder / part).glob(f"*.{suffix}")]
         configs = [file for file in listed if file.is_file()]
         files += sorted({*weights, *configs})
+    named = [(file.relative_to(folder).as_posix(), file) for file in files]
+    named += [("weights", options["weights"])] if options.get("weights") else []
+    named += [(f"lora {strength:g}", file) for file, strength in options.get("loras", ())]
     digest = hashlib.sha256()
-    for file in files:
+    for name, file in named:
         state = file.stat()
-        digest.update(
-            f"{file.relative_to(folder).as_posix()} {_sha256(file, state.st_mtime_ns, state.st_size)}\n".encode()
-        )
+        digest.update(f"{name} {_sha256(file, state.st_mtime_ns, state.st_size)}\n".encode())
     return digest.hexdigest()
 
 
-def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
+def load_pipeline(
+    kind: Any, folder: Path, dtype: torch.dtype, options: Mapping[str, Any] = MappingProxyType({}), **parts: Any
+) -> Any:
     """The folder as a frozen pipeline of class ``kind`` on the CPU; ``parts`` replace the folder's, None omits one.
 
-    Raises EditorError when a part does not load or lacks weights, or memory is too small.
+    ``options``: ``weights`` and ``loras`` of :func:`sifm_core.editors.extra.check_extras`. Raises EditorError
+    when a part does not load or lacks weights, or memory is too small.
     """
     try:
         with _quiet(), enough(f"loading {folder}", torch.device("cpu")):
+            if options.get("weights"):
+                parts |= extra.network(folder, options["weights"], dtype)
             here: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
             whole = networks(kind, folder, but=parts, **here)
             pipe = kind.from_pretrained(folder, **here, trust_remote_code=False, **whole, **parts).to("cpu")
+            extra.add(pipe, options.get("loras", ()))
     except SifmError:
         raise
     except Exception as error:  # what another folder's configuration makes the libraries raise is nearly anything
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise EditorError(f"{folder} could not be loaded: {reason}; get a new copy") from error
     for name, part in pipe.components.items():
-        if name.startswith("tokenizer") and part is not None:
+        if name.startswith("tokenizer") and hasattr(part, "model_max_length"):
             _limit(part, pipe.components.get(name.replace("tokenizer", "text_encoder")))
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    if hasattr(pipe, "tokenizer_max_length"):
-        pipe.tokenizer_max_length = pipe.tokenizer.model_max_length
+    if hasattr(pipe, "tokenizer_max_length") and hasattr(pipe.tokenizer, "model_max_length"):
+        pipe.tokenizer_max_length = min(pipe.tokenizer_max_length, pipe.tokenizer.model_max_length)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -209,6 +232,8 @@ def settings(folder: Path | None, defaults: Mapping[str, Any], chosen: Mapping[s
         ("load_editor", chosen, InputError),
     ):
         for name, value in values.items():
+            if name in EXTRAS and source != file:
+                continue
             if name not in defaults:
                 raise kind(f"{source}: unknown option {name!r}; known: {', '.join(sorted(defaults))}")
             merged[name] = positive(f"{source}: {name}", value, whole=isinstance(defaults[name], int), kind=kind)

@@ -30,12 +30,13 @@ def load(folder: Path, name: str, dtype: torch.dtype, options: Mapping[str, Any]
     """Load a StableDiffusionInstructPix2PixPipeline folder; ``options`` change :data:`DEFAULTS`."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
-    check(folder, PARTS)
+    check(folder, PARTS, options)
     chosen = settings(folder, {**DEFAULTS, **named(NAMED_DEFAULTS, name)}, options)
     pipe = load_pipeline(
         StableDiffusionInstructPix2PixPipeline,
         folder,
         dtype,
+        options,
         safety_checker=None,
         feature_extractor=None,
         image_encoder=None,

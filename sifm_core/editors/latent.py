@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..types import Editor, Image, Latent, OnStep, Step
 from . import folder as folders
 from .attention import watched
 
-LOADED = ("size", "t5_tokens")
+LOADED = ("size", "t5_tokens", "text_tokens")
 """Settings that are fixed when an editor is loaded; the others are also options of each edit."""
 
 
@@ -32,6 +33,10 @@ class LatentEditor(Editor):
     """Latent positions (height x width) that the network runs at once with gradients, in 16 bits a number."""
     bytes_per_position: int
     """What each of them keeps until its gradient is taken, measured on a GPU with the deep layers."""
+    extras: Mapping[str, Any] = MappingProxyType({})
+    """Files beside its folder's that it was loaded with: ``weights``, ``loras``."""
+    is_video = False
+    """Whether the autoencoder is one of videos, of which a picture is one frame."""
 
     def __init__(
         self,
@@ -105,7 +110,7 @@ class LatentEditor(Editor):
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         """sha256 over the configuration and the weights, computed when first asked for."""
-        return folders.fingerprint(self._folder, self._parts)
+        return folders.fingerprint(self._folder, self._parts, self.extras)
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) at which a picture is edited: the longer side at the editor's native size, shape kept.
@@ -158,10 +163,11 @@ class LatentEditor(Editor):
             net.disable_gradient_checkpointing()
 
     def checkpoint(self) -> None:
-        """Let network and autoencoder compute activations again on the way back from now on."""
+        """Let network and autoencoder, where they can, compute activations again on the way back from now on."""
         networks: list[Any] = [self.net, self.pipe.vae]
         for network in networks:
-            network.enable_gradient_checkpointing(_RECOMPUTED)
+            if network._supports_gradient_checkpointing:
+                network.enable_gradient_checkpointing(_RECOMPUTED)
 
     def encode(self, x: Image, noise: Latent | None = None) -> Latent:
         """Posterior mode, (mode - shift) * scale, (B, c, h, w): deterministic and differentiable; at least float32.
@@ -171,18 +177,29 @@ class LatentEditor(Editor):
         """
         self.check_size(x)
         with _attention(x, self._positions(*x.shape[-2:])):
-            posterior = self.pipe.vae.encode((2 * x - 1).to(self.device, self.dtype)).latent_dist
-        raw = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
-        return (wide(raw) - self.latent_shift) * self.latent_scale
+            pixels = (2 * x - 1).to(self.device, self.dtype)
+            posterior = self.pipe.vae.encode(pixels[:, :, None] if self.is_video else pixels).latent_dist
+        mean = posterior.mean
+        raw = posterior.mode() if noise is None else mean + posterior.std * self._to_vae(noise.to(mean))
+        return (wide(self._from_vae(raw)) - self.latent_shift) * self.latent_scale
+
+    def _from_vae(self, raw: Tensor) -> Latent:
+        """The autoencoder's latent as the network takes it, but for shift and scale."""
+        return raw[:, :, 0] if self.is_video else raw
+
+    def _to_vae(self, z: Latent) -> Tensor:
+        """The other way round."""
+        return z[:, :, None] if self.is_video else z
 
     def decode(self, z: Latent) -> Image:
         """The picture of a latent that :meth:`encode` gave: (B, c, h, w) -> (B, 3, H, W) in [0, 1] units, not clipped.
 
         Differentiable; at least float32.
         """
-        raw = (z / self.latent_scale + self.latent_shift).to(self.device, self.dtype)
+        raw = self._to_vae((z / self.latent_scale + self.latent_shift).to(self.device, self.dtype))
         with _attention(raw, math.prod(raw.shape[-2:])):
-            return wide(self.pipe.vae.decode(raw, return_dict=False)[0]) / 2 + 0.5
+            pixels = self.pipe.vae.decode(raw, return_dict=False)[0]
+        return wide(pixels[:, :, 0] if self.is_video else pixels) / 2 + 0.5
 
     def check_size(self, x: Image) -> None:
         """Raise ImageError for a size that :meth:`work_size` does not give."""
@@ -250,23 +267,26 @@ _RECOMPUTED = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 """Nothing is drawn in a frozen network."""
 
 
-def run(pipe: Any, **arguments: Any) -> Any:
-    """Call a diffusers pipeline; the scheduler's state is as before afterwards."""
+def run(pipe: Any, call: Callable[..., Any] | None = None, **arguments: Any) -> Any:
+    """Call a diffusers pipeline, or ``call`` it; the scheduler's state is as before afterwards."""
     scheduler = pipe.scheduler
     pipe.scheduler = copy.deepcopy(scheduler)
     try:
-        return pipe(**arguments).images
+        return (call or pipe)(**arguments).images
     finally:
         pipe.scheduler = scheduler
 
 
-def report(on_step: OnStep | None) -> dict[str, Any]:
-    """The argument that makes a diffusers pipeline call ``on_step`` after every denoising step."""
+def report(on_step: OnStep | None, done: int = 0, runs: int = 1) -> dict[str, Any]:
+    """The argument that makes a diffusers pipeline call ``on_step`` after every denoising step.
+
+    ``done`` of ``runs`` calls of it came before.
+    """
     if on_step is None:
         return {}
 
     def after(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_step(Step("edit", i + 1, pipe.num_timesteps))
+        on_step(Step("edit", done * pipe.num_timesteps + i + 1, runs * pipe.num_timesteps))
         return tensors
 
     return {"callback_on_step_end": after}

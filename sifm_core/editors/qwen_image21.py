@@ -40,9 +40,9 @@ def load(folder: Path, name: str, dtype: torch.dtype, options: Mapping[str, Any]
     """Load a QwenImage21Pipeline folder; ``options`` change :data:`DEFAULTS`."""
     from diffusers import QwenImage21Pipeline
 
-    check(folder, PARTS)
+    check(folder, PARTS, options)
     chosen = settings(folder, DEFAULTS, options)
-    return assemble(name, folder, load_pipeline(QwenImage21Pipeline, folder, dtype), chosen)
+    return assemble(name, folder, load_pipeline(QwenImage21Pipeline, folder, dtype, options), chosen)
 
 
 def assemble(name: str, folder: Path, pipe: Any, settings: Mapping[str, Any]) -> QwenImage21:

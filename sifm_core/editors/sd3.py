@@ -47,12 +47,12 @@ def load(
     if not isinstance(t5, bool):
         raise InputError(f"t5: expected True or False, got {t5!r}")
     parts = PARTS + T5 if t5 else PARTS
-    check(folder, parts)
+    check(folder, parts, options)
     chosen = settings(folder, defaults, {key: value for key, value in options.items() if key != "t5"})
     absent = dict.fromkeys(
         ("image_encoder", "feature_extractor") if t5 else ("image_encoder", "feature_extractor", *T5)
     )
-    pipe = load_pipeline(StableDiffusion3Img2ImgPipeline, folder, dtype, **absent)
+    pipe = load_pipeline(StableDiffusion3Img2ImgPipeline, folder, dtype, options, **absent)
     return (kind or StableDiffusion3)(name, folder, parts, pipe, chosen)
 
 

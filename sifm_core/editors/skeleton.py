@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from ..errors import EditorError, SifmError
 from ..pretrained import is_part
 from . import BUILTIN, family, local_folder
+from .extra import parted
 from .folder import check_sizes, named, read_json, settings
 from .latent import LatentEditor
 
@@ -79,12 +81,77 @@ _SD3: dict[str, Any] = {
 }
 _ULTRAEDIT: dict[str, Any] = _SD3 | {"_class_name": "StableDiffusion3InstructPix2PixPipeline"}
 _ULTRAEDIT |= {"transformer": (_SD3["transformer"][0], _SD3["transformer"][1] | {"in_channels": 32})}
+_KONTEXT: dict[str, Any] = {
+    "_class_name": "FluxKontextPipeline",
+    "transformer": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "vae": ("AutoencoderKL", _SD3["vae"][1] | {"scaling_factor": 0.3611, "shift_factor": 0.1159}),
+    "text_encoder": ("CLIPTextModel", _CLIP_L),
+    "text_encoder_2": ("T5EncoderModel", _T5),
+}
+_FLUX2: dict[str, Any] = {
+    "_class_name": "Flux2Pipeline",
+    "transformer": ("Flux2Transformer2DModel", {}),
+    "vae": ("AutoencoderKLFlux2", {}),
+    "text_encoder": ("Mistral3ForConditionalGeneration", {}),
+}
+_QWEN3: dict[str, Any] = {"vocab_size": 151_936, "num_hidden_layers": 36, "num_attention_heads": 32, "head_dim": 128}
+_QWEN3 |= {"num_key_value_heads": 8}
+_KLEIN_4B: dict[str, Any] = _FLUX2 | {
+    "_class_name": "Flux2KleinPipeline",
+    "is_distilled": True,
+    "transformer": (
+        "Flux2Transformer2DModel",
+        {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
+        | {"guidance_embeds": False},
+    ),
+    "text_encoder": (
+        "Qwen3ForCausalLM",
+        _QWEN3 | {"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
+    ),
+}
+_KLEIN_9B: dict[str, Any] = _KLEIN_4B | {
+    "transformer": (
+        "Flux2Transformer2DModel",
+        {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12_288}
+        | {"guidance_embeds": False},
+    ),
+    "text_encoder": ("Qwen3ForCausalLM", _QWEN3 | {"hidden_size": 4096, "intermediate_size": 12_288}),
+}
+_QWEN_EDIT: dict[str, Any] = {
+    "_class_name": "QwenImageEditPlusPipeline",
+    "transformer": ("QwenImageTransformer2DModel", {}),
+    "vae": ("AutoencoderKLQwenImage", {}),
+    "text_encoder": (
+        "Qwen2_5_VLForConditionalGeneration",
+        {
+            "text_config": {
+                "vocab_size": 152_064,
+                "hidden_size": 3584,
+                "intermediate_size": 18_944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+            },
+            "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
+        },
+    ),
+}
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     "timbrooks/instruct-pix2pix": _SD15,
     "MudeHui/HQ-Edit": _SD15,
     "UCSC-VLAA/HQ-Edit": _SD15,
     "stabilityai/stable-diffusion-3-medium-diffusers": _SD3,
     "BleachNick/SD3_UltraEdit_freeform": _ULTRAEDIT,
+    "black-forest-labs/FLUX.1-Kontext-dev": _KONTEXT,
+    "black-forest-labs/FLUX.2-dev": _FLUX2,
+    "black-forest-labs/FLUX.2-klein-4B": _KLEIN_4B,
+    "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
+    "black-forest-labs/FLUX.2-klein-9b-kv": _KLEIN_9B | {"_class_name": "Flux2KleinKVPipeline"},
+    "black-forest-labs/FLUX.2-klein-base-4B": _KLEIN_4B | {"is_distilled": False},
+    "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B | {"is_distilled": False},
+    "Qwen/Qwen-Image-Edit": _QWEN_EDIT | {"_class_name": "QwenImageEditPipeline"},
+    "Qwen/Qwen-Image-Edit-2509": _QWEN_EDIT,
+    "Qwen/Qwen-Image-Edit-2511": _QWEN_EDIT | {"transformer": (_QWEN_EDIT["transformer"][0], {"zero_cond_t": True})},
 }
 """Hub id -> the class and configuration of each network, as far as it is not the class's default."""
 
@@ -104,6 +171,7 @@ def skeleton(
     tokenizers: ``prepare`` gives conditions of zeros. ``text`` False leaves the text encoders out; ``narrow`` divides
     the channels of a U-Net and its autoencoder. Raises EditorError when the architecture is neither here nor known.
     """
+    source = parted(source)[0]
     known = KNOWN.get(BUILTIN.get(source, source))
     folder: Path | None = None
     try:
@@ -114,7 +182,8 @@ def skeleton(
             raise
         index = dict(known)
     module = family(index, source)
-    chosen = settings(folder, module.DEFAULTS | named(getattr(module, "NAMED_DEFAULTS", {}), source), options)
+    defaults = getattr(module, "defaults", lambda index: module.DEFAULTS)(index)
+    chosen = settings(folder, defaults | named(getattr(module, "NAMED_DEFAULTS", {}), source), options)
     try:
         with torch.inference_mode(False):
             parts = {
@@ -122,7 +191,7 @@ def skeleton(
                 for name, entry in index.items()
                 if name in ("unet", "transformer", "vae") or (text and name.startswith("text_encoder"))
             }
-            editor: LatentEditor = module.assemble(source, folder or Path(), _pipeline(parts), chosen)
+            editor: LatentEditor = module.assemble(source, folder or Path(), _pipeline(index, parts), chosen)
     except SifmError:
         raise
     except Exception as error:  # whatever the libraries make of a configuration that is none
@@ -142,7 +211,7 @@ def _read(folder: Path) -> dict[str, Any]:
     }
     for name, (_, config) in networks.items():
         check_sizes(config, folder / name / "config.json")
-    return {"_class_name": index.get("_class_name"), **networks}
+    return {name: index[name] for name in ("_class_name", "is_distilled") if name in index} | networks
 
 
 def _narrowed(config: Mapping[str, Any], narrow: int) -> dict[str, Any]:
@@ -167,15 +236,19 @@ def _network(kind: str, config: Mapping[str, Any], device: torch.device, dtype: 
     return network.requires_grad_(False).eval()
 
 
-def _pipeline(parts: Mapping[str, torch.nn.Module]) -> Any:
+def _pipeline(index: Mapping[str, Any], parts: Mapping[str, torch.nn.Module]) -> Any:
     import diffusers
 
-    if "unet" in parts:
-        absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-        scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        return diffusers.StableDiffusionInstructPix2PixPipeline(
-            **absent | dict(parts), scheduler=scheduler, requires_safety_checker=False
-        )
-    absent = dict.fromkeys(f"{part}{k}" for part in ("text_encoder", "tokenizer") for k in ("", "_2", "_3"))
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return diffusers.StableDiffusion3Img2ImgPipeline(**absent | dict(parts), scheduler=scheduler)
+    name = index["_class_name"]
+    if name.startswith("StableDiffusion3"):  # what the editor edits by, or none that the library has
+        name = "StableDiffusion3Img2ImgPipeline"
+    kind = getattr(diffusers, name)
+    taken = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
+    given: dict[str, Any] = {key: None for key, default in taken.items() if default is inspect.Parameter.empty} | dict(
+        parts
+    )
+    given |= {"is_distilled": index["is_distilled"]} if {"is_distilled"} <= taken.keys() & index.keys() else {}
+    given |= {"requires_safety_checker": False} if "requires_safety_checker" in taken else {}
+    beta = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    flow = diffusers.FlowMatchEulerDiscreteScheduler
+    return kind(**given | {"scheduler": diffusers.DDIMScheduler(**beta) if "unet" in parts else flow(shift=3.0)})

@@ -5,8 +5,8 @@ A method module has either ``build(editor, x, cond, *, ...) -> GradFn``, whose k
 ``perturb(x, *, eps, seed, ...) -> Image``. ``PROVENANCE`` says where it comes from. Where they apply: ``RANDOM_START =
 True`` when its loss has no gradient at the clean picture, ``UPDATE`` where the loop is not to move along the steepest
 direction, ``PROMPTLESS = True`` when it can do without an instruction, ``PRESETS`` with what its paper sets, ``BEYOND``
-with the editor families on which the paper never ran it. To add one: write the file, put :func:`configured` on its
-function, list it in :data:`METHODS`.
+with the editor families on which the paper never ran it, beside :data:`NEWER`. To add one: write the file, put
+:func:`configured` on its function, list it in :data:`METHODS`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ METHODS: dict[str, str] = {
 
 EQUAL_BUDGET: dict[str, Any] = {name: option.default for name, option in LOOP.items() if option.default}
 """What the SIFM paper's tables give every method (section V-A), in [0, 1]; the step size is the engine's default."""
+NEWER = ("flux-kontext", "flux2", "flux2-kv", "qwen-image-edit", "qwen-image-2.1")
+"""Families of editors that none of the methods' papers ran on."""
 ROWS = (
     "how many rows of one batch (pictures x timesteps x prompts) the network runs at once; 0: the editor's rule, which "
     "looks at size and number type alone"
@@ -76,7 +78,8 @@ def about(name: str) -> About:
     """Where a method comes from and where it stands."""
     module = get_method(name)
     summary = (module.__doc__ or "").strip().partition("\n")[0]
-    return About(summary, getattr(module, "PROVENANCE", ""), tuple(getattr(module, "BEYOND", ())))
+    beyond = (*getattr(module, "BEYOND", ()), *NEWER) if "paper" in getattr(module, "PRESETS", {}) else ()
+    return About(summary, getattr(module, "PROVENANCE", ""), beyond)
 
 
 def problem(name: str) -> str:

@@ -99,7 +99,7 @@ def build(
     prompts = [prompts] if isinstance(prompts, str) else prompts
     conds = [cond, *(editor.prepare([prompt] * len(x), x) for prompt in (*prompts, *([""] if branch == "all" else [])))]
 
-    if timeless := all(path.partition(":")[2] in editor.timeless for path in paths):
+    if timeless := is_timeless(editor, paths):
         times, conds, entrances = times[:1], conds[:1], "vae"
         noise = noise if posterior == "sample" else "fixed"
 
@@ -178,6 +178,11 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 def patterns(layers: str | Sequence[str], presets: Mapping[str, tuple[str, ...]]) -> list[str]:
     names = [name.strip() for name in layers.split(",")] if isinstance(layers, str) else layers
     return [pattern for name in names if name for pattern in presets.get(name, (name,))]
+
+
+def is_timeless(editor: Editor, paths: Sequence[str]) -> bool:
+    """Whether all layers are of streams that hang on the latent alone."""
+    return all(path.partition(":")[2] in editor.timeless for path in paths)
 
 
 def times_of(timesteps: int | str | Sequence[int], n: int) -> list[int]:

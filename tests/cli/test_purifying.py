@@ -62,7 +62,7 @@ def test_presets_and_purifiers_are_listed(loaded, capsys) -> None:
     assert listed["jpeg"] | {"about": ""} == {"about": "", "needs_editor": False} | purify.PURIFIERS["jpeg"]._asdict()
     assert listed["diffpure"]["needs_editor"]
     method = sifm(capsys, "list", "methods")["mist"]
-    assert method["beyond_the_paper"] == ["sd3"] and method["presets"] == presets("mist")
+    assert method["beyond_the_paper"][:2] == ["sd3", "flux-kontext"] and method["presets"] == presets("mist")
     assert cli.main(["list", "methods"]) == cli.main(["list", "purifiers"]) == 0
     said = capsys.readouterr().out
     assert "--preset paper: steps=1000 alpha=0.01 schedule=linear" in said

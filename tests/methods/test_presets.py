@@ -12,7 +12,7 @@ from sifm_core import pipeline
 from sifm_core.editors import load_editor
 from sifm_core.errors import InputError
 from sifm_core.loop import LOOP
-from sifm_core.methods import EQUAL_BUDGET, METHODS, about, editshield, options, presets
+from sifm_core.methods import EQUAL_BUDGET, METHODS, NEWER, about, editshield, options, presets
 from sifm_core.pgd import pgd
 from sifm_core.types import Gradient
 from toy import ToyEditor
@@ -50,7 +50,8 @@ def test_says_where_it_comes_from(name: str) -> None:
     summary, provenance, beyond = about(name)
     assert summary.endswith(".") and "\n" not in summary
     assert provenance.startswith(("official code (", "reconstructed from the paper", "our own"))
-    assert beyond == (("sd3",) if name in ("mist", "ace", "sds") else ())
+    of_no_paper = "paper" not in presets(name)
+    assert beyond == (() if of_no_paper else ("sd3",) * (name in ("mist", "ace", "sds")) + NEWER)
     if "official_quirks" in options(name):
         assert options(name)["official_quirks"].default is False
 
