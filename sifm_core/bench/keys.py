@@ -17,8 +17,9 @@ from .work import Model
 
 VERSION = 2
 """Part of every artefact's key: raise it when what the phases compute changes."""
-METHOD_VERSIONS = {"sifm": 2, "semantic_attack": 2}
-"""The same for one method's protections alone. 2: their noise is not the one that an editor draws from the seed."""
+METHOD_VERSIONS = {"sifm": 2, "semantic_attack": 2, "sifm_plus": 2}
+"""The same for one method's protections alone. 2: their noise is not the one that an editor draws from the seed; SIFM+
+keeps the instructions that its editor responds to."""
 ATTACKER = 1_000_000
 """The attacker's seed of attack 0: one that shares no noise with what pictures were protected with."""
 FIDELITY = ("psnr", "ssim", "lpips")

@@ -3,7 +3,8 @@
 What SIFM does with one instruction, fixed timesteps and fixed noise in one direction, this does with a few runs of the
 network per iteration, each with an instruction, a timestep and a noise of its own; the loop sums up the directions. So
 what it finds is common to instructions, and whoever protects need not know the attacker's. The instructions come from a
-pool by what the picture shows (:func:`pool`); one that is known is among those drawn.
+pool by what the picture shows (:func:`pool`), and of those the ones on which the editor would do most to this picture;
+one that is known is among them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..gradients import through_latent
 from ..noise import Seed, fork, generators, normal
 from ..types import Cond, Editor, Gradient, Image, Latent, Sampled
 from . import ROWS, configured
-from .batches import Batch, at_once
+from .batches import Batch, at_once, split
 from .sifm import patterns, times_of
 
 PROVENANCE = (
@@ -38,10 +39,10 @@ PROVENANCE = (
 RANDOM_START = True
 UPDATE = "momentum"
 PROMPTLESS = True
-PRESETS: dict[str, dict[str, Any]] = {
-    "robust": {"eot": ("none", "jpeg:50-95", "resize:0.4-0.9", "blur:0.3-1", "noise:0.01-0.04")}
-}
+PRESETS: dict[str, dict[str, Any]] = {"robust": {"eot": ("jpeg:60-95", "resize:0.4-0.7")}}
 """robust: for a picture that is scaled and compressed on its way, as platforms do, before somebody edits it."""
+CANDIDATES = 4
+"""How many instructions are tried for each that a picture is protected against."""
 UNETS = ("instruct-pix2pix",)
 """Families whose network is a U-Net: its last layers do best, of a transformer those before its middle."""
 POOLS = Path(__file__).with_name("instructions.toml")
@@ -61,7 +62,9 @@ def build(
         Subject, "what the picture shows, for the instructions to draw from; auto: what fits the editor's language"
     ] = "auto",
     instructions: Annotated[Sequence[str], "draw from these instead"] = (),
-    drawn: Annotated[int, "how many of them each picture is protected against"] = 16,
+    drawn: Annotated[
+        int, "how many each picture is protected against: of four times as many, those that its editor responds to most"
+    ] = 8,
     known: Annotated[float, "the share of runs that take the picture's own instruction, where there is one"] = 0.5,
     runs: Annotated[int, "runs of the network per iteration, each with a drawn instruction and noise"] = 4,
     timesteps: Annotated[
@@ -80,6 +83,9 @@ def build(
 ) -> Sampled:
     """The gradient of minus the mean distance between features of picture and clean picture, in drawn runs.
 
+    An editor responds to an instruction by as much as its prediction differs (mean square) from that without one, for
+    the clean picture at the least noisy timestep: what it cannot do to the picture, it need not be kept from.
+
     ``x`` (B, 3, h, w): the clean image at the editor's working size. ``cond`` of a prompt without words: no instruction
     is known. Raises InputError for values out of range, LayerError for layers that match nothing.
     """
@@ -94,16 +100,22 @@ def build(
     times = torch.tensor(times_of(timesteps, editor.num_train_timesteps))
     seeds = [seed] * pictures if isinstance(seed, int) else list(seed)
     wishes = [(text,) for text in instructions] or pool(_subject(editor, subject))
-    chosen = choose(partial(_reads, editor, x[:1]), wishes, drawn, avoid, seeds)
+    chosen = choose(partial(_reads, editor, x[:1]), wishes, CANDIDATES * drawn, avoid, seeds)
     conds = [cond, *(editor.prepare(list(texts), x) for texts in itertools.zip_longest(*chosen, fillvalue=""))]
     stack, words = editor.join(conds), editor.words(cond)
     given = [True] * pictures if words.is_meta else words.any(dim=1).tolist()  # whose work is only counted
     if not all(texts or has for texts, has in zip(chosen, given, strict=True)):
         raise InputError(f"instructions: {editor.name} can read none that there are to draw from: give a prompt")
-    most = max(1, at_once(editor, size, rows) // pictures)
+    together = at_once(editor, size, rows)
 
     with torch.no_grad():
         z_clean = editor.encode(x)
+        probe = normal(z_clean.shape, fork(seeds, "probe")).to(z_clean)
+        none = editor.prepare([""] * pictures, x)
+        asked = split(editor, [(int(times.min()), probe, c) for c in (none, *conds[1:])], together)
+        predicted = torch.cat([batch.denoise(editor, z_clean) for batch in asked]).unflatten(0, (-1, pictures))
+        responses = (predicted[1:] - predicted[0]).square().flatten(2).mean(dim=2)
+        kept = [_largest(found[: len(texts)], drawn) for found, texts in zip(responses.T, chosen, strict=True)]
 
     def features(z: Latent, batch: Batch) -> list[Tensor]:
         found = capture(editor.net, paths, lambda: batch.denoise(editor, z), editor.hidden)
@@ -118,16 +130,18 @@ def build(
 
     def draw(step: int) -> Sequence[Tensor]:
         which = []
-        for generator, texts, has in zip(generators(fork(seeds, "runs", step), pictures), chosen, given, strict=True):
-            n = max(1, len(texts))
-            picked = 1 + torch.cat([torch.randperm(n, generator=generator) for _ in range(0, runs, n)])[:runs]
-            own = torch.rand(runs, generator=generator) < (known if texts else 1)
+        for generator, some, has in zip(generators(fork(seeds, "runs", step), pictures), kept, given, strict=True):
+            n = max(1, len(some))
+            orders = torch.cat([torch.randperm(n, generator=generator) for _ in range(0, runs, n)])[:runs]
+            own = torch.rand(runs, generator=generator) < (known if len(some) else 1)
+            picked = 1 + some[orders] if len(some) else orders
             which.append(torch.where(own, 0, picked) if has else picked)
         noises = normal((pictures, runs, *z_clean.shape[1:]), fork(seeds, "noise", step))
         rows = torch.stack(which, dim=1) * pictures + torch.arange(pictures)
         return rows, noises.transpose(0, 1), times[(step * runs + torch.arange(runs)) % len(times)]
 
     def gradient(x: Image, index: Tensor, noises: Tensor, t: Tensor) -> Gradient:
+        most = max(1, together // pictures)
         batches = [
             Batch(
                 len(some),
@@ -141,6 +155,12 @@ def build(
         return through_latent(editor.encode, [partial(term, batch=batch) for batch in batches]).gradient(x)
 
     return Sampled(draw, gradient)
+
+
+def _largest(responses: Tensor, n: int) -> Tensor:
+    if responses.is_meta:
+        return torch.arange(min(n, len(responses)))
+    return responses.topk(min(n, len(responses))).indices.sort().values.cpu()
 
 
 def choose(

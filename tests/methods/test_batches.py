@@ -12,7 +12,7 @@ from sifm_core.errors import InputError
 from sifm_core.methods import METHODS, get_method, options, rows_of
 from sifm_core.methods.batches import at_once
 from sifm_core.pipeline import immunize
-from sifm_core.types import Editor
+from sifm_core.types import Editor, Gradient
 
 PROMPTS = ["make it night", "add a hat"]
 SUMMED = [name for name in METHODS if "rows" in options(name)]
@@ -40,11 +40,18 @@ def test_the_gradient_is_the_same_however_many_rows_run_at_once(name: str, edito
     denoise = editor.denoise
     monkeypatch.setattr(editor, "denoise", lambda z, *rest: sizes.append(len(z)) or denoise(z, *rest))
     runs = 5 * (3 if name == "sifm" else 1)
-    expected = get_method(name).build(editor, x0, cond, rows=1, seed=[3, 4], **CHOSEN[name])(x, 0)
+
+    def gradient(rows: int) -> Gradient:
+        sizes.clear()
+        grad_fn = get_method(name).build(editor, x0, cond, rows=rows, seed=[3, 4], **CHOSEN[name])
+        if name == "sifm_plus":
+            sizes.clear()  # of its probe of the instructions
+        return grad_fn(x, 0)
+
+    expected = gradient(1)
     assert sizes == [2] * 2 * runs, "one run of both pictures at a time, clean and protected"
     for rows, together in ((6, 3), (0, runs)):
-        sizes.clear()
-        found = get_method(name).build(editor, x0, cond, rows=rows, seed=[3, 4], **CHOSEN[name])(x, 0)
+        found = gradient(rows)
         assert max(sizes) == 2 * together and sum(sizes) == 2 * 2 * runs
         assert close(found.grad, expected.grad) and torch.allclose(found.loss, expected.loss, rtol=1e-10)
         for key, value in expected.log.items():

@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_the_formula_run_by_run(editor: Editor, step: in
         editor, x0, editor.prepare(PROMPTS), instructions=POOL, drawn=3, runs=runs, layers=path, seed=seeds
     )
     index, noises, t = grad_fn.draw(step)
-    chosen = sifm_plus.choose(lambda texts: True, [(text,) for text in POOL], 3, (), seeds)
+    chosen = sifm_plus.choose(lambda texts: True, [(text,) for text in POOL], 12, (), seeds)
     texts = [[PROMPTS[b], *chosen[b]] for b in range(2)]
     asked = [[texts[b][int(row) // 2] for b, row in enumerate(rows)] for rows in index]
     assert [int(k) for k in t] == [times[(step * runs + r) % 4] for r in range(runs)]
@@ -67,6 +67,23 @@ def test_the_gradient_is_that_of_the_formula_run_by_run(editor: Editor, step: in
 
     expected, found = gradient(loss, x), grad_fn(x, step)
     assert torch.allclose(found.loss, expected[0], rtol=1e-9) and close(found.grad, expected[1])
+
+
+def test_kept_is_what_the_editor_responds_to_most(editor: Editor) -> None:
+    x, seeds = images(2).double(), [3, 4]
+    chosen = sifm_plus.choose(lambda texts: True, [(text,) for text in POOL], 8, (), seeds)
+    noise, t = normal(editor.encode(x).shape, fork(seeds, "probe")).double(), torch.tensor([200, 200])
+
+    def predicted(prompts: list[str]) -> torch.Tensor:
+        return predict(editor, x, noise, t, prompts).flatten(1)
+
+    none = predicted(["", ""])
+    moved = [(predicted([texts[k] for texts in chosen]) - none).square().mean(dim=1) for k in range(len(POOL))]
+    wanted = [{texts[k] for k in torch.stack(moved)[:, b].topk(2).indices} for b, texts in enumerate(chosen)]
+    grad_fn = sifm_plus.build(editor, x, editor.prepare(["", ""]), instructions=POOL, drawn=2, runs=2, seed=seeds)
+    index = torch.cat([grad_fn.draw(step)[0] for step in range(9)])
+    found = [{chosen[b][int(row) // 2 - 1] for row in index[:, b]} for b in range(2)]
+    assert found == wanted
 
 
 def test_layers_count_alike_whatever_their_shapes(editor: Editor) -> None:
