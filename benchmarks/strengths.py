@@ -1,9 +1,9 @@
 """How a protection looks at 100%: ``python -m benchmarks.strengths [--out docs/strengths.png]``.
 
 Part of a photograph (scikit-image's astronaut) and of a flat drawing, as they were and under each strength of ``sifm
-protect``. The networks are InstructPix2Pix's with an eighth of its channels and random weights, at half the pictures'
-size, so that a pattern is as coarse as in a picture twice as large as its editor sees: what is shown is how it looks,
-not that it holds. Prints how visible each is.
+protect``. The networks are InstructPix2Pix's with an eighth of its channels and random weights, at a quarter of the
+pictures' size, so that patterns are as coarse as in a photograph of 2048 pixels that an editor sees at 512: what is
+shown is how it looks, not that it holds. Prints how visible each is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def pictures() -> dict[str, np.ndarray]:
 
 def sheet(steps: int) -> Image.Image:
     """One row a picture, one column for it as it was and each strength."""
-    editor, rows = skeleton("instruct-pix2pix", device="cpu", text=False, narrow=8, size=SIDE // 2), []
+    editor, rows = skeleton("instruct-pix2pix", device="cpu", text=False, narrow=8, size=SIDE // 4), []
     for name, pixels in pictures().items():
         top, left = AT[name]
         part = (slice(top, top + PART), slice(left, left + PART))
@@ -56,7 +56,7 @@ def sheet(steps: int) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/strengths.png"))
-    parser.add_argument("--steps", type=int, default=12, help="enough to use up the budget; the strengths take more")
+    parser.add_argument("--steps", type=int, default=8, help="enough to use up the budget; the strengths take more")
     args = parser.parse_args()
     sheet(args.steps).save(args.out)
 

@@ -89,12 +89,11 @@ class Protected:
         """What was done and what it does not promise, a sentence each."""
         if self.demonstration:
             yield "A demonstration: a toy did this, and it protects nothing."
+        fainter = f"; made fainter, to {self.faded:.0%}, to be no more than {self.strength}, which costs protection"
         yield (
             f"Changed by at most {255 * self.linf:.0f} of 255 levels, typically by {255 * self.rms:.1f}: "
-            f"{self.visibility.words}{loss(self.visibility)}."
+            f"{self.visibility.words}{loss(self.visibility)}{fainter if self.faded < 1 else ''}."
         )
-        if self.faded < 1:
-            yield f"Made fainter, {self.faded:.0%} of what was found, to keep to {self.strength}: that costs strength."
         yield f"Against {' and '.join(map(called, self.editors))}, and nothing else."
         yield f"For {self.instructions}."
         survive = [text for text in self.settings["eot"] if text != "none"]
@@ -126,8 +125,8 @@ def protect(
     (1, 1, H, W) in [0, 1]: how much of its budget each pixel may use, such as a picture's alpha. A colourless picture
     stays so. ``steps`` in place of the strength's. ``demonstration``: as in :func:`sifm_core.immunize`.
 
-    Raises InputError before any work when an argument is wrong, EditorError when memory runs out; what ``on_step``
-    raises comes through.
+    Raises InputError before any work when an argument is wrong, ImageError where nothing could change within the
+    strength's limits, EditorError when memory runs out; what ``on_step`` raises comes through.
     """
     editors, how = _checked(image, against, strength, demonstration)
     image, start = on_grid(image), time.perf_counter()
@@ -156,6 +155,13 @@ def protect(
     if how.most is not None and seen.loss.value is not None and seen.loss.value > how.most:
         protected, factor = faded(image, done.image, how.most)
         seen = visibility(image, protected)
+    if seen.largest == 0:
+        stronger = list(STRENGTHS)[min(len(STRENGTHS) - 1, 1 + list(STRENGTHS).index(strength))]
+        raise ImageError(
+            f"nothing of this picture can change without being more visible than {strength}, so it would be "
+            "unprotected: use {strength}, or a mask that leaves more of it free",
+            strength=stronger,
+        )
     return Protected(
         protected,
         strength,

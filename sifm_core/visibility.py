@@ -174,9 +174,11 @@ def is_grey(x: Image) -> bool:
 
 
 def _scaled(source: Image, protected: Image, factor: float) -> Image:
-    """Rounded to 8 bits towards the source."""
+    """On the 8-bit grid, dithered: of changes by one level, a third leaves a third of the pixels theirs."""
     clean = (source * 255).round()
-    return (clean + (((protected * 255).round() - clean) * factor).trunc()) / 255
+    levels = (protected * 255).round() - clean
+    share = torch.rand(1, 1, *source.shape[-2:], generator=torch.Generator().manual_seed(0)).to(source)
+    return (clean + levels.sign() * (levels.abs() * factor + share).floor()) / 255
 
 
 def _lightness(value: Tensor) -> Tensor:

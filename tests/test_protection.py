@@ -15,7 +15,7 @@ import fakes
 from sifm_core import load_editor, pipeline, protect
 from sifm_core.certificate import check, paths
 from sifm_core.cli import main
-from sifm_core.errors import InputError
+from sifm_core.errors import ImageError, InputError
 from sifm_core.images import load_picture, png_text, rights, save_png
 from sifm_core.protection import NOT_PROMISED, STRENGTHS, duration, forecast
 from sifm_core.visibility import budget_map
@@ -104,6 +104,16 @@ def test_what_cannot_be_is_refused_before_any_work(editor, wrong, why):
         protect(X, editor, on_step=lambda step: pytest.fail("worked"), **wrong)
     with pytest.raises(InputError, match="at least one editor"):
         protect(X, [])
+
+
+def test_a_picture_that_could_not_change_is_not_called_protected(editor, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(STRENGTHS, "subtle", STRENGTHS["subtle"]._replace(most=1e-9))
+    monkeypatch.setattr("sifm_core.protection.faded", lambda source, protected, most: (source, 0.0))
+    with pytest.raises(ImageError, match=r"unprotected: use strength='normal'"):
+        protect(X, editor, strength="subtle")
+    save_png(X, tmp_path / "a.png")
+    assert run(editor, tmp_path / "a.png", "--strength", "subtle") == 2
+    assert "--strength normal" in capsys.readouterr().err and not (tmp_path / "a_protected.png").exists()
 
 
 def test_a_forecast_is_in_proportion_to_the_steps(editor):

@@ -153,6 +153,12 @@ def test_fading_reaches_the_cap_on_the_grid_within_what_was_there() -> None:
     assert faded(x, x, 0.1)[1] == 1
 
 
+def test_changes_by_one_level_fade_too() -> None:
+    x = photo(64, 64).clamp(0.1, 0.9).mul(255).round().div(255)
+    faint, factor = faded(x, x + 1 / 255, 0.5 * (visibility(x, x + 1 / 255).loss.value or 0.0))
+    assert 0 < factor < 1 and 0 < float((faint != x).float().mean()) < 1
+
+
 def test_meanings_are_in_order() -> None:
     assert [meaning(v) for v in (0, 0.1, 0.11, 0.5, 0.51, 9)] == [
         *["not visible at arm's length"] * 2,
