@@ -92,7 +92,7 @@ _FLUX2: dict[str, Any] = {
     "_class_name": "Flux2Pipeline",
     "transformer": ("Flux2Transformer2DModel", {}),
     "vae": ("AutoencoderKLFlux2", {}),
-    "text_encoder": ("Mistral3ForConditionalGeneration", {}),
+    "text_encoder": ("Mistral3ForConditionalGeneration", {"tie_word_embeddings": False}),
 }
 _QWEN3: dict[str, Any] = {"vocab_size": 151_936, "num_hidden_layers": 36, "num_attention_heads": 32, "head_dim": 128}
 _QWEN3 |= {"num_key_value_heads": 8}
