@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,6 +12,7 @@ from sifm_core.errors import InputError
 from . import sockets
 from ._comfy import engine_room
 from .native.editor import NativeEditor, Sampling
+from .native.gradients import resident
 from .native.managed import NativeManaged
 from .native.recipes import RECIPES, recipe_of
 
@@ -120,6 +122,10 @@ class SifmEditorFromModel(io.ComfyNode):
                 denoise or chosen.denoise,
                 None if sigmas is None else sigmas.clone(),
             )
+            model, patcher = resident(model), resident(vae.patcher)
+            if patcher is not vae.patcher:
+                vae = copy.copy(vae)
+                vae.patcher, vae.first_stage_model = patcher, patcher.model
             editor = NativeEditor(
                 chosen, model, vae, clip, sampling, positive=positive, negative=negative, size=size, mask=mask
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from layout import Graph, Node, Out
+from my_model import MY_MODEL
 
 HERE = Path(__file__).parent
 FULL = ("photoguard_encoder", "photoguard_diffusion", "editshield", "ace", "sds", "mist", "semantic_attack")
@@ -474,6 +475,7 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "paper_figure3_clip": (Study, clip),
     "paper_figure4_pictures": (Study, qualitative),
     "layers_and_timesteps": (Study, layers_and_timesteps),
+    **{name: (Graph, build) for name, (_, build) in MY_MODEL.items()},
 }
 """Workflow -> how it is made."""
 FILES = {
@@ -483,6 +485,7 @@ FILES = {
     "test_my_image": "4 Test my image step by step, with instructions nobody planned for",
     "purification_robustness": "5 Does it survive compression and cleaning",
     "layers_and_timesteps": "6 Layers and timesteps",
+    **{name: f"7 Protect against my model, {title}" for name, (title, _) in MY_MODEL.items()},
     "paper_table1_consistency": "Paper table 1, do judges and people agree",
     "paper_table2_sd3": "Paper table 2, methods on Stable Diffusion 3",
     "paper_table3_instruct_pix2pix": "Paper table 3, methods on InstructPix2Pix",

@@ -176,6 +176,9 @@ class NativeEditor(Editor):
     def join(self, conds: Sequence[Cond]) -> Cond:
         return Cond(tuple(row for cond in conds for row in cond.rows))
 
+    def take(self, cond: Cond, rows: Tensor) -> Cond:
+        return Cond(tuple(cond.rows[k] for k in rows.tolist()))
+
     def embeddings(self, cond: Cond) -> Tensor:
         return nn.utils.rnn.pad_sequence([row.positive[0][0][0] for row in cond.rows], batch_first=True)
 
@@ -364,6 +367,11 @@ class NativeEditor(Editor):
                 f"{self.name} was connected as 'encoder only', so its network is never run: choose photoguard_encoder "
                 "or editshield, or the recipe that your graph follows"
             )
+        loaded = getattr(self.model.model, "current_weight_patches_uuid", None)
+        if self._room is not None and loaded not in (None, self.model.patches_uuid):
+            raise EditorError(
+                f"{self.name}: another clone of the model was loaded meanwhile, with other patches: run again"
+            )
 
     # -- latents
 
@@ -474,7 +482,7 @@ class NativeEditor(Editor):
         if self.mask is not None:
             factor = self.vae.spacial_compression_encode()
             mask = self._mask(raws[0].new_empty(1, 1, *(side * factor for side in raws[0].shape[-2:])))
-        return self.recipe.given([_stacked([getattr(row, name) for row in rows])], raws, mask)
+        return self.recipe.given([_stacked([getattr(row, name) for row in rows], self.network.padding)], raws, mask)
 
     def _processed(self, conds: dict[str, Conditioning], noise: Tensor, latent: Tensor) -> dict[str, Any]:
         """What core makes of conditionings before it samples."""
@@ -606,8 +614,8 @@ def _normal(value: Any) -> Any:
     return [_normal(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _stacked(conditionings: Sequence[Conditioning]) -> list[Any]:
-    """One part of core's conditioning for several rows: texts are repeated to a common length, as core does."""
+def _stacked(conditionings: Sequence[Conditioning], padding: str) -> list[Any]:
+    """One part of core's conditioning for several rows; texts of different lengths as the network takes them."""
     for conditioning in conditionings:
         rough = [key for _, about in conditioning for key in ROUGH if about.get(key) is not None]
         if len(conditioning) != 1 or rough:
@@ -615,20 +623,24 @@ def _stacked(conditionings: Sequence[Conditioning]) -> list[Any]:
                 f"a conditioning of {len(conditioning)} parts{' with ' + ', '.join(rough) if rough else ''} has no "
                 "gradient here: connect a CLIP, or one Text Encode without area, mask, hook or ControlNet"
             )
-    parts = [conditioning[0] for conditioning in conditionings]
-    if len(parts) == 1:
-        return parts[0]
-    lengths = {text.shape[1] for text, _ in parts}
-    if len(lengths) > 1:
+    texts, abouts = zip(*(conditioning[0] for conditioning in conditionings), strict=True)
+    if len(texts) == 1:
+        return [texts[0], abouts[0]]
+    about = {key: torch.cat([a[key] for a in abouts]) if isinstance(v, Tensor) else v for key, v in abouts[0].items()}
+    lengths = [text.shape[1] for text in texts]
+    if len(set(lengths)) > 1 and padding == "repeat":  # as core pads: attention to a text twice is attention to it
+        texts = tuple(text.repeat(1, math.lcm(*lengths) // text.shape[1], 1) for text in texts)
+    elif len(set(lengths)) > 1 and padding == "mask":
+        longest = max(lengths)
+        about["attention_mask"] = torch.tensor([[1] * n + [0] * (longest - n) for n in lengths], device=texts[0].device)
+        texts = tuple(nn.functional.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts)
+    elif len(set(lengths)) > 1:
         raise EditorError(
-            f"instructions of {', '.join(map(str, sorted(lengths)))} tokens do not fit into one batch: set {{rows}}",
+            f"instructions of {', '.join(map(str, sorted(set(lengths))))} tokens do not fit into one batch of this "
+            "model: protect the pictures one by one, and set {rows}",
             rows=1,
         )
-    about = dict(parts[0][1])
-    for key, value in about.items():
-        if isinstance(value, Tensor):
-            about[key] = torch.cat([other[key] for _, other in parts])
-    return [torch.cat([text for text, _ in parts]), about]
+    return [torch.cat(texts), about]
 
 
 def _probabilities(q: Tensor, k: Tensor, heads: int, apart: bool, tokens: int, positions: int) -> Tensor | None:

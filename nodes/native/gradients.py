@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
+from sifm_core.errors import EditorError
+
 
 @contextmanager
 def differentiable(networks: Sequence[nn.Module], in_place: Sequence[nn.Module] = ()) -> Iterator[None]:
@@ -24,12 +26,18 @@ def differentiable(networks: Sequence[nn.Module], in_place: Sequence[nn.Module] 
     from comfy import model_management
 
     training = model_management.in_training
-    hooks, slots = [], []
+    hooks: list[Any] = []
+    slots: list[tuple[MutableMapping[str, Any], str, Tensor, Tensor]] = []
     try:
         model_management.in_training = True  # the fused kernels of rope and modulation have no gradient
-        slots = [_swapped(*slot) for network in networks for slot in _foreign(network)]
-        norms = [part for network in in_place for part in network.modules() if type(part).__name__.endswith("Norm")]
-        hooks = [norm.register_forward_pre_hook(_copied) for norm in norms]
+        for network in networks:
+            for holder, name, tensor in _foreign(network):
+                alias = _alias(tensor)
+                slots.append((holder, name, tensor, alias))
+                holder[name] = alias
+        for part in (part for network in in_place for part in network.modules()):
+            if type(part).__name__.endswith("Norm"):
+                hooks.append(part.register_forward_pre_hook(_copied))
         with _Functional():
             yield
     finally:
@@ -39,6 +47,23 @@ def differentiable(networks: Sequence[nn.Module], in_place: Sequence[nn.Module] 
             if holder.get(name) is alias:
                 holder[name] = original
         model_management.in_training = training
+
+
+def resident(patcher: Any) -> Any:
+    """The patcher itself, or in place of one with dynamic VRAM a copy without: what streams in has no safe gradient.
+
+    Raises EditorError for a model of a loader that does not say how to load it again.
+    """
+    if not patcher.is_dynamic():
+        return patcher
+    try:
+        return patcher.clone(disable_dynamic=True, force_deepcopy=True)
+    except RuntimeError as error:
+        raise EditorError(
+            f"{type(patcher.model).__name__} streams into memory while it runs (dynamic VRAM), which silently gives "
+            f"wrong gradients, and its loader cannot load it again without ({error}): take one of ComfyUI's own "
+            "loaders, or start it with --disable-dynamic-vram"
+        ) from error
 
 
 @contextmanager
@@ -94,11 +119,6 @@ def _foreign(network: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str
             for name, value in list(holder.items()):
                 if isinstance(value, Tensor) and (value.requires_grad or any(p.is_inference() for p in _parts(value))):
                     yield holder, name, value
-
-
-def _swapped(holder: MutableMapping[str, Any], name: str, tensor: Tensor) -> tuple[Any, str, Tensor, Tensor]:
-    holder[name] = alias = _alias(tensor)
-    return holder, name, tensor, alias
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:

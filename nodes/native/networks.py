@@ -21,6 +21,9 @@ class Network:
     positions_at_once = 4096
     """Latent positions (height x width) that are run at once with gradients, in 16 bits a number."""
 
+    padding = ""
+    """How texts of different lengths stand in one batch: "repeat", "mask", or "", not at all."""
+
     def multiple(self, net: Any) -> int:
         """What the sides of a picture are multiples of."""
         return 16
@@ -52,6 +55,7 @@ class UNet(Network):
 
     family = "unet"
     positions_at_once = 40_960
+    padding = "repeat"
 
     def multiple(self, net: Any) -> int:
         return 8 * 2 ** sum(type(part).__name__ == "Downsample" for block in net.input_blocks for part in block)
@@ -143,6 +147,7 @@ class QwenImage(Transformer):
     """Qwen-Image and its editing models."""
 
     family = "qwen-image"
+    padding = "mask"
     paths = ("transformer_blocks",)
 
     def streams(self, module: nn.Module, output: Any, tokens: int) -> tuple[Any, Any] | None:

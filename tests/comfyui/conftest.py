@@ -78,7 +78,8 @@ class Server:
         for folder in ("custom_nodes", "input", "output", "models/diffusers", "user"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "sifm").symlink_to(ROOT)
-        shutil.copy(Path(__file__).with_name("faulty.py"), base / "custom_nodes")
+        for file in ("faulty.py", "tiny_models.py"):
+            shutil.copy(Path(__file__).with_name(file), base / "custom_nodes")
         shutil.copy(comfyui / "input" / "example.png", base / "input")
 
     def start(self) -> None:

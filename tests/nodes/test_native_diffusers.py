@@ -1,0 +1,155 @@
+"""The same random weights in diffusers and in ComfyUI: latents, gradients and edits of both editors agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import core_models
+from sifm_core.features import capture
+from sifm_core.noise import normal
+
+pytestmark = pytest.mark.usefixtures("comfy")
+SIZE, STEPS = 32, 4
+VAE = {"block_out_channels": (32,) * 4, "norm_num_groups": 32, "sample_size": SIZE}
+VAE |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+
+
+def settled(network, seed: int = 5):
+    core_models.random_weights(network, seed)
+    return network
+
+
+def native(loaded, text, empty, recipe: str, **chosen):
+    """An editor of the converted weights that is told what diffusers' text encoder made of the words."""
+    from nodes.from_model import SifmEditorFromModel
+
+    def conditioning(cond, pooled):
+        return [[cond, {} if pooled is None else {"pooled_output": pooled}]]
+
+    wires = {"positive": conditioning(*text), "negative": conditioning(*empty), "size": SIZE}
+    given = {"cfg": 2.0, "steps": STEPS, "denoise": 0.0} | wires | chosen
+    return SifmEditorFromModel.execute(loaded.model, loaded.vae, recipe, **given)[0]
+
+
+def converted_vae(vae, channels: int):
+    import comfy.sd
+    from comfy.diffusers_convert import convert_vae_state_dict
+
+    params = {"ddconfig": core_models.KL | {"z_channels": channels}, "embed_dim": channels}
+    weights = convert_vae_state_dict({key: value.clone() for key, value in vae.state_dict().items()})
+    return comfy.sd.VAE(sd=weights, config={"params": params}, dtype=torch.float32)
+
+
+def agree(ours, managed, times, x, layers) -> None:
+    """Latents, predictions, hidden states and their gradients at the pixels."""
+    cond, prompts = ours.prepare(["abc"], x), ["abc"]
+    found = []
+    with managed.at_work(prompts, x) as engine:
+        pair = ((ours, cond, layers[0], times[0]), (engine, engine.prepare(prompts, x), layers[1], times[1]))
+        for editor, cond, paths, time in pair:
+            leaf = x.clone().requires_grad_()
+            z = editor.encode(leaf)
+            noise, t = normal(z.shape, 1), torch.full((1,), time)
+            hidden = capture(editor.net, paths, lambda: editor.denoise(z, noise, t, cond), editor.hidden)  # noqa: B023
+            weights = [normal(f.shape, 2 + k) for k, f in enumerate(hidden.values())]
+            value = torch.stack([(w * f).sum() for w, f in zip(weights, hidden.values(), strict=True)]).sum()
+            (grad,) = torch.autograd.grad(value, leaf)
+            with torch.no_grad():
+                said = editor.denoise(z, noise, t, cond)
+            found.append((z.detach(), said, editor.target(z.detach(), noise, t), grad))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() / one.norm() < 2e-4
+
+
+def pictures() -> torch.Tensor:
+    small = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    return torch.nn.functional.interpolate(small, (SIZE, SIZE), mode="bilinear").mul(255).round().div(255)
+
+
+def test_instruct_pix2pix_is_one_editor_in_both(comfy, tmp_path):
+    import comfy.utils
+    from diffusers import DDIMScheduler
+
+    import fakes
+    from sifm_core.editors import load_editor
+
+    vae = settled(fakes.autoencoder(**VAE, scaling_factor=0.18215, layers_per_block=1))
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
+    unet = {"block_out_channels": (32, 64), "norm_num_groups": 32, "attention_head_dim": 8, "sample_size": 4, **blocks}
+    scheduler = DDIMScheduler(**fakes.SCHEDULE, clip_sample=False, timestep_spacing="trailing")
+    folder = fakes.instruct_pix2pix(tmp_path, scheduler, vae, **unet)
+    ours = load_editor(str(folder), device="cpu", size=SIZE)
+    model = core_models.model("SD15_instructpix2pix", core_models.UNET | {"in_channels": 8})
+    settled(ours.net, 6)
+    names = comfy.utils.unet_to_diffusers(core_models.UNET | {"in_channels": 8})
+    weights = {names[key]: value for key, value in ours.net.state_dict().items()}
+    missing = model.model.diffusion_model.load_state_dict(weights, strict=False)
+    assert not missing.missing_keys and not missing.unexpected_keys
+    loaded = core_models.Loaded(model, converted_vae(ours.pipe.vae, 4), None)
+    x = pictures()
+    cond = ours.prepare(["abc"], x)
+    table = model.get_model_object("model_sampling").sigmas
+    sigmas = torch.cat([table[[999, 749, 499, 249]], torch.zeros(1)])
+    managed = native(loaded, (cond.prompt, None), (cond.empty, None), "auto", sigmas=sigmas)
+    layers = ("mid_block", "up_blocks.0.resnets.0"), ("middle_block.2", "output_blocks.0.0")
+    agree(ours, managed, (500, 500), x, layers)
+    with managed.at_work(["abc"], x) as engine:
+        edited = engine.edit(x, engine.prepare(["abc"], x), seed=3)
+        theirs = ours.edit(x, cond, seed=3, steps=STEPS, guidance_scale=2.0, image_guidance_scale=1.0)
+    assert (edited - theirs).abs().max() < 2e-3
+
+
+def test_stable_diffusion_3_is_one_editor_in_both(comfy, tmp_path):
+    import comfy.utils
+    from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow
+    from diffusers import SD3Transformer2DModel
+
+    import fakes
+    from sifm_core.editors import load_editor
+
+    vae = {"scaling_factor": 1.5305, "shift_factor": 0.0609, "latent_channels": 16, "layers_per_block": 1}
+    folder = fakes.sd3(tmp_path)
+    ours = load_editor(str(folder), device="cpu", size=SIZE)
+    ours.pipe.register_modules(
+        vae=settled(fakes.autoencoder(**VAE | vae)).eval().requires_grad_(False),
+        transformer=settled(
+            SD3Transformer2DModel(
+                sample_size=8,
+                patch_size=2,
+                in_channels=16,
+                out_channels=16,
+                num_layers=3,
+                attention_head_dim=64,
+                num_attention_heads=3,
+                joint_attention_dim=32,
+                caption_projection_dim=192,
+                pooled_projection_dim=32,
+                pos_embed_max_size=8,
+                qk_norm="rms_norm",
+            ),
+            6,
+        )
+        .eval()
+        .requires_grad_(False),
+    )
+    ours = type(ours)("sd3", folder, (), ours.pipe, {**ours.settings, "size": SIZE})
+    linear = {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 192}}
+    config = core_models.SD3 | {"adm_in_channels": 32, "context_embedder_config": linear}
+    model = core_models.model("SD3", config)
+    network, theirs = model.model.diffusion_model, ours.net.state_dict()
+    own = network.state_dict()
+    for key, place in comfy.utils.mmdit_to_diffusers({"depth": 3, "num_blocks": 3}).items():
+        if key in theirs:
+            name, part, change = (place, None, None) if isinstance(place, str) else (*place, None)[:3]
+            room = own[name].narrow(*part) if part else own[name]
+            room.copy_((change(theirs[key]) if change else theirs[key]).reshape(room.shape))
+    network.load_state_dict(own)
+    flat = type("Flow", (ModelSamplingDiscreteFlow, CONST), {})(model.model.model_config)
+    flat.set_parameters(shift=1.0)
+    model.add_object_patch("model_sampling", flat)
+    loaded = core_models.Loaded(model, converted_vae(ours.pipe.vae, 16), None)
+    x = pictures()
+    cond = ours.prepare(["abc"], x)
+    managed = native(loaded, (cond.prompt, cond.pooled), (cond.empty, cond.empty_pooled), "auto")
+    agree(ours, managed, (500, 500), x, (("transformer_blocks.1",), ("joint_blocks.1",)))
