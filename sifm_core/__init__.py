@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .editors import load_editor as load_editor
+    from .holding import holds as holds
     from .images import load_image as load_image
     from .images import load_picture as load_picture
     from .images import save_png as save_png
@@ -38,6 +39,7 @@ _HOME = {
     "measure": "pipeline",
     "judge": "pipeline",
     "protect": "protection",
+    "holds": "holding",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -47,6 +47,8 @@ from .files import write_atomically as write_atomically
 from .loop import Ball
 from .types import Image
 
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601: how bright red, green and blue are."""
 MIN_SIDE = 16
 """Pixels. Smaller pictures are refused: no editor can work on them."""
 

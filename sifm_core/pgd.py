@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checks import check_choice
 from .errors import EditorError, ImageError, InputError
-from .images import bands, check_image
+from .images import LUMA, bands, check_image
 from .loop import Ball, Schedule, Update
 from .noise import Seed, uniform
 from .types import GradFn, Gradient, Image, OnStep, Step
@@ -36,6 +36,7 @@ def pgd(
     random_start: bool = False,
     mask: Tensor | None = None,
     grey: bool = False,
+    luma: float = 1.0,
     ball: Ball = "linf",
     schedule: Schedule = "constant",
     update: Update = "steepest",
@@ -55,7 +56,8 @@ def pgd(
 
     ``x0`` (B, 3, H, W); ``eps``, ``alpha`` in [0, 1] units; ``mask`` (B or 1, 1, H, W) in [0, 1] scales what each pixel
     may change (where it is 0 nothing does, and an RMS is over the rest); with ``grey`` a pixel's three values change
-    alike, and the gradient is that of this one change. ``on_step`` gets the loss before the step, its log with
+    alike, and the gradient is that of this one change; ``luma`` in [0, 1] is the weight of brightness in the gradient,
+    beside 1 of colour, where an eye sees coarse patterns less. ``on_step`` gets the loss before the step, its log with
     "grad" (the L2 norm of the gradient at the image) and "saturated" (linf: the share of values at the edge of their
     budget; l2: the share of eps that is used), and the image after it; what it raises comes through. On CUDA it is
     called :data:`LATE` steps late, so that the device need not wait for the host. Works inside
@@ -66,6 +68,8 @@ def pgd(
     that it would never move; EditorError when a loss or gradient is not finite.
     """
     _check(x0, eps, alpha, steps)
+    if not 0 <= luma <= 1:
+        raise InputError(f"luma: expected a weight from 0 to 1, got {luma!r}")
     check_choice(schedule, "schedule", SCHEDULES)
     check_choice(ball, "ball", get_args(Ball))
     check_choice(update, "update", [name for name in get_args(Update) if name != "auto"])
@@ -87,6 +91,8 @@ def pgd(
             gradient = grad_fn(x, i)
             if grey:
                 gradient = gradient._replace(grad=gradient.grad.sum(dim=1, keepdim=True).expand_as(x0))
+            elif luma != 1:
+                gradient = gradient._replace(grad=_without_luma(gradient.grad, 1 - luma))
             direction, length = towards(gradient.grad), alpha * SCHEDULES[schedule](i / steps)
             del x  # where on_step has not kept it, the memory is free for the next
             moved = []
@@ -155,6 +161,12 @@ class _Reports:
         if self._on_step is not None:
             log = dict(zip(names, means.tolist(), strict=True))
             self._on_step(Step("immunize", i + 1, self._steps, log.pop(""), log, x))
+
+
+def _without_luma(grad: Tensor, share: float) -> Tensor:
+    """The gradient less a share of its part along ITU-R BT.601's luma."""
+    along = torch.nn.functional.normalize(grad.new_tensor(LUMA), dim=0)
+    return grad - share * torch.einsum("c,d,bdhw->bchw", along, along, grad)
 
 
 class _Room:

@@ -65,6 +65,7 @@ def immunize(
     seed: Seed = 0,
     mask: Tensor | None = None,
     grey: bool = False,
+    luma: float = 1.0,
     ball: Ball | None = None,
     schedule: Schedule | None = None,
     update: Update | None = None,
@@ -81,7 +82,8 @@ def immunize(
     resize. ``prompt`` and ``seed``: one for all or one per picture; an empty prompt, for methods that need to know none
     (:func:`sifm_core.methods.promptless`), where none is known. ``eps``, ``alpha`` in [0, 1] units; ``mask``
     (H, W), (1, 1, H, W) or (B, 1, H, W) in [0, 1] limits where pixels may change, such as
-    :func:`sifm_core.visibility.budget_map`; with ``grey`` a colourless picture stays so. ``options`` are the method's
+    :func:`sifm_core.visibility.budget_map`; with ``grey`` a colourless picture stays so, and ``luma``
+    below 1 moves colour more than brightness, see :func:`sifm_core.visibility.forgiven`. ``options`` are the method's
     own, see :func:`sifm_core.methods.options`. What is not given is as ``preset`` says: "equal_budget" (eps 0.03, 100
     steps of 2/255), "paper" (what the method's paper uses), see :func:`sifm_core.methods.presets`.
 
@@ -155,7 +157,7 @@ def immunize(
                 grad_fn = through(grad_fn, lambda x, i: transformed(x, transforms, fork(seed, "eot", i)))
                 if (size := uploaded((image.shape[-2], image.shape[-1]))) != tuple(image.shape[-2:]):
                     grad_fn = through_resize(grad_fn, size)
-            x = pgd(x0, grad_fn, seed=seed, mask=mask, grey=grey, on_step=keep, **settings)
+            x = pgd(x0, grad_fn, seed=seed, mask=mask, grey=grey, luma=luma, on_step=keep, **settings)
         x, mask = x.cpu(), None if mask is None else mask.cpu()  # rounding is in float64, which not every device has
         protected = round_to_budget(x, x0.cpu(), loop.eps, mask, methods.ball_of(method, loop.ball))
         if grey:  # noise of a method without a loop has colour, and an l2 ball rounds each value for itself
@@ -178,6 +180,8 @@ def immunize(
             **rows(editor),
             "also": [{"editor": e.name, "editor_fingerprint": e.fingerprint, **rows(e)} for e in others],
         }
+    settings |= {"grey": True} if grey else {}
+    settings |= {"luma": luma} if luma != 1 else {}
     if demonstration:
         settings["demonstration"] = True
     linf, rms = _apart(protected, x0.cpu())

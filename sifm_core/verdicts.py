@@ -135,6 +135,38 @@ def net(protected: bool | None, clean: bool | None) -> bool | None:
     return None if protected is None or clean is None else protected and not clean
 
 
+Light: TypeAlias = Literal["green", "amber", "red"]
+HOLDS, QUIET, TRUSTED, LEAST = 0.5, 0.1, 0.8, 8
+"""What :func:`light` compares with."""
+RULE = (
+    f"Green: whatever is done to the picture first, the 95% interval of the share of edits that fail, of those that "
+    f"work on the original, lies above {HOLDS:.0%}; of at least {LEAST} such edits each time; noise of the same "
+    f"strength makes at most {QUIET:.0%} of them fail; and every judge finds and clears at least {TRUSTED:.0%} of the "
+    f"edits whose answer is known. Red: in one case at least the interval lies below {HOLDS:.0%}. Amber: all else."
+)
+"""What :func:`light` says, in words."""
+
+
+class Evidence(NamedTuple):
+    """Of one kind of attack: the interval of the share of edits that fail, of ``pairs`` that work on the original."""
+
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def light(attacks: Sequence[Evidence], *, original: bool, noise: float | None, trusted: bool) -> Light:
+    """Does a protection hold? By :data:`RULE`; green never without the ``original`` to compare with.
+
+    ``noise``: the share that noise of the same strength makes fail, None where it was not tried; ``trusted``: every
+    judge knew the controls.
+    """
+    if any(one.high is not None and one.high < HOLDS for one in attacks):
+        return "red"
+    firm = all(one.low is not None and one.low > HOLDS and one.pairs >= LEAST for one in attacks)
+    return "green" if attacks and firm and original and trusted and noise is not None and noise <= QUIET else "amber"
+
+
 class Cell(NamedTuple):
     """One attack, whatever the picture's protection: records of one cell are compared, its clean one is their floor."""
 

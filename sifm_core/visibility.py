@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ImageError
-from .images import check_image, resize
+from .images import LUMA, check_image, resize
 from .metrics import measure
 from .types import Image, Metric
 
@@ -24,6 +25,8 @@ FULL = 10 / 255
 """The JND at which a pixel gets the whole budget: under ``eps = FULL`` every pixel may change by its own JND."""
 MASKING = 0.35
 """How many levels one level of activity hides. Yang et al. say 0.117; see `benchmarks/visibility.py` for why more."""
+LUMA_WEIGHT = 0.25
+"""Of brightness beside colour in a coarse pattern: of those tried the least visible, see docs/visibility.md."""
 TILE = 512
 """Side, in pixels, of the part of a picture that is judged, and shown, at 100%: a hand's breadth on a monitor."""
 MEANINGS = (
@@ -35,7 +38,6 @@ MEANINGS = (
 side, 53 call the source the better one, where 50 is chance; at 0.5, 63 do. By the unit's definition, not by a study."""
 
 _CELL, _TILES, _STRIP = 64, 3, 2**20
-_LUMA = (0.299, 0.587, 0.114)
 _AROUND = torch.tensor([[1, 1, 1, 1, 1], [1, 2, 2, 2, 1], [1, 2, 0, 2, 1], [1, 2, 2, 2, 1], [1, 1, 1, 1, 1]]) / 32
 _DOWN = torch.tensor([[0, 0, 0, 0, 0], [1, 3, 8, 3, 1], [0, 0, 0, 0, 0], [-1, -3, -8, -3, -1], [0, 0, 0, 0, 0]]) / 16
 _ASLANT = torch.tensor([[0, 0, 1, 0, 0], [0, 8, 3, 0, 0], [1, 3, 0, -3, -1], [0, 0, -3, -8, 0], [0, 0, -1, 0, 0]]) / 16
@@ -50,7 +52,7 @@ def jnd(x: Image) -> Tensor:
     :data:`MASKING` of itself. Adaptation is one unit of CIE 1976 lightness at the mean around the pixel, 2.0 to 3.7
     levels, in place of their curve of a cathode-ray tube, which forgives 20 levels of black. Edges count as texture.
     """
-    luma = torch.einsum("c,bchw->bhw", x.new_tensor(_LUMA), x)[:, None]
+    luma = torch.einsum("c,bchw->bhw", x.new_tensor(LUMA), x)[:, None]
     around, *slopes = F.conv2d(F.pad(luma, (2, 2, 2, 2), "replicate"), _KERNELS.to(luma)).unbind(dim=1)
     activity = torch.stack(slopes).abs().amax(dim=0)
     adaptation = 1 / 255 / (_lightness(around + 1 / 255) - _lightness(around))
@@ -80,6 +82,17 @@ def budget_map(x: Image, alpha: Tensor | None = None, *, size: tuple[int, int] |
     if alpha is not None:
         weights.mul_(alpha.to(weights) > 0)
     return weights
+
+
+def forgiven(x: Image, alpha: Tensor | None = None, *, size: tuple[int, int]) -> dict[str, Any]:
+    """Arguments of :func:`sifm_core.immunize` with which a change is seen less, for an editor that works at ``size``.
+
+    ``mask``, the :func:`budget_map`; ``grey``; and, in a picture with colour of at least twice that size, ``luma``: the
+    pattern is coarse then, and an eye sees coarse brightness several times better than coarse colour. In a smaller
+    picture the pattern is as fine as JPEG's colour, which would lose it.
+    """
+    grey, coarse = is_grey(x), max(x.shape[-2:]) >= 2 * max(size)
+    return {"mask": budget_map(x, alpha, size=size), "grey": grey, "luma": LUMA_WEIGHT if coarse and not grey else 1.0}
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from sifm_core import immunize
-from sifm_core.errors import ImageError
+from sifm_core.errors import ImageError, InputError
 from sifm_core.images import load_image, round_to_budget, save_png
 from sifm_core.memory import peak
 from sifm_core.metrics import cvvdp as metric
-from sifm_core.visibility import FULL, MASKING, TILE, budget_map, faded, is_grey, jnd, meaning, visibility
+from sifm_core.pgd import pgd
+from sifm_core.types import Gradient
+from sifm_core.visibility import FULL, MASKING, TILE, budget_map, faded, forgiven, is_grey, jnd, meaning, visibility
 from toy import ToyEditor
 
 
@@ -199,3 +201,26 @@ def test_grey_stays_grey_in_the_saved_file(tmp_path: Path, method: str, ball: st
 def test_grey_refuses_a_picture_with_colour() -> None:
     with pytest.raises(ImageError, match="colourless"):
         immunize(photo(64, 64), ToyEditor(), prompt="a", method="random_noise", grey=True)
+
+
+def test_less_luma_is_less_brightness_and_as_much_colour() -> None:
+    x0, pull = torch.full((1, 3, 16, 16), 0.5), torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(6))
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    grad_fn = lambda x, step: Gradient(torch.zeros(1), pull)  # noqa: E731
+    plain, less, none = (
+        pgd(x0, grad_fn, eps=0.02, alpha=1e-3, steps=1, ball="l2", luma=weight) - x0 for weight in (1.0, 0.5, 0.0)
+    )
+    bright = [torch.einsum("c,bchw->bhw", luma, d).square().mean().sqrt() for d in (plain, less, none)]
+    assert bright[0] > 1.4 * bright[1] > 1.4 * 1.4 * bright[2] and float(bright[2]) < 1e-6
+    with pytest.raises(InputError, match="luma"):
+        pgd(x0, grad_fn, eps=0.02, alpha=1e-3, steps=1, luma=2)
+
+
+def test_what_is_forgiven_is_what_immunize_takes() -> None:
+    x = photo(64, 64)
+    grey = x[:, :1].expand(1, 3, 64, 64).contiguous()
+    assert forgiven(x, size=(32, 32))["luma"] < 1 == forgiven(x, size=(48, 48))["luma"]
+    assert forgiven(grey, size=(32, 32))["luma"] == 1 and forgiven(grey, size=(32, 32))["grey"]
+    done = immunize(x, ToyEditor(), prompt="a", steps=2, random_start=True, **forgiven(x, size=(32, 32)))
+    assert done.settings["luma"] < 1 and "grey" not in done.settings
+    assert ((done.image - x).abs() <= 0.03 * budget_map(x, size=(32, 32)) + 1e-6).all()

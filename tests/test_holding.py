@@ -1,0 +1,225 @@
+"""Does it hold: green only with evidence, red where it does not, amber where nobody can tell, no light unjudged."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fakes import images
+from sifm_core import cli, holding, holds
+from sifm_core.errors import ImageError, InputError
+from sifm_core.holding import AS_IT_IS, SHOWN, Way, decided, forecast, known_uploads
+from sifm_core.images import save_png
+from sifm_core.miniature import benchmark
+from sifm_core.report.holds import page
+from sifm_core.types import Step
+from sifm_core.verdicts import Evidence, Verdict, light
+from toy import ToyEditor
+
+PROMPTS = ("make it night", "add a hat", "as a watercolour", "in snow", "remove the sky", "paint it red <b>")
+
+
+class Steady(ToyEditor):
+    """Halves the picture's values and adds the instruction's own grey."""
+
+    name = "steady"
+
+    def edit(self, x: Tensor, cond: Tensor, *, seed, on_step=None) -> Tensor:
+        return 0.5 * x + 0.4 * cond
+
+
+class Knowing:
+    """Knows what :class:`Steady` should make of a picture; an edit failed whose mean, or any pixel, is not that."""
+
+    def __init__(self, any_pixel: bool = False, always: bool | None = None, name: str = "knowing") -> None:
+        self.name, self.any_pixel, self.always = name, any_pixel, always
+
+    def judge(self, cases, *, on_step=None) -> list[Verdict]:
+        found = []
+        for case in cases:
+            off = case.edited - (0.5 * case.source + 0.4 * ToyEditor().prepare([case.prompt])[0])
+            failed = float(off.abs().max()) > 0.003 if self.any_pixel else abs(float(off.mean())) > 0.003
+            said = failed if self.always is None else self.always
+            found.append(Verdict(self.name, "ok", said, False))
+        return found
+
+
+class Silent(Knowing):
+    def judge(self, cases, *, on_step=None) -> list[Verdict]:
+        return [Verdict(self.name, "refused")] * len(cases)
+
+
+SOURCE = (images(1, 48) * 0.6 + 0.2).mul(255).round().div(255)
+PROTECTED = (SOURCE + 5 / 255).mul(255).round().div(255)
+
+
+def test(image: Tensor = PROTECTED, judge=None, **how):
+    given = {"source": SOURCE, "instructions": PROMPTS, "judges": [judge or Knowing()], "purifiers": ["blur:0.5"]}
+    return holds(image, Steady(), **given | how)
+
+
+test.__test__ = False
+
+
+def test_what_survives_everything_is_green_and_what_is_not_protected_is_red() -> None:
+    green, red = test(), test(SOURCE)
+    assert green.light == "green" and red.light == "red"
+    assert all(row.rate.rate == 1 and row.rate.n == 12 and row.floor.rate == 0 for row in green.rows)
+    assert green.noise.rate == 0 and green.change == pytest.approx(5 / 255)
+    assert all(row.rate.rate == 0 for row in red.rows)
+    assert "Green" in next(green.words()) and "Red" in next(red.words())
+
+
+def test_noise_in_place_of_a_protection_is_red() -> None:
+    signs = torch.rand(SOURCE.shape, generator=torch.Generator().manual_seed(7)).sub(0.5).sign()
+    assert test(SOURCE + 5 / 255 * signs).light == "red"
+
+
+def test_without_the_original_nothing_is_green() -> None:
+    found = test(judge=Knowing(always=True), source=None)
+    assert found.light == "amber" and all(row.rate.rate == 1 for row in found.rows) and found.noise is None
+    assert any("Without the original" in sentence for sentence in found.words())
+    assert test(SOURCE, source=None).light == "red"
+
+
+def test_a_judge_that_says_failed_of_everything_makes_nothing_green() -> None:
+    found = test(judge=Knowing(always=True))
+    assert found.light == "amber" and found.calibrations[0].specificity["success"].value == 0
+    assert any("too little" in sentence for sentence in found.words())
+
+
+def test_where_noise_does_the_same_it_is_no_protection() -> None:
+    found = test(judge=Knowing(any_pixel=True))
+    assert found.rows[0].rate.rate == 1 and found.noise.rate == 1 and found.light == "amber"
+
+
+def test_a_judge_without_an_answer_leaves_it_amber_and_is_counted() -> None:
+    found = test(judge=Silent())
+    assert found.light == "amber" and all(row.rate.rate is None for row in found.rows)
+
+
+def test_two_judges_have_to_agree() -> None:
+    found = holds(
+        PROTECTED,
+        Steady(),
+        source=SOURCE,
+        instructions=PROMPTS,
+        judges=[Knowing(), Knowing(always=False, name="blind")],
+        purifiers=(),
+        uploads=(),
+    )
+    assert found.light == "red" and len(found.attacks[0].verdicts) == 2
+
+
+def test_too_few_edits_are_never_green() -> None:
+    assert test(instructions=PROMPTS[:2], seeds=[1]).light == "amber"
+
+
+def test_without_judges_there_is_no_light_but_the_pictures() -> None:
+    found = holds(PROTECTED, Steady(), source=SOURCE, instructions=PROMPTS[:2], purifiers=())
+    assert found.light is None and len(found.attacks) == 2 * 2 * (2 * 4 + 1)
+    assert "nobody judged" in next(found.words()) and page(found).count("data:image/png") >= 16
+
+
+def test_what_got_through_comes_first_and_the_weakest_row() -> None:
+    """Blur takes this change away: the picture's mean is brought back by it."""
+
+    class Undone(Steady):
+        def edit(self, x, cond, *, seed, on_step=None):
+            taken = float(x.std()) < spread and float(x.mean()) > middle
+            return super().edit(x - 5 / 255 if taken else x, cond, seed=seed)
+
+    spread, middle = float(PROTECTED.std()) * 0.999, float(SOURCE.mean()) + 0.01
+    given = {"source": SOURCE, "instructions": PROMPTS, "judges": [Knowing()], "uploads": (), "purifiers": ["blur:3"]}
+    found = holds(PROTECTED, Undone(), **given)
+    assert found.rows[0].way == "blur:3" and found.rows[-1].way == AS_IT_IS
+    assert next(a.way for a in found.attacks if a.kind == "protected") == "blur:3"
+
+
+def test_progress_and_forecast_count_the_edits() -> None:
+    steps: list[Step] = []
+    found = test(on_step=steps.append, seeds=[1])
+    edits, seconds = forecast(
+        PROTECTED, Steady(), source=SOURCE, instructions=PROMPTS, purifiers=["blur:0.5"], seeds=[1]
+    )
+    assert steps[-1].i == steps[-1].n == len(found.attacks) == edits == 6 * (2 * 5 + 1) and seconds > 0
+
+
+def test_an_upload_scales_down_and_saves_as_jpeg() -> None:
+    x = images(1, 64)
+    small = Way("feed", side=32, quality=50)(x, Steady())
+    assert small.shape[-2:] == (32, 32) and torch.equal((small * 255).round() / 255, small)
+    assert torch.equal(Way(AS_IT_IS)(x, Steady()), x)
+    assert not torch.equal(Way("feed", side=64, quality=50)(x, Steady()), x)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", holding._uploads()["read"]) and len(known_uploads()) >= 3
+
+
+def test_kept_pictures_are_small() -> None:
+    wide = images(1, 400)
+    found = holds(wide, Steady(), instructions=["a"], seeds=[1], uploads=(), purifiers=())
+    assert max(found.attacks[0].edited.shape[-2:]) == SHOWN
+
+
+def test_the_miniatures_judges_are_refused_for_other_pictures() -> None:
+    with pytest.raises(InputError, match="miniature"):
+        test(judge="miniature:conv")
+
+
+def test_wrong_arguments_are_refused_before_any_work() -> None:
+    for wrong, message in (
+        ({"source": images(1, 32)}, "size"),
+        ({"instructions": [" "]}, "instruction"),
+        ({"seeds": []}, "seed"),
+        ({"purifiers": ["jpeg:0"]}, "quality"),
+    ):
+        with pytest.raises((InputError, ImageError), match=message):
+            test(**wrong)
+
+
+@pytest.mark.parametrize(
+    "attacks, how, expected",
+    [
+        ([Evidence(0.6, 0.9, 12)], {}, "green"),
+        ([Evidence(0.6, 0.9, 12), Evidence(0.4, 0.8, 12)], {}, "amber"),
+        ([Evidence(0.6, 0.9, 12), Evidence(0.1, 0.49, 12)], {}, "red"),
+        ([Evidence(0.6, 0.9, 7)], {}, "amber"),
+        ([Evidence(None, None, 0)], {}, "amber"),
+        ([Evidence(0.6, 0.9, 12)], {"noise": 0.11}, "amber"),
+        ([Evidence(0.6, 0.9, 12)], {"noise": None}, "amber"),
+        ([Evidence(0.6, 0.9, 12)], {"trusted": False}, "amber"),
+        ([Evidence(0.6, 0.9, 12)], {"original": False}, "amber"),
+        ([], {}, "amber"),
+    ],
+)
+def test_the_rule(attacks, how, expected) -> None:
+    assert light(attacks, **{"original": True, "noise": 0.0, "trusted": True} | how) == expected
+
+
+def test_the_page_needs_nothing_else_and_shows_text_as_text() -> None:
+    text = page(test(), "<i>x</i>.png")
+    assert "http" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text).replace("http-equiv", "")
+    assert "paint it red &lt;b&gt;" in text and "<i>x</i>" not in text and 'class="green"' in text
+    assert decided(test()).light == "green"
+
+
+def test_nothing_typed_is_in_what_a_certificate_gets() -> None:
+    (entry,) = test().tested
+    assert entry["editor"] == "steady" and entry["outcome"].startswith("green")
+    assert not any(prompt in json.dumps(entry) for prompt in PROMPTS)
+
+
+def test_the_command_says_how_long_it_takes_and_writes_a_page(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    item = benchmark.load(1)[0]
+    save_png(item.image, "drawing.png")
+    words = ["--instruction", item.instruction, "--instruction", item.unseen[0], "--seeds", "1"]
+    assert cli.main(["holds", "drawing.png", "--source", "drawing.png", "--against", "miniature-ip2p", *words]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"\d+ edits, about \d+ min", err) and "Amber" in out
+    text = Path("drawing.holds.html").read_text()
+    assert "Does it hold?" in text and item.instruction in text and str(tmp_path) not in text
