@@ -2,7 +2,7 @@
 
 What a person decides is the strength; all else follows from the picture and the editors. Each strength is a bundle of
 settings of :func:`sifm_core.immunize` with the method :data:`METHOD`, which needs no instruction, under a budget that
-follows what an eye forgives (:func:`sifm_core.visibility.budget_map`).
+follows what an eye forgives (:func:`sifm_core.visibility.forgiven`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .methods.sifm_plus import OWN, pools
 from .noise import Seed
 from .pipeline import immunize
 from .types import Editor, Image, Metric, OnStep, Step
-from .visibility import Visibility, budget_map, faded, is_grey, visibility
+from .visibility import Visibility, faded, forgiven, visibility
 
 METHOD = "sifm_plus"
 UPLOAD = ("none", "jpeg:50-95", "resize:0.4-0.9")
@@ -131,9 +131,9 @@ def protect(
     editors, how = _checked(image, against, strength, demonstration)
     image, start = on_grid(image), time.perf_counter()
     sizes = [editor.work_size(*image.shape[-2:]) for editor in editors]
-    budget = budget_map(image, size=min(sizes, key=max))
+    unseen = forgiven(image, size=min(sizes, key=max))
     if (mask := check_mask(mask, image)) is not None:
-        budget.mul_(mask)
+        unseen["mask"].mul_(mask)
     options: dict[str, Any] = {} if subject == "any" else {"subject": subject}
     done = immunize(
         image,
@@ -143,12 +143,11 @@ def protect(
         eps=how.eps,
         steps=how.steps if steps is None else steps,
         eot=how.eot,
-        mask=budget,
-        grey=is_grey(image),
         also=editors[1:],
         demonstration=demonstration,
         seed=seed,
         on_step=on_step,
+        **unseen,
         **options,
     )
     protected, factor, seen = done.image, 1.0, visibility(image, done.image)
