@@ -56,8 +56,8 @@ NOT_PROMISED = (
     "Whether it holds was not tested: that depends on the picture. Give it to the editor yourself and look.",
     "It covers no other editors, no closed services, and none that are still to come. A public copy cannot be changed "
     "any more.",
-    "There are tools that take protections off again (arXiv 2603.13028 describes one), and cropping, repainting or photographing "
-    "the screen may be enough.",
+    "There are tools that take protections off again (arXiv 2603.13028 describes one), and cropping, repainting or "
+    "photographing the screen may be enough.",
 )
 
 
