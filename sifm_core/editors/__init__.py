@@ -36,6 +36,7 @@ BUILTIN: dict[str, str] = {
     "flux2-klein-9b-kv": "black-forest-labs/FLUX.2-klein-9b-kv",
     "flux2-klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
     "flux2-klein-base-9b": "black-forest-labs/FLUX.2-klein-base-9B",
+    "qwen-image-2.1": "Qwen/Qwen-Image-2.1",
     "qwen-image-edit": "Qwen/Qwen-Image-Edit",
     "qwen-image-edit-2509": "Qwen/Qwen-Image-Edit-2509",
     "qwen-image-edit-2511": "Qwen/Qwen-Image-Edit-2511",
@@ -44,6 +45,7 @@ BUILTIN: dict[str, str] = {
 GIGABYTES = {"instruct-pix2pix": 4.3, "hq-edit": 4.3, "sd3-medium": 15.5, "ultraedit": 15.5, "flux-kontext": 33.8}
 GIGABYTES |= {"flux2-dev": 112.6, **dict.fromkeys(("flux2-klein-4b", "flux2-klein-base-4b"), 16.0)}
 GIGABYTES |= dict.fromkeys(("flux2-klein-9b", "flux2-klein-9b-kv", "flux2-klein-base-9b"), 34.7)
+GIGABYTES |= {"qwen-image-2.1": 32.5}
 GIGABYTES |= dict.fromkeys(("qwen-image-edit", "qwen-image-edit-2509", "qwen-image-edit-2511"), 57.7)
 """Of those that are no toys, about what is fetched."""
 

@@ -130,7 +130,7 @@ class LatentEditor(Editor):
         return self._positions(height, width) * self.bytes_per_position * self.dtype.itemsize // 2
 
     def _positions(self, height: int, width: int) -> int:
-        return math.prod(side // self.pipe.vae_scale_factor for side in (height, width))
+        return math.prod(max(1, side // self.pipe.vae_scale_factor) for side in (height, width))
 
     def networks(self) -> dict[str, nn.Module]:
         """The pipeline's, and the text encoders that wait on the CPU."""

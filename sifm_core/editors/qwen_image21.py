@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,29 @@ def load(folder: Path, name: str, dtype: torch.dtype, options: Mapping[str, Any]
     check(folder, PARTS, options)
     chosen = settings(folder, DEFAULTS, options)
     return assemble(name, folder, load_pipeline(QwenImage21Pipeline, folder, dtype, options), chosen)
+
+
+def bare(parts: Mapping[str, nn.Module]) -> Any:
+    """The pipeline of networks alone, which reads nothing: to count what work costs."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Pipeline
+
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return QwenImage21Pipeline(scheduler=scheduler, processor=_Unread(), **{"text_encoder": None, **parts})
+
+
+class _Unread:
+    """In the place of a processor: as many tokens as the template has, whatever the words."""
+
+    tokenizer = property(lambda self: self)
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> list[list[int]]:
+        return [[0] * 13]
+
+    def encode(self, *_: Any) -> list[int]:
+        return [1]
+
+    def __call__(self, *_: Any) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[0] * 21 + [1] + [0] * 8)
 
 
 def assemble(name: str, folder: Path, pipe: Any, settings: Mapping[str, Any]) -> QwenImage21:
@@ -94,8 +118,7 @@ class QwenImage21(LatentEditor):
             **{stream: _blocks(*depths["deep"], stream) for stream in STREAMS},
         }
         self._spans: dict[str, slice] = {}
-        self._frames: Tensor | None = None
-        self.net.pos_embed.register_forward_hook(self._places)
+        self._ropes: dict[tuple[int, Any], Tensor] = {}
         self.net.set_attn_processor(_processor())
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:
@@ -238,51 +261,61 @@ class QwenImage21(LatentEditor):
         return self._run(_packed(z).to(self.dtype), z.new_zeros(n), text, cond.valid[:, : self.before], [z])
 
     def _run(self, tokens: Tensor, t: Tensor, text: Tensor, valid: Tensor, pictures: Sequence[Latent]) -> Tensor:
-        """The network on words, the source in its places, words and the edit; or words and a picture alone."""
-        before, words, target = self.before, text.shape[1], pictures[-1][0, 0].numel()
+        """The network on words, the source in its places, words and the edit; or words and a picture alone.
+
+        Its own forward pass in the order of its parts, with a layout that is known beforehand: it waits for no device.
+        """
+        net, before, target = self.net, self.before, pictures[-1][0, 0].numel()
         source = pictures[0][0, 0].numel() if len(pictures) == 2 else 0
-        slots = torch.zeros(len(text), words + (source + target) // SLOT, dtype=torch.bool, device=text.device)
-        slots[:, before : before + source // SLOT] = True
-        slots[:, slots.shape[1] - target // SLOT :] = True
-        hole = text.new_zeros(len(text), source // SLOT, text.shape[2])
-        padding = None if valid.is_meta or bool(valid.all()) else (~valid).sum(dim=1)
-        there = valid.new_ones(hole.shape[:2])
-        end = words + source + target
-        first = source or target
+        end = text.shape[1] + source + target
+        late = end - target
         self._spans = {
-            "reference": slice(before, before + first),
-            "target": slice(end - target, end),
-            "text": slice(before + first, end - target),
+            "reference": slice(before, before + (source or target)),
+            "target": slice(late, end),
+            "text": slice(before + source, late),
             "": slice(0, end),
         }
-        self._frames = None if padding is None else words + max(pictures[0].shape[-2:]) - padding
-        try:
-            out: Tensor = self.net(
-                hidden_states=tokens,
-                encoder_hidden_states=torch.cat([text[:, :before], hole, text[:, before:]], dim=1).to(self.dtype),
-                encoder_hidden_states_mask=None
-                if padding is None
-                else torch.cat([valid[:, :before], there, valid[:, before:]], dim=1),
-                timestep=t / self.num_train_timesteps,
-                img_shapes=[[(1, *picture.shape[-2:]) for picture in pictures]] * len(text),
-                img_mask=slots,
-                return_dict=False,
-            )[0]
-        finally:
-            self._frames = None
+        picture, words = net.img_in(tokens), net.txt_in(text.to(self.dtype))
+        hidden = torch.cat([words[:, :before], picture[:, :source], words[:, before:], picture[:, source:]], dim=1)
+        t = (t / self.num_train_timesteps).to(picture.dtype)
+        is_target = None
+        if self.timeless:  # a last row, of timestep 0, for what is not the edit
+            t, is_target = torch.cat([t, t.new_zeros(1)]), torch.arange(end, device=t.device) >= late
+        embedded = net.time_text_embed(t, picture)
+        modulation = net.modulation(embedded)
+        edges = [(0, before, True), (before, before + source, False), (before + source, late, True)]
+        places, there = self._places(text.shape[1], pictures).to(t.device), None
+        if not valid.is_meta and not bool(valid.all()):
+            places = places.repeat(len(text), 1, 1)
+            frames = text.shape[1] + max(pictures[0].shape[-2:]) * (source > 0) - (~valid).sum(dim=1)
+            own = net.pos_embed.freqs[0].to(t.device)[frames]
+            places[:, late:, : own.shape[1]] = own[:, None]  # behind its own prompt, not behind padding
+            seen = valid.new_ones(len(valid), end)
+            there = torch.cat([valid[:, :before], seen[:, :source], valid[:, before:], seen[:, late:]], dim=1)
+        rest = (modulation, places, None, is_target, None, None, None, [e for e in edges if e[0] < e[1]], there)
+        for block in net.transformer_blocks:
+            if torch.is_grad_enabled() and net.gradient_checkpointing:
+                hidden = net._gradient_checkpointing_func(block, hidden, *rest)
+            else:
+                hidden = block(hidden, *rest)
+        out: Tensor = net.proj_out(net.norm_out(hidden, embedded, is_target))
         return out
 
-    def _places(self, rope: Any, args: Any, output: Tensor) -> Tensor:
-        """Where tokens stand, a row each where prompts differ in length: an edit behind its own, not behind padding.
-
-        Only while :attr:`_frames` says where; the pipeline pads nothing, and gets what the network itself puts out.
-        """
-        if self._frames is None:
-            return output
-        frames = rope.freqs[0][self._frames]
-        own = output.repeat(len(frames), 1, 1)
-        own[:, self._spans["target"], : frames.shape[1]] = frames[:, None]
-        return own
+    def _places(self, words: int, pictures: Sequence[Latent]) -> Tensor:
+        """The rotary embedding of each position, (positions, width), as the network itself computes it."""
+        sizes = tuple((1, *picture.shape[-2:]) for picture in pictures)
+        if (words, sizes) not in self._ropes:
+            *first, last = (math.prod(size) for size in sizes)
+            texts = [self.before, words - self.before] if first else [words]
+            runs = [run for pair in zip(texts, [*first, last], strict=True) for run in pair]
+            is_picture = torch.cat([torch.full((n,), bool(k % 2)) for k, n in enumerate(runs)])
+            where = self.net.pos_embed.freqs[0].device
+            if where.type == "meta":
+                width = sum(freqs.shape[1] for freqs in self.net.pos_embed.freqs)
+                self._ropes[words, sizes] = torch.empty(len(is_picture), width, dtype=torch.complex64, device=where)
+            else:
+                self._ropes[words, sizes] = self.net.pos_embed(sizes, is_picture.to(where), where)
+        return self._ropes[words, sizes]
 
     def hidden(self, module: nn.Module, output: Any, stream: str = "") -> Any:
         """Of a layer that puts out the sequence the picture's tokens, those of the source and of the edit to come.

@@ -136,6 +136,18 @@ _QWEN_EDIT: dict[str, Any] = {
         },
     ),
 }
+_QWEN3_VL: dict[str, Any] = {
+    "text_config": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]}},
+    "vision_config": {"out_hidden_size": 4096},
+}
+_QWEN_IMAGE_21: dict[str, Any] = {
+    "_class_name": "QwenImage21Pipeline",
+    "transformer": ("QwenImage21Transformer2DModel", {}),
+    "vae": ("AutoencoderKLQwenImage21", {}),
+    "text_encoder": ("Qwen3VLForConditionalGeneration", _QWEN3_VL),
+}
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     "timbrooks/instruct-pix2pix": _SD15,
     "MudeHui/HQ-Edit": _SD15,
@@ -152,6 +164,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     "Qwen/Qwen-Image-Edit": _QWEN_EDIT | {"_class_name": "QwenImageEditPipeline"},
     "Qwen/Qwen-Image-Edit-2509": _QWEN_EDIT,
     "Qwen/Qwen-Image-Edit-2511": _QWEN_EDIT | {"transformer": (_QWEN_EDIT["transformer"][0], {"zero_cond_t": True})},
+    "Qwen/Qwen-Image-2.1": _QWEN_IMAGE_21,
 }
 """Hub id -> the class and configuration of each network, as far as it is not the class's default."""
 
@@ -191,7 +204,8 @@ def skeleton(
                 for name, entry in index.items()
                 if name in ("unet", "transformer", "vae") or (text and name.startswith("text_encoder"))
             }
-            editor: LatentEditor = module.assemble(source, folder or Path(), _pipeline(index, parts), chosen)
+            pipe = module.bare(parts) if hasattr(module, "bare") else _pipeline(index, parts)
+            editor: LatentEditor = module.assemble(source, folder or Path(), pipe, chosen)
     except SifmError:
         raise
     except Exception as error:  # whatever the libraries make of a configuration that is none

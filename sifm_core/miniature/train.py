@@ -40,7 +40,12 @@ def main(argv: list[str] | None = None) -> None:
             print(line, file=stream, flush=True)
 
     codecs = {name: recipe.code for name, recipe in train_ip2p.RECIPES.items()} | {"miniature-sd3": train_sd3.CODE}
-    if args.what == "vae":
+    if args.what in ("vae", "qwen-vae"):
+        if args.what == "qwen-vae":
+            train_qwen.train_decoder(
+                args.out / "miniature-qwen/vae", steps=args.steps, log=log, checkpoint=checkpoints / "qwen-vae.pt"
+            )
+            return
         for name, recipe in codecs.items():
             log(name)
             folder = args.out / name / "vae"

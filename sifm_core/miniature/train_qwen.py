@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SIDE = 2 * world.SIZE
 SETTINGS = {"steps": 4, "guidance_scale": 1.0, "size": SIDE}
 SEED, STEPS, PICTURES = 300, 3000, 1000
+DECODER_STEPS, DECODER_BATCH = 1000, 8
 HEADS, HEAD, LAYERS, WIDTH = 5, 32, 8, 96
 SPECIAL = (
     "<|endoftext|>",
@@ -254,6 +255,45 @@ def solve(out: Path, log: Any) -> codec16.Code:
         vae.half().save_pretrained(out)
         log(f"encoder solved: {codec16.CHANNELS} channels keep {kept:.4f} of the patches' variance")
     return code
+
+
+def train_decoder(out: Path, *, steps: int | None, log: Any, checkpoint: Path) -> None:
+    """Train the decoder of the autoencoder in `out` in place; the encoder stays. Resumes from `checkpoint`."""
+    from diffusers import AutoencoderKLQwenImage21
+
+    steps, code = steps or DECODER_STEPS, solve(out, log)
+    vae = AutoencoderKLQwenImage21.from_pretrained(out)
+    torch.manual_seed(SEED)
+    pool = train_vae.pictures(4 * PICTURES, np.random.default_rng(SEED + 2))
+    live = nn.ModuleDict({"quant": vae.post_quant_conv, "decoder": vae.decoder})
+    mean, std = code.mean.reshape(1, -1, 1, 1), code.std.reshape(1, -1, 1, 1)
+
+    def loss() -> tuple[Tensor, dict[str, float]]:
+        x = doubled(pool[torch.randint(len(pool), (DECODER_BATCH,))])
+        z = code.encode(x)
+        z = z + 0.1 * torch.randn_like(z) * torch.rand(len(z), 1, 1, 1)  # the edits' latents are not exact
+        with torch.autocast("cpu", torch.bfloat16):
+            y = live["decoder"](live["quant"]((z * std + mean)[:, :, None]), first_chunk=True)[:, :, 0]
+        y, x = y.float(), F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+        edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
+        small = F.mse_loss(F.avg_pool2d(y, 2), F.avg_pool2d(x, 2))
+        told = {"PSNR": -10 * float(np.log10(small.item() / 4))}
+        return F.mse_loss(y, x) + small + 0.1 * F.l1_loss(y, x) + 0.1 * edges, told
+
+    averaged = training.fit(
+        live,
+        loss,
+        steps=steps,
+        rate=training.cosine(2e-3, steps),
+        seed=SEED,
+        log=log,
+        checkpoint=checkpoint,
+        betas=(0.9, 0.99),
+        weight_decay=1e-5,
+        average=0.995,
+    )
+    vae.post_quant_conv, vae.decoder = averaged["quant"], averaged["decoder"]
+    vae.half().save_pretrained(out)
 
 
 class _Helpers(nn.Module):
