@@ -15,12 +15,14 @@ def node_list() -> list[type]:
     from .measure import SifmClipScore, SifmPairwiseMetrics
     from .plan import SifmAttackPlan
     from .prompts import SifmUnseenPrompts
+    from .protect import SifmProtectImage
     from .purify import SifmPurify
     from .results import SifmComparisonGrid, SifmRecordsExport, SifmResultsTable
     from .save import SifmSaveProtected
     from .setup import SifmSetup
 
     nodes: list[type] = [
+        SifmProtectImage,
         SifmLoadEditor,
         SifmSetup,
         SifmEditorFromModel,

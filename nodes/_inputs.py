@@ -98,12 +98,12 @@ def cost_input() -> io.Input:
     )
 
 
-def seed_input(advanced: bool = False) -> io.Input:
-    """A seed that stays as it is from run to run; ``advanced``: and that nobody has to see."""
-    about: dict[str, Any] = {"default": 0, "min": 0, "max": 2**53 - 1, "tooltip": "Same seed, same bytes."}
-    if advanced:
-        return io.Int.Input("seed", optional=True, advanced=True, **about)
-    return io.Int.Input("seed", control_after_generate=io.ControlAfterGenerate.fixed, **about)
+def seed_input() -> io.Input:
+    """A seed that stays as it is from run to run."""
+    fixed = io.ControlAfterGenerate.fixed
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**53 - 1, control_after_generate=fixed, tooltip="Same seed, same bytes."
+    )
 
 
 def chain_problem(chain: str | None) -> bool | str:

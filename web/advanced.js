@@ -6,7 +6,8 @@ const ours = (node) => node.comfyClass?.startsWith("SIFM_");
 const everywhere = () => app.ui?.settings?.getSettingValue?.("Comfy.Node.AlwaysShowAdvancedWidgets") ?? false;
 
 export function folds(node) {
-  const folded = (widget) => widget.options?.advanced && !node.showAdvanced && !everywhere() && node.getSlotFromWidget?.(widget)?.link == null;
+  const bare = (widget) => widget.type === "imagecompare" && !globalThis.LiteGraph?.vueNodesMode; // tables.js draws it there
+  const folded = (widget) => bare(widget) || widget.options?.advanced && !node.showAdvanced && !everywhere() && node.getSlotFromWidget?.(widget)?.link == null;
   const visible = node.isWidgetVisible, layout = node.getLayoutWidgets;
   node.isWidgetVisible = (widget) => !folded(widget) && visible.call(node, widget);
   node.getLayoutWidgets = () => layout.call(node).filter((widget) => !folded(widget));

@@ -15,8 +15,9 @@ const STYLE = `
 .sifm-full button { font: inherit; color: inherit; background: #222; border: 1px solid #555; border-radius: 5px; padding: 3px 9px; cursor: pointer; }
 .sifm-full button:hover { border-color: #6cb6ff; }
 .sifm-full small { color: #999; max-width: 90ch; }
-.sifm-full .slide { position: relative; width: min(40vw, 62vh); } .sifm-full input[type=range] { width: min(40vw, 62vh); }
-.sifm-full .slide img { width: 100%; display: block; image-rendering: pixelated; } .sifm-full .slide img + img { position: absolute; inset: 0; height: 100%; }
+.slide { position: relative; } .slide img { display: block; } .slide img + img { position: absolute; inset: 0; height: 100%; }
+.sifm-full .slide { width: min(40vw, 62vh); } .sifm-full input[type=range] { width: min(40vw, 62vh); }
+.sifm-full .slide img { width: 100%; display: block; image-rendering: pixelated; }
 `;
 document.head.append(make("style", { textContent: STYLE }));
 
@@ -60,14 +61,18 @@ export function overlay(...children) {
   return { box, close };
 }
 
-// Before and after, one over the other.
-function slider(before, after, title, said) {
+// Before and after, one over the other, with the slider that moves the border between them.
+export function compare(before, after) {
   const top = make("img", { src: after, alt: "after" });
   const range = make("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: "before and after" });
   const move = () => (top.style.clipPath = `inset(0 0 0 ${range.value}%)`);
   range.addEventListener("input", move);
   move();
-  const slide = make("div", { className: "slide" }, make("img", { src: before, alt: "before" }), top);
+  return [make("div", { className: "slide" }, make("img", { src: before, alt: "before" }), top), range];
+}
+
+function slider(before, after, title, said) {
+  const [slide, range] = compare(before, after);
   const { close } = overlay(make("div", { textContent: title }), slide, range,
     make("small", {}, ...said.map((text) => make("div", { textContent: text }))),
     make("button", { textContent: "Close (Esc)", onclick: () => close() }));

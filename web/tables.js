@@ -2,9 +2,10 @@
 // below them the edits with what the judges say.
 import { app } from "../../scripts/app.js";
 import { shows } from "./shown.js";
-import { ask, attacked, gallery, inRun, inTemp, inline, make } from "./gallery.js";
+import { ask, attacked, compare, gallery, inRun, inTemp, inline, make } from "./gallery.js";
 
 const WAITS = {
+  SIFM_ProtectImage: "How visible it is, and what it does not promise, stands here after a run.",
   SIFM_ResultsTable: "The table and the edits appear here after a run.",
   SIFM_ISRAggregate: "The table and the edits appear here after a run.",
   SIFM_ConsistencyReport: "The table and the edits that are disputed appear here after a run.",
@@ -14,6 +15,8 @@ const WAITS = {
 const STYLE = `
 .sifm-box { position: relative; height: 100%; min-height: 120px; } /* so that a long table scrolls and does not stretch its node */
 .sifm-text { position: absolute; inset: 0; box-sizing: border-box; overflow: auto; padding: 4px 8px; font: 12px/1.45 sans-serif; color: var(--fg-color, #ddd); background: var(--comfy-input-bg, #222); border-radius: 5px; user-select: text; cursor: auto; }
+.sifm-text .sifm-toy { margin: 0 0 6px; padding: 5px 8px; border-radius: 4px; background: #b3261e; color: #fff; font-weight: bold; }
+.sifm-sides { width: fit-content; } .sifm-sides input { width: 100%; }
 .sifm-text h4 { margin: 10px 0 2px; font-size: 12px; font-weight: bold; }
 .sifm-text p, .sifm-text ul, .sifm-text small { color: var(--descrip-text, #999); } .sifm-text p, .sifm-text ul { margin: 6px 0; } .sifm-text ul { padding-left: 16px; }
 .sifm-text table { border-collapse: collapse; margin: 4px 0 8px; }
@@ -52,6 +55,12 @@ async function edits({ sifm_cards: cards, sifm_run: runs }) {
   return gallery(records, inRun(runs.at(-1)), attacked);
 }
 
+// Where ComfyUI's own widget for it is not drawn: the part in which a change is seen most, at 100%.
+function sides({ a_images: before = [], b_images: after = [] }) {
+  if (globalThis.LiteGraph?.vueNodesMode) return [];
+  return before.map((file, i) => make("div", { className: "sifm-sides" }, make("small", { textContent: "100%: before, then protected" }), ...compare(inTemp(file), inTemp(after[i]))));
+}
+
 app.registerExtension({
   name: "sifm.tables",
   setup() {
@@ -62,11 +71,13 @@ app.registerExtension({
     const element = make("div", { className: "sifm-text" }, make("p", { textContent: WAITS[node.comfyClass] }));
     element.addEventListener("wheel", (event) => event.stopPropagation()); // scrolls the table, not the canvas
     const widget = node.addDOMWidget("sifm_table", "sifm_table", make("div", { className: "sifm-box" }, element), {
-      serialize: false, hideOnZoom: false, getMinHeight: () => (node.comfyClass === "SIFM_MLLMJudge" ? 240 : 120),
+      serialize: false, hideOnZoom: false, getMinHeight: () => ({ SIFM_MLLMJudge: 240, SIFM_ProtectImage: 190 }[node.comfyClass] ?? 120),
     });
     widget.serialize = false;
     shows(node, (output) => {
       const shown = (output.sifm_document ?? []).map((element) => DRAWN[element.kind](element));
+      if (output.sifm_demonstration?.some(Boolean)) shown.unshift(make("p", { className: "sifm-toy", textContent: "A demonstration by a toy. It protects nothing." }));
+      shown.push(...sides(output));
       element.replaceChildren(...shown);
       edits(output).then((drawn) => element.replaceChildren(...shown, drawn), (error) => element.append(make("p", { textContent: error.message })));
     });

@@ -148,18 +148,37 @@ class Study(Graph):
 
 def protect_my_image(g: Graph) -> None:
     g.group(
-        "1  What to protect, against what",
-        "**Protect my image.** Choose your picture and the editor you fear, then run. The protected PNG lies in "
-        "ComfyUI's `output/SIFM` folder.\n\n*miniature-ip2p*, *miniature-hq-edit* and *miniature-sd3* come with the "
-        "pack and run on any CPU, but they are toys that know small drawn pictures: put a real editor's folder into "
-        "`models/diffusers` and choose it here.",
+        "1  Your picture",
+        "**Protect my image.** 1. Choose your picture. 2. Choose the editor that you fear, and how strong. 3. **Run**."
+        "\n\nHow long it takes stands on the node as soon as that is known; then what was done, in words, and before "
+        "and after at 100%, one over the other. The protected PNG and its certificate lie in ComfyUI's `output/SIFM` "
+        "folder: publish that file.\n\nWhat is not on this computer says so in the list, with its size and where it "
+        "comes from. The *miniatures* that come with the pack are toys for learning: none protects a picture of yours."
+        "\n\nA PNG with transparency: connect **MASK** and set *mask_marks* (among the advanced settings of Protect "
+        "Image) to *what is transparent*.",
+        width=420,
     )
     image = g.add("LoadImage", "Your picture", image="example.png")
-    editor = g.add("SIFM_LoadEditor", "Editor to protect against")
+    g.group(
+        "2  Protect and look", "A setting in doubt stays as it is. *normal* is made to survive an upload.", width=640
+    )
+    done = g.add("SIFM_ProtectImage", image=image.IMAGE, against="instruct-pix2pix")
+    g.app([(image, "image"), (done, "against"), (done, "strength"), (done, "words")], [done])
+
+
+def immunize_my_image(g: Graph) -> None:
+    g.group(
+        "1  What to protect, against what",
+        "**Immunize, every setting in your hands.** Choose your picture and an editor that is on this computer, then "
+        "run. The protected PNG lies in ComfyUI's `output/SIFM` folder. *3 Protect and test* compares a protection "
+        "with plain noise.",
+    )
+    image = g.add("LoadImage", "Your picture", image="example.png")
+    editor = g.add("SIFM_LoadEditor", "Editor to protect against", editor="instruct-pix2pix")
     g.group(
         "2  Immunize",
-        "**prompt**: an instruction that an attacker might give. **eps**: how much any pixel may change. Queue again "
-        "with another seed or more steps if you like; **Feature Hook** decides which inner layers are disturbed.",
+        "**prompt**: an instruction that an attacker might give. **eps**: how much any pixel may change. More: "
+        "*Show Advanced* in the node's menu. **Feature Hook** decides which inner layers are disturbed.",
         width=400,
     )
     hook = g.add("SIFM_FeatureHook", editor=editor.editor)
@@ -168,8 +187,7 @@ def protect_my_image(g: Graph) -> None:
     g.group(
         "3  Save and look",
         "The file is what protects: it is written without loss, read back and checked. Converting it to JPEG or "
-        "resizing it weakens or removes the protection. Whether it works against your editor shows in *protect and "
-        "test*.",
+        "resizing it weakens or removes the protection.",
         width=420,
     )
     g.add("SIFM_SaveProtected", protection=immunized.protection)
@@ -242,12 +260,12 @@ def test_my_image(g: Study) -> None:
         "**Test my image.** Is *your* picture safe from *your* editor, also when the attacker asks for something that "
         "the protection was not made for?\n\nChoose the picture, the instruction, the editor, and judges that can see: "
         "a vision model on an Ollama, vLLM or LM Studio server, or Gemini. The built-in *miniature* editors are toys "
-        "that know small drawn pictures; on yours they only show how it goes.",
+        "that know small drawn pictures, and refuse yours.",
         width=400,
     )
     image = g.add("LoadImage", "Your picture", image="example.png")
     prompt = g.add("PrimitiveStringMultiline", "Instruction to protect against", value="make it night", height=150)
-    editor = g.add("SIFM_LoadEditor").editor
+    editor = g.add("SIFM_LoadEditor", editor="instruct-pix2pix").editor
     g.eps = g.add("PrimitiveFloat", "Budget (eps)", value=0.03).FLOAT
     g.steps = g.add("PrimitiveInt", "Iterations", value=100).INT
     g.seed = g.add("PrimitiveInt", "Seed", value=0).INT
@@ -415,6 +433,7 @@ def qualitative(g: Study) -> None:
 OBJECTIVES = {"dist only": {"objective": "dist"}, "norm only": {"objective": "norm"}, "SIFM": {"objective": "full"}}
 GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "protect_my_image": (Graph, protect_my_image),
+    "immunize_my_image": (Graph, immunize_my_image),
     "protect_and_test": (Graph, protect_and_test),
     "test_my_image": (Study, test_my_image),
     "purification_robustness": (Study, purification),
@@ -479,10 +498,11 @@ GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
 }
 """Workflow -> how it is made."""
 FILES = {
-    "protect_my_image": "1 Protect my image, one form",
+    "protect_my_image": "1 Protect my image.app",
     "does_it_hold": "2 Does my protection hold",
     "protect_and_test": "3 Protect and test, with a noise control",
-    "test_my_image": "4 Test my image step by step, with instructions nobody planned for",
+    "test_my_image": "4 Test my image, also with unseen instructions",
+    "immunize_my_image": "4 Immunize my image, every setting",
     "purification_robustness": "5 Does it survive compression and cleaning",
     "layers_and_timesteps": "6 Layers and timesteps",
     **{name: f"7 Protect against my model, {title}" for name, (title, _) in MY_MODEL.items()},

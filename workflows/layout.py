@@ -18,14 +18,14 @@ CURVE, PREVIEW = 118, 240
 """Pixels of an immunize node's loss curve, and of the live preview that it shows while it works."""
 ZOOM = 0.62
 """At which a workflow opens, on its first group: notes and settings can be read there."""
-EXTRA = {"SIFM_Immunize": CURVE + PREVIEW, "SIFM_SaveProtected": 330, "LoadImage": 330, "SIFM_ISRAggregate": 640}
-EXTRA |= {
-    "SIFM_EditorFromModel": 44,
-    "SIFM_ResultsTable": 640,
-    "SIFM_ConsistencyReport": 520,
-    "SIFM_ClipScore": 420,
-    "SIFM_MLLMJudge": 300,
+EXTRA = {
+    "SIFM_ProtectImage": 620,
+    "SIFM_Immunize": CURVE + PREVIEW,
+    "SIFM_SaveProtected": 330,
+    "LoadImage": 330,
+    "SIFM_ISRAggregate": 640,
 }
+EXTRA |= {"SIFM_EditorFromModel": 44, "SIFM_ResultsTable": 640, "SIFM_ConsistencyReport": 520, "SIFM_ClipScore": 420, "SIFM_MLLMJudge": 300}
 """Pixels of what a node shows beyond sockets and widgets: a curve, a picture, a table."""
 SHOWN = {"PreviewImage": 420, "PreviewAny": 320, "SIFM_ComparisonGrid": 620}
 """Height of nodes that show something."""
@@ -74,6 +74,7 @@ class Graph:
 
     def __init__(self, info: Mapping[str, Any]) -> None:
         self.info, self.groups = info, list[Group]()
+        self.form: dict[str, list[Any]] = {}
 
     def group(self, title: str, note: str, width: int = 360) -> None:
         """Open a group; ``note`` (Markdown) stands above its first column."""
@@ -100,6 +101,20 @@ class Graph:
         self.groups[-1].columns[-1].append(node)
         return node
 
+    def app(self, inputs: Sequence[tuple[Node, str]], outputs: Sequence[Node]) -> None:
+        """Open as a form with these settings and results; the graph is behind it."""
+        self.form = {"inputs": list(inputs), "outputs": list(outputs)}
+
+    def _extra(self) -> dict[str, Any]:
+        view = {"ds": {"scale": ZOOM, "offset": [170, 210]}}
+        if not self.form:
+            return view
+        inputs = [[node.id, name] for node, name in self.form["inputs"]]
+        return view | {
+            "linearMode": True,
+            "linearData": {"inputs": inputs, "outputs": [n.id for n in self.form["outputs"]]},
+        }
+
     def ui(self) -> dict[str, Any]:
         """The format of the editor, version 0.4."""
         nodes = self._nodes()
@@ -123,7 +138,7 @@ class Graph:
             "links": links,
             "groups": [self._frame(i, group) for i, group in enumerate(self.groups, 1)],
             "config": {},
-            "extra": {"ds": {"scale": ZOOM, "offset": [80, 180]}},
+            "extra": self._extra(),
             "version": 0.4,
         }
 
