@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { ask, attacked, gallery, inRun, inline, make, overlay } from "./gallery.js";
+import { say } from "./words.js";
 
 const STYLE = `
 .sifm { padding: 10px 12px; font: 13px/1.45 sans-serif; color: var(--fg-color, #ddd); height: 100%; overflow: auto; box-sizing: border-box; }
@@ -33,24 +34,24 @@ function table(columns) {
 
 async function show(place, id) {
   const run = await ask(`/sifm/runs/${id}`);
-  const name = make("input", { type: "text", placeholder: "your name", maxLength: 40, size: 14, value: localStorage.getItem("sifm.annotator") ?? "" });
+  const name = make("input", { type: "text", placeholder: say("your name"), maxLength: 40, size: 14, value: localStorage.getItem("sifm.annotator") ?? "" });
   const start = async () => {
     localStorage.setItem("sifm.annotator", name.value);
     try { await annotate(id, name.value); } catch (error) { alarm(error); }
   };
   const note = (text) => make("p", {}, make("small", {}, ...inline(text)));
-  const trust = run.trust.length ? [make("b", { textContent: "Can the judges be trusted?" }), ...run.trust.map(note)] : [];
+  const trust = run.trust.length ? [make("b", { textContent: say("Can the judges be trusted?") }), ...run.trust.map(note)] : [];
   place.dataset.view = "run";
   place.replaceChildren(
-    make("button", { className: "plain", textContent: "← Runs", onclick: () => list(place) }),
+    make("button", { className: "plain", textContent: say("← Runs"), onclick: () => list(place) }),
     make("p", { textContent: run.headline }),
     ...run.reading.map(note),
     ...run.blocks.flatMap((block, i) => [make("h3", { textContent: block.title }), table(block.rates), ...(i ? [] : trust),
       table(block.failures), table(block.categories), table(block.distances)]),
-    make("h3", { textContent: "Judge the edits yourself, blind" }),
-    make("div", {}, name, " ", make("button", { className: "plain", textContent: "Start", onclick: start })),
-    make("h3", { textContent: "Pictures" }),
-    make("p", {}, make("small", { textContent: "A frame: all judges say that the edit failed. Click for before and after, with their reasons." })),
+    make("h3", { textContent: say("Judge the edits yourself, blind") }),
+    make("div", {}, name, " ", make("button", { className: "plain", textContent: say("Start"), onclick: start })),
+    make("h3", { textContent: say("Pictures") }),
+    make("p", {}, make("small", { textContent: say("A frame: all judges say that the edit failed. Click for before and after, with their reasons.") })),
     gallery(run.records, inRun(id), attacked));
 }
 
@@ -60,11 +61,11 @@ async function list(place) {
   const about = (run) => run.error ?? `${some(run.pictures, "picture")}, ${some(run.records, "attack")}, ${run.editors.join(", ")}`;
   place.dataset.view = "list";
   place.replaceChildren(
-    make("h3", { textContent: "SIFM runs" }),
+    make("h3", { textContent: say("SIFM runs") }),
     ...runs.map((run) => make("button", { className: "run", onclick: () => show(place, run.id).catch(alarm) },
       make("div", { textContent: (run.methods ?? []).filter((m) => m !== "clean").join(", ") }),
       make("small", { textContent: `${new Date(1000 * run.time).toLocaleString()}: ${about(run)}` }))),
-    ...(runs.length ? [] : [make("p", { textContent: "None yet. A graph with a SIFM Results Table makes one." })]));
+    ...(runs.length ? [] : [make("p", { textContent: say("None yet. A graph with a SIFM Results Table makes one.") })]));
 }
 
 const alarm = (error) => app.extensionManager.toast.add({ severity: "error", summary: "SIFM", detail: error.message, life: 6000 });
@@ -83,19 +84,19 @@ async function annotate(run, annotator) {
   const draw = () => {
     if (at >= cases.length) {
       return box.replaceChildren(make("div", { textContent: `All ${total} edits are judged. Run the graph again to use your answers.` }),
-        make("button", { textContent: "Close (Esc)", onclick: close }));
+        make("button", { textContent: say("Close (Esc)"), onclick: close }));
     }
     const { prompt, source, edited } = cases[at];
-    const rows = QUESTIONS.map(([key, question, words]) => make("div", { className: "row" }, make("span", { textContent: question }),
+    const rows = QUESTIONS.map(([key, question, words]) => make("div", { className: "row" }, make("span", { textContent: say(question) }),
       ...Object.entries(words).map(([digit, word]) => make("button", {
         className: said[key] === word ? "chosen" : "", onclick: () => choose(key, word),
-      }, make("kbd", { textContent: digit }), ` ${word === "?" ? "cannot say" : word}`))));
+      }, make("kbd", { textContent: digit }), ` ${say(word === "?" ? "cannot say" : word)}`))));
     box.replaceChildren(
       make("small", { textContent: `${total - cases.length + at + 1} of ${total}, as ${annotator}` }),
       make("div", { textContent: `“${prompt}”`, style: "font-size: 20px" }),
       make("div", { className: "pair" },
-        make("figure", { style: "margin: 0" }, make("img", { src: inRun(run)(source), alt: "before" }), make("div", { textContent: "before" })),
-        make("figure", { style: "margin: 0" }, make("img", { src: inRun(run)(edited), alt: "after" }), make("div", { textContent: "after" }))),
+        make("figure", { style: "margin: 0" }, make("img", { src: inRun(run)(source), alt: "before" }), make("div", { textContent: say("before") })),
+        make("figure", { style: "margin: 0" }, make("img", { src: inRun(run)(edited), alt: "after" }), make("div", { textContent: say("after") }))),
       ...rows,
       make("small", {}, "Keys ", make("kbd", { textContent: "1" }), " to ", make("kbd", { textContent: "6" }), ", ", make("kbd", { textContent: "←" }), " back, ", make("kbd", { textContent: "Esc" }), " stop; answers are kept."));
     box.focus();
@@ -124,7 +125,7 @@ app.registerExtension({
   setup() {
     document.head.append(make("style", { textContent: STYLE }));
     app.extensionManager.registerSidebarTab({
-      id: "sifm", icon: "pi pi-shield", title: "SIFM", tooltip: "SIFM: runs and judgements", type: "custom",
+      id: "sifm", icon: "pi pi-shield", title: "SIFM", tooltip: say("SIFM: runs and judgements"), type: "custom",
       render: (element) => {
         const place = make("div", { className: "sifm" });
         element.replaceChildren(place);

@@ -1,6 +1,7 @@
 // The immunize nodes show what happened: loss and gradient norm of the last run, its largest change and its time.
 import { app } from "../../scripts/app.js";
 import { shows } from "./shown.js";
+import { say } from "./words.js";
 
 const NODES = ["SIFM_Immunize", "SIFM_BaselineImmunize"];
 const HEIGHT = 110;
@@ -46,7 +47,7 @@ app.registerExtension({
       display: "flex", flexDirection: "column", gap: "4px", height: "100%", maxHeight: "200px", boxSizing: "border-box", padding: "4px 6px",
       font: "11px sans-serif", color: "var(--descrip-text, #999)", overflow: "hidden",
     });
-    show(element, [["The loss curve appears here after a run."]]);
+    show(element, [[say("The loss curve appears here after a run.")]]);
     const widget = node.addDOMWidget("sifm_curve", "sifm_curve", element, {
       serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT,
     });

@@ -2,6 +2,7 @@
 // below them the edits with what the judges say.
 import { app } from "../../scripts/app.js";
 import { shows } from "./shown.js";
+import { say } from "./words.js";
 import { ask, attacked, compare, gallery, inRun, inTemp, inline, make } from "./gallery.js";
 
 const WAITS = {
@@ -55,10 +56,15 @@ async function edits({ sifm_cards: cards, sifm_run: runs }) {
   return gallery(records, inRun(runs.at(-1)), attacked);
 }
 
-// Where ComfyUI's own widget for it is not drawn: the part in which a change is seen most, at 100%.
-function sides({ a_images: before = [], b_images: after = [] }) {
+// The part in which a change is seen most, at 100%: in ComfyUI's own widget where that is drawn, in Nodes 2.0, else here.
+function sides(node, { a_images: before = [], b_images: after = [] }) {
+  const widget = node.widgets?.find(({ type }) => type === "imagecompare");
+  if (widget && before.length) {
+    widget.value = { beforeImages: before.map(inTemp), afterImages: after.map(inTemp) };
+    widget.callback?.(widget.value);
+  }
   if (globalThis.LiteGraph?.vueNodesMode) return [];
-  return before.map((file, i) => make("div", { className: "sifm-sides" }, make("small", { textContent: "100%: before, then protected" }), ...compare(inTemp(file), inTemp(after[i]))));
+  return before.map((file, i) => make("div", { className: "sifm-sides" }, make("small", { textContent: say("100%: before, then protected") }), ...compare(inTemp(file), inTemp(after[i]))));
 }
 
 app.registerExtension({
@@ -68,16 +74,16 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (!WAITS[node.comfyClass]) return;
-    const element = make("div", { className: "sifm-text" }, make("p", { textContent: WAITS[node.comfyClass] }));
+    const element = make("div", { className: "sifm-text" }, make("p", { textContent: say(WAITS[node.comfyClass]) }));
     element.addEventListener("wheel", (event) => event.stopPropagation()); // scrolls the table, not the canvas
-    const widget = node.addDOMWidget("sifm_table", "sifm_table", make("div", { className: "sifm-box" }, element), {
+    const widget = node.addDOMWidget("sifm_table", "sifm_table", make("div", { className: "sifm-box", style: node.comfyClass === "SIFM_ProtectImage" ? "min-height: 190px" : "" }, element), {
       serialize: false, hideOnZoom: false, getMinHeight: () => ({ SIFM_MLLMJudge: 240, SIFM_ProtectImage: 190 }[node.comfyClass] ?? 120),
     });
     widget.serialize = false;
     shows(node, (output) => {
       const shown = (output.sifm_document ?? []).map((element) => DRAWN[element.kind](element));
-      if (output.sifm_demonstration?.some(Boolean)) shown.unshift(make("p", { className: "sifm-toy", textContent: "A demonstration by a toy. It protects nothing." }));
-      shown.push(...sides(output));
+      if (output.sifm_demonstration?.some(Boolean)) shown.unshift(make("p", { className: "sifm-toy", textContent: say("A demonstration by a toy. It protects nothing.") }));
+      shown.push(...sides(node, output));
       element.replaceChildren(...shown);
       edits(output).then((drawn) => element.replaceChildren(...shown, drawn), (error) => element.append(make("p", { textContent: error.message })));
     });

@@ -77,7 +77,11 @@ class Graph:
         self.form: dict[str, list[Any]] = {}
 
     def group(self, title: str, note: str, width: int = 360) -> None:
-        """Open a group; ``note`` (Markdown) stands above its first column."""
+        """Open a group; ``note`` (Markdown) stands above its first column.
+
+        What is marked as code is set in italics: Nodes 2.0 draws code blue on blue.
+        """
+        note = note.replace("`", "*")
         self.groups.append(Group(title, [[]], [width]))
         lines = sum(1 + len(line) * 7 // (width - 30) for line in note.splitlines())
         self.add("MarkdownNote", "Note", text=note, height=max(90, 44 + 21 * lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import math
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from sifm_core import loop, methods
 from sifm_core.types import Metric, Verdict
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("comfy")
 
 
@@ -649,14 +651,29 @@ def test_models_in_comfyuis_folder_are_offered(folder, tmp_path, monkeypatch):
     assert SifmLoadEditor.validate_inputs(str(tmp_path)) is not True
 
 
-def test_translations_name_inputs_that_exist():
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_a_translation_has_every_text_that_the_nodes_have(language):
     from nodes import node_list
 
     infos = {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in node_list()}
-    for file in Path(__file__).parents[2].glob("locales/*/nodeDefs.json"):
-        translated = json.loads(file.read_text())
-        assert set(translated) == set(infos)
-        for name, words in translated.items():
-            order = infos[name]["input_order"]
-            assert set(words["inputs"]) == {*order.get("required", ()), *order.get("optional", ())}, name
-            assert len(words["outputs"]) == len(infos[name]["output"])
+    translated = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text())
+    assert set(translated) == set(infos)
+    for name, words in translated.items():
+        info = infos[name]
+        assert words["display_name"] and words["description"] != info["description"], name
+        given = {key: spec for part in ("required", "optional") for key, spec in info["input"].get(part, {}).items()}
+        assert set(words["inputs"]) == set(given), name
+        untold = [key for key, spec in given.items() if len(spec) > 1 and spec[1].get("tooltip")]
+        assert not [key for key in untold if not words["inputs"][key].get("tooltip")], name
+        assert len(words["outputs"]) == len(info["output"]), name
+        told = [str(i) for i, text in enumerate(info["output_tooltips"] or ()) if text]
+        assert not [i for i in told if not words["outputs"][i].get("tooltip")], name
+
+
+def test_the_extension_says_the_same_in_every_language():
+    words = (ROOT / "web" / "words.js").read_text()
+    said = {text for file in ROOT.glob("web/*.js") for text in re.findall(r'say\("([^"]+)"\)', file.read_text())}
+    assert len(said) > 10
+    for text in said:
+        written = [f'"{text}":', f"{text}:"]
+        assert max(words.count(form) for form in written) >= 2, f"{text!r} is not in both languages"
