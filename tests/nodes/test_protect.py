@@ -77,7 +77,7 @@ def test_a_toy_and_what_is_not_here_are_refused_before_anything_starts_with_what
 
 def test_a_demonstration_says_so_in_name_file_and_node(editor, output, monkeypatch):
     monkeypatch.setattr(editor.editor, "toy", 16)
-    out = protect(editor, noise(), demonstration=True)
+    out = protect(editor, noise(), words="abc", demonstration=True)
     (file,) = (output / "SIFM").glob("*.png")
     assert file.name.startswith("demonstration_") and out.ui["sifm_demonstration"] == [True]
     assert "protects nothing" in out.ui["text"][0]
