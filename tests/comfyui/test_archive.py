@@ -19,7 +19,14 @@ def listed(*options: str) -> set[str]:
 
 def test_the_archive_has_what_the_pack_needs_and_nothing_that_only_its_makers_need():
     kept = listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore")
-    assert {name.split("/")[0] for name in kept if "/" in name} == {"docs", "locales", "nodes", "sifm_core", "web", "workflows"}
+    assert {name.split("/")[0] for name in kept if "/" in name} == {
+        "docs",
+        "locales",
+        "nodes",
+        "sifm_core",
+        "web",
+        "workflows",
+    }
     needed = [*ROOT.glob("web/**/*.*"), *ROOT.glob("locales/*/*.json"), *ROOT.glob("workflows/*.j*")]
     tracked = listed()
     assert not {str(path.relative_to(ROOT)) for path in needed} & tracked - kept
