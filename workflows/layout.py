@@ -25,7 +25,13 @@ EXTRA = {
     "LoadImage": 330,
     "SIFM_ISRAggregate": 640,
 }
-EXTRA |= {"SIFM_EditorFromModel": 44, "SIFM_ResultsTable": 640, "SIFM_ConsistencyReport": 520, "SIFM_ClipScore": 420, "SIFM_MLLMJudge": 300}
+EXTRA |= {
+    "SIFM_EditorFromModel": 44,
+    "SIFM_ResultsTable": 640,
+    "SIFM_ConsistencyReport": 520,
+    "SIFM_ClipScore": 420,
+    "SIFM_MLLMJudge": 300,
+}
 """Pixels of what a node shows beyond sockets and widgets: a curve, a picture, a table."""
 SHOWN = {"PreviewImage": 420, "PreviewAny": 320, "SIFM_ComparisonGrid": 620}
 """Height of nodes that show something."""
