@@ -28,13 +28,15 @@ function show(element, words, curves = []) {
   element.replaceChildren(...(curves.length ? [plot] : []), label);
 }
 
-function result(element, { method, loss, log }, linf, seconds) {
+function result(element, { method, loss, log }, linf, seconds, doctor) {
   const number = (x) => x.toPrecision(4), steps = loss.length ? `, ${loss.length} steps` : "";
   const gradients = log.map((step) => step.grad).filter(Number.isFinite);
   const curves = [[gradients, GRADIENT], [loss, LOSS]].filter(([values]) => values.length > 1);
   const words = [[`${method}, changes of up to ${Math.round(linf * 255)}/255${steps}, ${seconds.toFixed(1)} s`]];
   if (loss.length) words.push([`, loss ${number(loss[0])} to ${number(loss.at(-1))}`, LOSS]);
   if (gradients.length) words.push([", gradient norm", GRADIENT]);
+  if (doctor.length) words.push([", gradient checked (point here)"]);
+  element.title = doctor.join("\n");
   show(element, words, curves);
 }
 
@@ -54,7 +56,7 @@ app.registerExtension({
     widget.serialize = false;
     shows(node, (output) => {
       const last = output.sifm_curve?.at(-1); // of a list of pictures, the last
-      if (last) result(element, last, output.sifm_linf.at(-1), output.sifm_seconds.at(-1));
+      if (last) result(element, last, output.sifm_linf.at(-1), output.sifm_seconds.at(-1), output.sifm_doctor ?? []);
     });
   },
 });

@@ -57,6 +57,13 @@ class Row:
     def negative(self) -> Conditioning:
         return self._read("")
 
+    def seen(self, text: Tensor) -> Row:
+        """The same with another positive text, perhaps padded."""
+        row = Row(self.prompt, self._read)
+        (own, about), *_ = self.positive
+        row.positive = [[text[:, : own.shape[1]], about]]
+        return row
+
 
 @dataclass(frozen=True)
 class Cond:
@@ -111,6 +118,11 @@ class NativeEditor(Editor):
         self._attention: list[Tensor] | None = None
         self._tokens = self._positions = 0
         self.measured: tuple[int, int] | None = None
+        if recipe.reads_pictures and clip is not None and positive is None:
+            self.entrances = ("vae", "vlm")
+        self.sees = False
+        """Whether the text encoder is among what gradients pass, and must stay on the device."""
+        self.bring: Callable[[], None] = lambda: None
         shift, scale = self._format()
         self.latent_shift, self.latent_scale = shift, scale
 
@@ -302,6 +314,20 @@ class NativeEditor(Editor):
         size = pictures[0].shape[-2:]
         return torch.cat([p if p.shape[-2:] == size else resize(p, tuple(size)) for p in pictures])
 
+    def see(self, cond: Cond, x: Image) -> Tensor:
+        """As :meth:`Editor.see`, by core's own text encode node, which keeps the gradient."""
+        if "vlm" not in self.entrances:
+            return super().see(cond, x)
+        if not self.sees and self._room is not None:
+            with self.resting():
+                self.sees = True
+                self.bring()
+        texts = [self.recipe.text(self.clip, row.prompt, x[k : k + 1]) for k, row in enumerate(cond.rows)]
+        return nn.utils.rnn.pad_sequence([text[0][0][0] for text in texts], batch_first=True)
+
+    def with_embeddings(self, cond: Cond, embeddings: Tensor) -> Cond:
+        return Cond(tuple(row.seen(text[None]) for row, text in zip(cond.rows, embeddings, strict=True)))
+
     def hidden(self, module: nn.Module, output: Any, stream: str = "") -> Any:
         """A copy of the picture's part: later blocks of some models add to what they are given in place."""
         found = self.part(module, output, stream)
@@ -340,7 +366,7 @@ class NativeEditor(Editor):
             room, self._room = self._room, None  # edits may have left and entered it again
             if room is not None:
                 room.__exit__(None, None, None)
-            model.current_patcher = patcher
+            model.current_patcher, self.sees = patcher, False
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -356,7 +382,7 @@ class NativeEditor(Editor):
             self._enter()
 
     def _enter(self) -> None:
-        networks = [self.model.model, self.vae.first_stage_model]
+        networks = [self.model.model, self.vae.first_stage_model, *([self.clip.cond_stage_model] if self.sees else [])]
         room = differentiable(networks, [self.net] if self.network.in_place else [])
         room.__enter__()
         self._room = room

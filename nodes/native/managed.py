@@ -29,7 +29,8 @@ class NativeManaged(ManagedEditor):
         editor.reading = self._reading  # type: ignore[method-assign]
 
     def patchers(self) -> list[Any]:
-        return [self.editor.model, self.editor.vae.patcher]
+        text = [self.editor.clip.patcher] if self.editor.sees else []
+        return [self.editor.model, self.editor.vae.patcher, *text]
 
     def settle(self) -> None:
         for patcher in self.patchers():
@@ -71,6 +72,7 @@ class NativeManaged(ManagedEditor):
 
     @contextmanager
     def loaded(self, load: Callable[[], None]) -> Iterator[None]:
+        self.editor.bring = load
         with super().loaded(load), self.editor.learning():
             yield
 

@@ -418,6 +418,30 @@ def test_words_are_the_prompts_own(loaded, editor, family):
     assert words[0].sum() == 3 and words[1].sum() == 0 and words.shape == engine.embeddings(cond).shape[:2]
 
 
+@pytest.mark.parametrize("family", ["qwen"], indirect=True)
+def test_a_gradient_comes_through_what_the_text_encoder_sees_and_both_entrances_add_up(editor, loaded, family):
+    from sifm_core.methods.sifm import build
+
+    x, grads = pictures(size=56), {}
+    immunize(editor, x, "random_noise")
+    before = state(loaded)
+    with editor.at_work(prompt(x), x) as engine:
+        cond = engine.prepare(prompt(x), x)
+        assert torch.equal(engine.see(cond, x), engine.embeddings(cond))
+        for entrance in ("vae", "vlm", "both"):
+            grad_fn = build(engine, x, cond, objective="norm", timesteps=1, entrances=entrance)
+            grads[entrance] = grad_fn(x, 0).grad
+        leaf, d = x.clone().requires_grad_(), torch.ones_like(x) * 3e-4
+        weight = torch.randn(engine.embeddings(cond).shape, generator=torch.Generator().manual_seed(0))
+        (grad,) = torch.autograd.grad((weight * engine.see(cond, leaf)).sum(), leaf)
+        with torch.no_grad():
+            found = ((weight * (engine.see(cond, x + d) - engine.see(cond, x - d))).sum()) / 6e-4
+    assert abs(found - grad.sum()) < 0.01 * grad.norm() * x.numel() ** 0.5
+    assert grads["vlm"].abs().max() > 0
+    assert torch.allclose(grads["vae"] + grads["vlm"], grads["both"], atol=1e-5 * float(grads["both"].abs().max()))
+    assert state(loaded) == before
+
+
 @pytest.mark.parametrize("family", ["instruct_pix2pix", "qwen"], indirect=True)
 def test_rows_of_longer_and_shorter_texts_are_what_they_are_alone(editor, family):
     x = pictures()

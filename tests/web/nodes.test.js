@@ -30,6 +30,10 @@ test("an immunize node shows its curves from left to right, and the last picture
   made.onExecuted({ sifm_curve: [{ method: "other", loss: [9], log: [] }, { method: "sifm", loss: [4, 2, 0], log }], sifm_linf: [1, 8 / 255], sifm_seconds: [9, 1.25] });
   const [{ element }] = made.widgets;
   assert.match(element.textContent, /^sifm, changes of up to 8\/255, 3 steps, 1\.3 s, loss 4\.000 to 0\.000, gradient norm$/);
+  made.onExecuted({ sifm_curve: [{ method: "m", loss: [1], log: [] }], sifm_linf: [0], sifm_seconds: [1], sifm_doctor: ["within 0.1%"] });
+  assert.match(element.textContent, /, gradient checked \(point here\)$/);
+  assert.equal(element.title, "within 0.1%");
+  made.onExecuted({ sifm_curve: [{ method: "sifm", loss: [4, 2, 0], log }], sifm_linf: [8 / 255], sifm_seconds: [1.25] });
   const [gradient, loss] = element.all("polyline").map((line) => line.attributes.points);
   assert.equal(loss, "0.00,2.00 50.00,20.00 100.00,38.00");
   assert.equal(gradient, "0.00,38.00 50.00,2.00 100.00,20.00");
