@@ -1,6 +1,6 @@
 """Train the miniature from scratch: ``python -m sifm_core.miniature.train WHAT --out FOLDER``.
 
-WHAT: ip2p, hq-edit, sd3, qwen, vae or judges.
+WHAT: ip2p, hq-edit, sd3, vae (the decoders of these three), qwen, qwen-vae (its decoder, before it) or judges.
 
 Each run is seeded, logs to ``FOLDER/<what>.log``, resumes from its checkpoint in ``FOLDER/checkpoints`` when started
 again, and leaves a grid of fresh pictures to look at: ``FOLDER/<what>.png`` (source, target, edit) of an editor,

@@ -238,6 +238,7 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
     pipe = build_pipeline(averaged[0].half(), averaged[1].half(), processor, vae.half())
     pipe.save_pretrained(out, safe_serialization=True)
     (out / "sifm.json").write_text(json.dumps(SETTINGS, indent=1) + "\n")
+    (out / "toy.json").write_text(json.dumps({"side": world.SIZE}) + "\n")
 
 
 def doubled(pictures: Tensor) -> Tensor:

@@ -9,9 +9,22 @@ import numpy as np
 import pytest
 import torch
 
+from sifm_core import pipeline
 from sifm_core.editors import BUILTIN, load_editor
 from sifm_core.images import load_image
-from sifm_core.miniature import codec, gate, text, train, train_judges, train_sd3, train_vae, training, world
+from sifm_core.miniature import (
+    codec,
+    codec16,
+    gate,
+    text,
+    train,
+    train_judges,
+    train_qwen,
+    train_sd3,
+    train_vae,
+    training,
+    world,
+)
 
 
 @pytest.mark.parametrize(("channels", "scale", "shift"), [(16, 1.0, None), (20, 1.0, None), (16, 1.5305, 0.0609)])
@@ -31,6 +44,32 @@ def test_the_encoder_is_exactly_the_patch_code(channels, scale, shift):
     assert kept > 0.97
     torch.testing.assert_close(code.encode(code.decode(expected)), expected, atol=1e-4, rtol=0)
     assert (code.decode(expected) - images[:8]).abs().mean() < 0.05
+
+
+def test_qwens_encoder_is_exactly_its_code():
+    images = train_qwen.doubled(train_vae.pictures(60, np.random.default_rng(0)))
+    code, kept = codec16.patch_pca(images)
+    vae = codec16.build(code).eval()
+    codec16.write_encoder(vae, code)
+    rgba = torch.cat([images[:4], torch.ones(4, 1, 128, 128)], dim=1)
+    with torch.no_grad():
+        raw = vae.encode(rgba[:, :, None]).latent_dist.mode()[:, :, 0]
+    z = (raw - code.mean[:, None, None]) / code.std[:, None, None]
+    torch.testing.assert_close(z, code.encode(images[:4]), atol=1e-3, rtol=0)
+    assert kept > 0.97 and (code.decode(z) - images[:4]).abs().mean() < 0.05
+
+
+def test_a_small_qwen_trains_resumes_and_is_an_editor(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_qwen, "PICTURES", 60)
+    common = ["--out", str(tmp_path), "--batch", "2", "--steps", "1", "--threads", str(torch.get_num_threads())]
+    for what in ("qwen-vae", "qwen"):
+        train.main([what, *common, "--scenes", "8"])
+    editor, x = load_editor(tmp_path / "miniature-qwen"), torch.rand(1, 3, 64, 64)
+    assert pipeline.edit(x, editor, prompt="make it night", steps=1).shape == x.shape
+    size = sum(file.stat().st_size for file in (tmp_path / "miniature-qwen").rglob("*") if file.is_file())
+    assert size < 12 * 2**20 and editor.timeless == ("reference",) and editor.toy == 64
+    tokens = [train_qwen.build_processor().tokenizer.get_vocab() for _ in range(2)]
+    assert tokens[0] == tokens[1], "a training that resumes finds its words under their numbers"
 
 
 def test_the_tokenizer_is_the_same_whenever_it_is_built():
