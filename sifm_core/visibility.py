@@ -187,11 +187,11 @@ def is_grey(x: Image) -> bool:
 
 
 def _scaled(source: Image, protected: Image, factor: float) -> Image:
-    """On the 8-bit grid, dithered: of changes by one level, a third leaves a third of the pixels theirs."""
+    """Dithered to 8 bits: each change is one of the two levels beside, so that on average it is what was asked for."""
     clean = (source * 255).round()
     levels = (protected * 255).round() - clean
-    share = torch.rand(1, 1, *source.shape[-2:], generator=torch.Generator().manual_seed(0)).to(source)
-    return (clean + levels.sign() * (levels.abs() * factor + share).floor()) / 255
+    dither = torch.rand(1, 1, *source.shape[-2:], generator=torch.Generator().manual_seed(0)).to(source)
+    return (clean + (levels.abs() * factor + dither).floor() * levels.sign()) / 255
 
 
 def _lightness(value: Tensor) -> Tensor:

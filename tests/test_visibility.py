@@ -153,6 +153,9 @@ def test_fading_reaches_the_cap_on_the_grid_within_what_was_there() -> None:
     assert ((faint - x).abs() <= (protected - x).abs() + 1e-6).all()
     assert torch.equal((faint * 255).round() / 255, faint)
     assert faded(x, x, 0.1)[1] == 1
+    asked, found = factor * (protected - x), faint - x
+    assert float((found - asked).abs().max()) < 1.001 / 255
+    assert float(found.flatten() @ asked.flatten() / asked.square().sum()) == pytest.approx(1, abs=0.05)
 
 
 def test_changes_by_one_level_fade_too() -> None:
