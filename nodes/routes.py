@@ -11,25 +11,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
 from ipaddress import ip_address
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from aiohttp import web
 
 from sifm_core import report
+from sifm_core.annotate import cases_in, todo
 from sifm_core.errors import SifmError, StoreError
 from sifm_core.images import png_bytes
-from sifm_core.judges.human import QUESTIONS, Annotation, case_id, read_annotations, write_annotations
+from sifm_core.judges.human import add_answer, answer_of, answers_in, name_of
 from sifm_core.report.cells import categories, distances, failures, rates
 from sifm_core.store import Store
-from sifm_core.types import Case
 from sifm_core.verdicts import consensus
 
 from ._cards import told
@@ -38,11 +36,7 @@ from ._store import ANNOTATIONS, CLEARED, clear, home, limit, set_limit, sizes
 
 LARGEST = 4096
 """Bytes of a request's body."""
-WORDS = {"yes": True, "no": False, "?": None}
-"""What a person can say to each question."""
-_RUN, _PICTURE, _CASE = (re.compile(rf"[0-9a-f]{{{n}}}") for n in (12, 64, 16))
-_NAME = re.compile(r"[\w .-]{1,40}")
-_WRITING = Lock()
+_RUN, _PICTURE = (re.compile(rf"[0-9a-f]{{{n}}}") for n in (12, 64))
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -164,43 +158,16 @@ def _picture(parts: dict[str, str], query: dict[str, str], body: Any) -> bytes:
 
 
 def _cases(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
-    """What this person has not judged yet, in an order of its own that says nothing of methods."""
-    who = _name(query.get("annotator", ""))
-    named: dict[str, dict[str, str]] = {}
+    """What this person has not judged yet."""
+    who = name_of(query.get("annotator", ""))
     with Store(_folder(parts["run"]), create=False) as store:
-        for record in store.records():
-            if not (store.has_image(record.source) and store.has_image(record.edited)):
-                continue  # there is nothing to look at
-            source, edited = (store.get_image(name)[0] for name in (record.source, record.edited))
-            case = case_id(Case(source, edited, record.prompt))
-            named[case] = {"case": case, "prompt": record.prompt, "source": record.source, "edited": record.edited}
-    done = {answer.case for answer in _annotations() if answer.annotator == who}
-    left = sorted(case for case in named if case not in done)
-    random.Random(f"{who} {parts['run']}").shuffle(left)
-    return {"total": len(named), "cases": [named[case] for case in left]}
+        named = cases_in(store.records(), store)
+    return {"total": len(named), "cases": todo(named, who, answers_in(home() / ANNOTATIONS), parts["run"])}
 
 
 def _annotate(parts: dict[str, str], query: dict[str, str], body: dict[str, Any]) -> Any:
-    case, said = str(body.get("case", "")), [str(body.get(question)) for question in QUESTIONS]
-    if not _CASE.fullmatch(case) or not all(word in WORDS for word in said):
-        raise ValueError(f'expected a case and "yes", "no" or "?" for {" and ".join(QUESTIONS)}')
-    note = body.get("note", "")
-    if not isinstance(note, str) or len(note) > 500:
-        raise ValueError("note: expected at most 500 characters")
-    answer = Annotation(case, _name(body.get("annotator", "")), WORDS[said[0]], WORDS[said[1]], note)
-    with _WRITING:
-        others = [a for a in _annotations() if (a.case, a.annotator) != (answer.case, answer.annotator)]
-        file = home() / ANNOTATIONS
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f"draft-{ANNOTATIONS}")
-        write_annotations(draft, [*others, answer])
-        os.replace(draft, file)
+    add_answer(home() / ANNOTATIONS, answer_of(body))
     return {"ok": True}
-
-
-def _annotations() -> list[Annotation]:
-    file = home() / ANNOTATIONS
-    return read_annotations(file) if file.exists() else []
 
 
 def _shown(parts: dict[str, str], query: dict[str, str], body: Any) -> Any:
@@ -218,9 +185,3 @@ def _change_storage(parts: dict[str, str], query: dict[str, str], body: dict[str
     if "limit" in body:
         set_limit(body["limit"])
     return _storage(parts, query, body)
-
-
-def _name(text: Any) -> str:
-    if not isinstance(text, str) or not _NAME.fullmatch(text.strip()):
-        raise ValueError("annotator: expected a name of 1 to 40 letters, digits, spaces, dots or dashes")
-    return text.strip().lower()

@@ -14,7 +14,7 @@ from .judges import parted
 from .judges.calibration import Calibration, Gold, Rate, counted, cross_fitted, fitted, gold_controls
 from .judges.scores import named
 from .store import Store
-from .types import Case, Editor, Judge, OnStep
+from .types import Case, Editor, Judge, OnStep, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,12 @@ def _edits(
 def calibrated(spec: str, judge: Judge, golds: Sequence[Gold], *, on_step: OnStep | None = None) -> list[Calibration]:
     """What the controls say of a judge; of one that gives numbers, last, by the name that has its best thresholds."""
     verdicts = judge.judge([gold.case for gold in golds], on_step=on_step)
-    plain = counted(judge.name, golds, verdicts)
+    return known(spec, judge.name, golds, verdicts)
+
+
+def known(spec: str, name: str, golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> list[Calibration]:
+    """The same of its verdicts."""
+    plain = counted(name, golds, verdicts)
     thresholds = fitted(golds, verdicts)
     if not thresholds:
         return [plain]

@@ -109,6 +109,13 @@ def consensus(verdicts: Sequence[Verdict], axis: str = "success") -> bool | None
     return None if not answers or None in answers else all(answers)
 
 
+def majority(verdicts: Sequence[Verdict], axis: str = "success") -> bool | None:
+    """True if more than half of the judges say so; None where those who gave no answer could decide it, else False."""
+    answers = [verdict.answer(axis) for verdict in judging(verdicts)]
+    most, yes = len(answers) / 2, answers.count(True)
+    return None if not answers or yes <= most < yes + answers.count(None) else yes > most
+
+
 def works(verdicts: Sequence[Verdict]) -> bool:
     """Does every judge say that the edit works? Not where one of them gave no answer, or none was asked."""
     answers = [verdict.success for verdict in judging(verdicts)]

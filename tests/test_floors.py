@@ -31,7 +31,7 @@ FLOORS = [
     },
     {"editors", "methods", "purify", "judges", "miniature"},
     {"pipeline", "layers", "plan", "protection", "certificate"},
-    {"bench", "data", "consistency", "controls", "fig3", "queue_client", "report", "holding"},
+    {"annotate", "bench", "data", "consistency", "controls", "fig3", "queue_client", "report", "holding"},
     {"cli", "doctor", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -17,6 +17,7 @@ import sifm_core
 from sifm_core import report
 from sifm_core.errors import SifmError
 from sifm_core.fig3 import edits_that_work
+from sifm_core.report.cells import rates
 from sifm_core.report.compare import runs
 from sifm_core.store import Store
 from sifm_core.types import Record
@@ -30,6 +31,7 @@ from sifm_core.verdicts import (
     cell,
     consensus,
     failure_axis,
+    majority,
     net,
     works,
 )
@@ -189,3 +191,47 @@ def test_no_module_shares_its_name_with_something_that_its_package_offers():
             continue
         package, _, name = module.name.rpartition(".")
         assert getattr(importlib.import_module(package), name) is found, module.name
+
+
+@pytest.mark.parametrize(
+    "said, most, all_",
+    [
+        ((T, T, F), T, F),
+        ((T, F, F), F, F),
+        ((T, T, T), T, T),
+        ((T, F, U), U, U),
+        ((T, T, U), T, U),
+        ((F, F, U), F, U),
+        ((T, U, U), U, U),
+        ((T, F), F, F),
+        ((T, U), U, U),
+        ((F, U), F, U),
+        ((T, T, F, F), F, F),
+        ((T, T, F, U), U, U),
+        ((), U, U),
+    ],
+)
+def test_a_majority_is_more_than_half_and_is_not_guessed_where_the_silent_could_turn_it(said, most, all_):
+    for order in set(itertools.permutations(said)):
+        verdicts = [verdict(one, F if one is not None else U, judge=f"j{i}") for i, one in enumerate(order)]
+        assert (majority(verdicts), consensus(verdicts)) == (most, all_)
+    truth = verdict(T, F, judge=TRUTH)
+    assert majority([verdict(F, F), truth]) is F and majority([truth]) is T
+
+
+def test_majority_and_all_stand_side_by_side_where_there_are_three_judges():
+    def table(*columns):
+        rows = [
+            record(
+                "sifm",
+                *(verdict(said, F, judge=f"j{n}") for n, said in enumerate(row)),
+                info={"protection": "SIFM"},
+                image=str(i),
+            )
+            for i, row in enumerate(zip(*columns, strict=True))
+        ]
+        return report.make(rows, {}).parts[0].lines[0]
+
+    line = table((T, T, T, F), (T, T, F, F), (T, F, T, T))
+    assert (line.isr.rate, line.majority.rate) == (0.25, 0.75) and rates([line])["majority"] == ["75%"]
+    assert table((T, T), (T, F)).majority is None and "majority" not in rates([table((T, T), (T, F))])

@@ -66,6 +66,9 @@ def run(
     ] = None,
     *,
     asking: Asking,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First test the judges on cases whose answer is known.")
+    ] = False,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Pictures at a time.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -140,7 +143,56 @@ def run(
             tell(f"  {line.phase:9} {line.jobs:>9} {_hours(line.seconds):>9} {_money(line.dollars):>9}  {line.basis}")
         return None
     others = [_opened(other)[0] for other in reuse or ()]
+    cost = estimate(plan, preset=asking.preset or "two_calls", prices=asking.prices)[-1]
+    if cost.dollars != 0:
+        print(f"judges: {cost.jobs} verdicts, {_money(cost.dollars)} at most", file=sys.stderr)
+    if calibrate:
+        plan = _calibrated(plan, out, asking)
     fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking, reuse=others)
+
+
+CONTROLS = 24
+"""Pictures that judges are tested on before a run; four cases each."""
+
+
+def _calibrated(plan: Plan, out: Path, asking: Asking) -> Plan:
+    """The plan with the judges by their best thresholds, after what was found of each stands in the run's store.
+
+    The controls are made of the run's own pictures and attacked editor; those that were made before are not made again.
+    """
+    from .. import controls
+    from ..bench import config
+    from ..bench.grid import names
+    from ..judges import VLM, load_judge
+    from ..judges.calibration import cross_fitted, together
+    from ..store import Store
+    from ..verdicts import TRUTH
+    from .output import progress
+    from .shared import load_editor
+
+    s, specs = plan.settings, [spec for spec in plan.settings.judges if not spec.startswith((TRUTH, "human:"))]
+    store = Store(out)
+    kept = store.get("run", "calibrated", dict[str, str]) or {}
+    if not set(specs) <= {*kept, *kept.values()}:
+        shared = {**asking.given(), "cache": out / "answers.sqlite"}
+        loaded = {n: load_judge(n, **(shared if n.partition(":")[0] in VLM else {})) for n in specs}
+        editor = load_editor(names(s.editors[0])[1], s.device, s.dtype, s.download)
+        with progress() as on_step:
+            chosen = config.samples(s.data, min(s.images or CONTROLS, CONTROLS), 1)
+            golds = controls.controls(chosen, editor, on_step=on_step("controls"))
+            said = {n: one.judge([gold.case for gold in golds], on_step=on_step(n)) for n, one in loaded.items()}
+        joint = {}
+        for n, verdicts in said.items():
+            found = controls.known(n, loaded[n].name, golds, verdicts)
+            tuned = found[-1].judge != loaded[n].name
+            kept[n] = found[-1].judge if tuned else n
+            joint[found[-1].judge] = cross_fitted(golds, verdicts) if tuned else verdicts
+            for one in found:
+                controls.keep(store, one)
+        for one in together(golds, joint):
+            controls.keep(store, one)
+        store.put("run", "calibrated", kept)
+    return config.changed(plan, judges=[kept.get(spec, spec) for spec in s.judges])
 
 
 @bench.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from .flags import options
 from .judging import AskingAlone, load_judges, run_store
 from .output import dump, progress, tell
 from .shared import EDITOR, JUDGES, Device, Download, Dtype, EditorName, Json, Judges, Seed, distinct, load_editor
+
+if TYPE_CHECKING:
+    from ..judges.calibration import Calibration
+    from ..types import Verdict
 
 
 @app.command()
@@ -49,6 +53,7 @@ def calibrate(
     from .. import controls
     from ..bench.config import samples as samples_of
     from ..checks import check_count
+    from ..judges.calibration import together
     from ..noise import check_seed
 
     check_count(images, "images")
@@ -58,11 +63,14 @@ def calibrate(
     samples = samples_of(data or settings.get("data", "miniature"), images, 1)
     specs = distinct(judges or JUDGES)
     loaded = load_judges(specs, asking)
-    found = []
+    found: list[Calibration] = []
+    said: dict[str, list[Verdict]] = {}
     with progress() as on_step:
         golds = controls.controls(samples, load_editor(editor, device, dtype, download), seed=seed, on_step=on_step(""))
         for spec, judge in zip(specs, loaded, strict=True):
-            found += controls.calibrated(spec, judge, golds, on_step=on_step(judge.name))
+            said[judge.name] = judge.judge([gold.case for gold in golds], on_step=on_step(judge.name))
+            found += controls.known(spec, judge.name, golds, said[judge.name])
+    found += together(golds, said)
     for one in found:
         if store:
             controls.keep(store, one)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from ..format import percent
 from ..rates import Isr
 from ..stats import Corrected, Counted, Interval, clustered_wilson, independent, rogan_gladen
 from ..types import Case, Judge, OnStep
-from ..verdicts import AXES, Verdict
+from ..verdicts import AXES, TRUTH, Score, Verdict, consensus, majority
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +127,40 @@ def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed:
 def calibrate(judge: Judge, golds: Sequence[Gold], *, on_step: OnStep | None = None) -> Calibration:
     """Ask the judge about every control and count."""
     return counted(judge.name, golds, judge.judge([gold.case for gold in golds], on_step=on_step))
+
+
+UNANIMOUS, MAJORITY = "all judges", "most judges"
+"""How several judges' answers are taken together (:func:`sifm_core.verdicts.consensus`, ``majority``)."""
+
+
+def panel(how: str, judges: Iterable[str]) -> str:
+    """What a calibration of several judges together is kept under."""
+    return f"{how}: {' + '.join(sorted(judges))}"
+
+
+def together(golds: Sequence[Gold], columns: Mapping[str, Sequence[Verdict]]) -> list[Calibration]:
+    """What the controls say of several judges together: all agreeing, and of three or more the majority.
+
+    Counted of their joint answers to the same controls, so that errors which they share count as what they are. Empty
+    for fewer than two.
+    """
+    columns = {judge: verdicts for judge, verdicts in columns.items() if judge != TRUTH}
+    rows = list(zip(*columns.values(), strict=True))
+    ways = {UNANIMOUS: consensus, MAJORITY: majority} if len(columns) > 2 else {UNANIMOUS: consensus}
+    found = []
+    for how, decide in ways.items() if len(columns) > 1 else ():
+        verdicts = [_joint(how, {question: decide(row, question) for question in AXES}) for row in rows]
+        found.append(counted(panel(how, columns), golds, verdicts))
+    return found
+
+
+def _joint(how: str, said: Mapping[str, bool | None]) -> Verdict:
+    """A verdict that has this success: what several judges agree on need not follow from the axes they agree on."""
+    success = said["success"]
+    if success is None:
+        return Verdict(how, "error")
+    score: Score = {"value": float(not success), "threshold": 0.5}
+    return Verdict(how, "ok", scores={"success": score})
 
 
 def fitted(golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> dict[str, float]:

@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import random
+import re
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,6 +34,10 @@ _WORDS: dict[str, bool | None] = {
     "?": None,
 }
 QUESTIONS = ("semantic_mismatch", "perceptual_degradation")
+SAID = {"yes": True, "no": False, "?": None}
+"""What a person can say to each question on a page."""
+_CASE = re.compile(r"[0-9a-f]{16}")
+_WRITING = threading.Lock()
 NOTE = 4000
 """Characters of a note that are shown, at most."""
 
@@ -124,6 +130,54 @@ def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annota
             writer = csv.DictWriter(file, [f.name for f in fields(Annotation)])
             writer.writeheader()
             writer.writerows(row | {q: _say(row[q]) for q in QUESTIONS} for row in rows)
+
+
+def answer_of(body: Any) -> Annotation:
+    """What a page sends of one case as plain data: ``case``, ``annotator``, a word for each question, ``note``.
+
+    Raises ValueError, which says what was expected.
+    """
+    given = body if isinstance(body, dict) else {}
+    case, said = str(given.get("case", "")), [str(given.get(question)) for question in QUESTIONS]
+    if not _CASE.fullmatch(case) or not all(word in SAID for word in said):
+        raise ValueError(f'expected a case and "yes", "no" or "?" for {" and ".join(QUESTIONS)}')
+    note = given.get("note", "")
+    if not isinstance(note, str) or len(note) > 500:
+        raise ValueError("note: expected at most 500 characters")
+    return Annotation(case, name_of(given.get("annotator", "")), SAID[said[0]], SAID[said[1]], note)
+
+
+def name_of(who: Any) -> str:
+    """A person's name as answers have it; ValueError for what is none."""
+    if not isinstance(who, str) or not re.fullmatch(r"[\w .-]{1,40}", who.strip()):
+        raise ValueError("annotator: expected a name of 1 to 40 letters, digits, spaces, dots or dashes")
+    return who.strip().lower()
+
+
+def answers_in(file: Path) -> list[Annotation]:
+    """The answers in a file that may not be there yet."""
+    return read_annotations(file) if file.exists() else []
+
+
+def add_answer(file: Path, answer: Annotation) -> None:
+    """Write one more answer down, in place of this person's earlier one to this case; the file is whole or as before.
+
+    Threads may do so at the same time, other programs not.
+    """
+    with _WRITING:
+        others = [a for a in answers_in(file) if (a.case, a.annotator) != (answer.case, answer.annotator)]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f"draft-{file.name}")
+        write_annotations(draft, [*others, answer])
+        os.replace(draft, file)
+
+
+def left_for(who: str, cases: Iterable[str], answers: Iterable[Annotation], where: str) -> list[str]:
+    """The cases that a person has not judged yet, in an order of their own that says nothing of methods."""
+    done = {answer.case for answer in answers if answer.annotator == who}
+    left = sorted(case for case in cases if case not in done)
+    random.Random(f"{who} {where}").shuffle(left)
+    return left
 
 
 class HumanJudge:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from ..verdicts import QUESTIONS, Score
-from .rubric import Answer
+
+if TYPE_CHECKING:
+    from .rubric import Answer
 
 CHANCE = 0.5
 _NUMBER = r"-?\d{1,9}(?:\.\d{1,9})?"

@@ -19,7 +19,7 @@ from .. import controls, miniature
 from ..bench.config import Layout, Paper, Plan
 from ..bench.documents import Adopted, Provenance
 from ..files import write_atomically
-from ..judges.calibration import Calibration
+from ..judges.calibration import MAJORITY, UNANIMOUS, Calibration, panel
 from ..store import Store
 from ..types import Record
 from ..verdicts import TRUTH as TRUTH
@@ -76,7 +76,8 @@ def build(store: Store, plan: Plan | None = None, title: str = "Did the immuniza
     run |= store.get("run", "seconds", dict[str, float]) or {}
     run["adopted"] = Counter(taken["run"] for _, taken in store.documents("adopted", Adopted))
     report = make(store.records(), run, plan, title)
-    calibrations = controls.kept(store, report.frame.judges)
+    judges = report.frame.judges
+    calibrations = controls.kept(store, [*judges, panel(UNANIMOUS, judges), panel(MAJORITY, judges)])
     left_out = [f"{missing}."] if (missing := store.missing()) else []
     return replace(
         report,

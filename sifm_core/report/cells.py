@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 from ..bench.config import Layout
 from ..format import NONE, figure, number, percent, ranged, span, title
-from ..judges.calibration import Calibration
+from ..judges.calibration import MAJORITY, UNANIMOUS, Calibration, panel
 from ..metrics import DEFAULT
 from ..rates import Isr
 from ..verdicts import FAILURE_AXES
@@ -114,6 +114,8 @@ def rates(lines: Sequence[Line]) -> Columns:
         "unclear": [str(line.isr.unclear) for line in lines],
         "net ISR": [net(line.isr) for line in lines],
     }
+    if lines and lines[0].majority:
+        columns["majority"] = [percent(line.majority.rate) if line.majority else NONE for line in lines]
     for judge in lines[0].judges if lines else ():
         columns[judge] = [percent(line.judges[judge].rate) for line in lines]
     if any(line.truth for line in lines):
@@ -122,20 +124,33 @@ def rates(lines: Sequence[Line]) -> Columns:
 
 
 def corrected(lines: Sequence[Line], calibrations: Mapping[str, Calibration]) -> Columns:
-    """Each calibrated judge's own rate, raw and without its errors; nothing where no judge is calibrated."""
-    known = [judge for judge in (lines[0].judges if lines else ()) if judge in calibrations]
+    """Each calibrated judge's own rate, raw and without its errors, after that of all together; {} where none is known.
+
+    Where there is ground truth, its rate stands last.
+    """
+    known = {name: raw for name, raw in (counted(lines[0]) if lines else {}).items() if name in calibrations}
     columns = {METHOD: [line.name for line in lines]} if known else {}
-    for judge in known:
-        columns[judge] = [percent(line.judges[judge].rate) for line in lines]
-        columns[f"{judge}, corrected"] = [without_errors(line, judge, calibrations) for line in lines]
+    for name in known:
+        shown = next((word for word in (UNANIMOUS, MAJORITY) if name.startswith(word)), name)
+        columns[shown] = [percent(counted(line)[name].rate) for line in lines]
+        columns[f"{shown}, corrected"] = [without_errors(line, name, calibrations) for line in lines]
+    if known and any(line.truth for line in lines):
+        columns["ground truth"] = [percent(line.truth.rate) if line.truth else NONE for line in lines]
     return columns
+
+
+def counted(line: Line) -> dict[str, Isr]:
+    """Who counted -> the rate: all judges together, most of them, and each alone, as calibrations name them."""
+    together = {panel(UNANIMOUS, line.judges): line.isr} if len(line.judges) > 1 else {}
+    more = {panel(MAJORITY, line.judges): line.majority} if line.majority else {}
+    return {**together, **more, **line.judges}
 
 
 def without_errors(line: Line, judge: str, calibrations: Mapping[str, Calibration]) -> str:
     """A judge's own rate without its errors, with its interval; "" where the judge is not calibrated."""
     if judge not in calibrations:
         return ""
-    found = calibrations[judge].corrected(line.judges[judge])
+    found = calibrations[judge].corrected(counted(line)[judge])
     return f"{percent(found.rate)} ({span(found.low, found.high)})" if found else NONE
 
 

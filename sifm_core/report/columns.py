@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..data.prompts import distance
 from ..judges.models import same_model
 from ..types import Measured, Record, RecordInfo
-from ..verdicts import AXES, CLEAN, FAILURE_AXES, TRUTH, Cell, Verdict, cell, consensus, failure_axis
+from ..verdicts import AXES, CLEAN, FAILURE_AXES, TRUTH, Cell, Verdict, cell, consensus, failure_axis, majority
 
 SHOWN, KEPT = 24, 1000
 """So many pictures, and at most so many records of them, are kept whole to be looked at."""
@@ -34,8 +34,9 @@ class Frame:
     """Columns, one value per record; answers are 1 (the edit failed), 0 (it works) or -1 (unclear).
 
     ``cell`` numbers the cells (:func:`sifm_core.verdicts.cell`), ``attack`` the same without their seeds; ``floor`` is
-    the row of the cell's clean record, -1 where there is none; ``consensus`` what the judges agree on, ``answers`` what
-    each says by axis; ``axis`` the place in :data:`sifm_core.verdicts.FAILURE_AXES`;
+    the row of the cell's clean record, -1 where there is none; ``consensus`` what the judges agree on, ``majority``
+    what most of them say, ``answers`` what each says by axis; ``axis`` the place in
+    :data:`sifm_core.verdicts.FAILURE_AXES`;
     ``others`` counts by judge the answers that other models gave than the one asked, ``answered`` all of its answers;
     ``memory`` bytes; unknown values are NaN. ``distance`` and ``meaning``: how far the prompts of attack and protection
     are apart in words and for the editor.
@@ -55,6 +56,7 @@ class Frame:
     attack: array[int] = field(default_factory=lambda: array("q"))
     floor: array[int] = field(default_factory=lambda: array("q"))
     consensus: array[int] = field(default_factory=lambda: array("b"))
+    majority: array[int] = field(default_factory=lambda: array("b"))
     axis: array[int] = field(default_factory=lambda: array("b"))
     answers: dict[str, dict[str, array[int]]] = field(default_factory=dict)
     metrics: dict[str, array[float]] = field(default_factory=dict)
@@ -171,6 +173,7 @@ def _verdicts(f: Frame, verdicts: Sequence[Verdict], n: int) -> None:
         for axis, column in columns.items():
             column.append(_CODE[by_judge[judge].answer(axis)] if judge in by_judge else -1)
     f.consensus.append(_CODE[consensus(verdicts)])
+    f.majority.append(_CODE[majority(verdicts)])
     f.axis.append(FAILURE_AXES.index(failure_axis(verdicts)))
 
 

@@ -38,6 +38,7 @@ class Line:
     """One method in one block: all its records there.
 
     ``kind``: "floor" (nothing done to the picture), "control" (noise) or "method". ``judges``: each judge's own rate;
+    ``majority``: that of more than half of them (None: there are fewer than three);
     ``truth``: that of the renderer, or None. ``axes``: how the edits failed, counts by
     :data:`sifm_core.verdicts.FAILURE_AXES`; ``worst``: ISR when the attacker keeps the best of all seeds (None: one
     seed); ``groups``: ISR by category of picture (empty: one). ``metrics`` and ``fidelity`` are means over the pictures
@@ -51,6 +52,7 @@ class Line:
     kind: str
     isr: Isr
     judges: Mapping[str, Isr]
+    majority: Isr | None
     truth: Isr | None
     axes: Mapping[str, int]
     worst: Isr | None
@@ -138,6 +140,7 @@ def _line(frame: Frame, name: str, where: np.ndarray) -> Line:
         kind=frame.kinds[name],
         isr=rate(frame.consensus),
         judges={judge: rate(frame.answers[judge]["success"]) for judge in frame.judges},
+        majority=rate(frame.majority) if len(frame.judges) > 2 else None,
         truth=rate(frame.answers[TRUTH]["success"]) if truth else None,
         axes={axis: axes[i] for i, axis in enumerate(FAILURE_AXES)},
         worst=_worst(frame, name, where) if len(frame.seeds) > 1 else None,

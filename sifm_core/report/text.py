@@ -13,7 +13,7 @@ from ..files import cell
 from ..format import one_line
 from ..judges.calibration import Calibration
 from ..rates import Isr
-from .cells import Cell, distances, rates, sheets
+from .cells import Cell, counted, distances, rates, sheets
 from .document import STAR, drawn_only
 from .figures import Line
 
@@ -145,7 +145,8 @@ def _share(isr: Isr | None) -> tuple[float | None, ...]:
 
 
 def _corrected(line: Line, calibrations: Mapping[str, Calibration]) -> dict[str, tuple[float | None, ...]]:
-    found = {judge: known.corrected(line.judges[judge]) for judge, known in calibrations.items()}
+    shares = counted(line)
+    found = {judge: known.corrected(shares[judge]) for judge, known in calibrations.items() if judge in shares}
     return {f"judge:{judge}:corrected": (*own, *[None] * 5) for judge, own in found.items() if own}
 
 
@@ -159,6 +160,8 @@ def _figures(line: Line, layout: Layout) -> dict[str, tuple[float | None, ...]]:
     for column in dict.fromkeys((*layout.columns, *line.metrics)):
         figures[column] = _share(line.isr) if column == "isr" else mean(line.metrics.get(column), column)
     figures |= {f"judge:{judge}": _share(own) for judge, own in line.judges.items()}
+    if line.majority:
+        figures["majority"] = _share(line.majority)
     if line.truth:
         figures["ground truth"] = _share(line.truth)
     figures |= {f"category:{group}": _share(own) for group, own in line.groups.items()}

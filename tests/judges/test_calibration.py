@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sifm_core.errors import InputError
-from sifm_core.judges.calibration import AXES, calibrate, gold_controls
+from sifm_core.judges.calibration import AXES, UNANIMOUS, Gold, calibrate, gold_controls, panel, together
 from sifm_core.types import Case, Verdict
 
 
@@ -97,3 +97,28 @@ def test_noise_differs_from_case_to_case_and_repeats_with_its_seed():
 def test_a_wrong_number_of_wrong_edits_is_refused():
     with pytest.raises(InputError, match="4 for 5"):
         gold_controls(CASES, WRONG[:4])
+
+
+def test_several_judges_together_are_counted_by_their_joint_answers_so_that_shared_errors_count():
+    """Two judges who find 8 of 10 failed edits each: the same 8, or others."""
+    golds = [Gold("k", None, i < 10, False, i) for i in range(20)]
+
+    def column(judge, missed):
+        return [Verdict(judge, "ok", gold.semantic_mismatch and gold.picture not in missed, False) for gold in golds]
+
+    alike = {
+        "a": column("a", {0, 1}),
+        "b": column("b", {0, 1}),
+        "miniature:renderer": column("miniature:renderer", set()),
+    }
+    apart = {"a": column("a", {0, 1}), "b": column("b", {2, 3})}
+    (one,), (other,) = together(golds, alike), together(golds, apart)
+    assert one.judge == other.judge == panel(UNANIMOUS, ["b", "a"]) == "all judges: a + b"
+    assert (one.sensitivity["success"].value, other.sensitivity["success"].value) == (0.8, 0.6)
+    assert one.specificity["success"].value == 1.0 and other.sensitivity["semantic_mismatch"].n == 0
+    three = together(golds, apart | {"c": column("c", set())})
+    assert [t.judge for t in three] == ["all judges: a + b + c", "most judges: a + b + c"]
+    assert [t.sensitivity["success"].value for t in three] == [0.6, 1.0]
+    assert together(golds, {"a": column("a", set())}) == []
+    half = apart | {"b": [Verdict("b", "blocked")] * 20}
+    assert together(golds, half)[0].unclear == 20
