@@ -1,8 +1,5 @@
 // Pictures with what judges say of them, in the sidebar and in nodes; and what both need to draw anything.
 import { api } from "../../scripts/api.js";
-import { make, overlay } from "./dom.js";
-
-export { make, overlay };
 
 const STYLE = `
 .sifm-gallery { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 10px 28px; }
@@ -25,6 +22,14 @@ const STYLE = `
 document.head.append(make("style", { textContent: STYLE }));
 
 const MOST = 60; // cells that are drawn
+
+export function make(tag, given = {}, ...children) {
+  const { className = "", ...rest } = given;
+  const element = Object.assign(document.createElement(tag), rest);
+  if (className) element.className = className;
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
 
 // Text with `code`.
 export function inline(text) {
@@ -58,8 +63,6 @@ export function overlay(...children) {
 
 // Before and after, one over the other, with the slider that moves the border between them.
 export function compare(before, after) {
-// Before and after, one over the other.
-function slider(before, after, title, said) {
   const top = make("img", { src: after, alt: "after" });
   const range = make("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: "before and after" });
   const move = () => (top.style.clipPath = `inset(0 0 0 ${range.value}%)`);

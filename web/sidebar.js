@@ -3,8 +3,6 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { ask, attacked, gallery, inRun, inline, make, overlay } from "./gallery.js";
 import { say } from "./words.js";
-import { judging } from "./annotate.js";
-import { ask, attacked, gallery, inRun, inline, make } from "./gallery.js";
 
 const STYLE = `
 .sifm { padding: 10px 12px; font: 13px/1.45 sans-serif; color: var(--fg-color, #ddd); height: 100%; overflow: auto; box-sizing: border-box; }
@@ -72,7 +70,12 @@ async function list(place) {
 
 const alarm = (error) => app.extensionManager.toast.add({ severity: "error", summary: "SIFM", detail: error.message, life: 6000 });
 
-// ---- people as judges
+// ---- people as judges: nothing on the screen says how a picture was protected
+
+const QUESTIONS = [
+  ["semantic_mismatch", "Does the edit miss the instruction?", { 1: "yes", 2: "no", 3: "?" }],
+  ["perceptual_degradation", "Is it visibly degraded?", { 4: "yes", 5: "no", 6: "?" }],
+];
 
 async function annotate(run, annotator) {
   const { total, cases } = await ask(`/sifm/runs/${run}/cases?annotator=${encodeURIComponent(annotator)}`);
@@ -113,10 +116,8 @@ async function annotate(run, annotator) {
     if (busy || event.repeat) return; // a key that is held was meant for the case before
     for (const [key, , words] of QUESTIONS) if (words[event.key] && at < cases.length) choose(key, words[event.key]);
     if (event.key === "ArrowLeft" && at > 0) { at -= 1; said = {}; draw(); }
-  judging(await ask(`/sifm/runs/${run}/cases?annotator=${encodeURIComponent(annotator)}`), {
-    annotator, alarm, picture: inRun(run), after: "Run the graph again to use your answers.",
-    save: (answer) => ask("/sifm/annotations", answer),
   });
+  draw();
 }
 
 app.registerExtension({
