@@ -179,6 +179,11 @@ class QwenImageEdit(PackedEditor):
         texts = tuple(text for cond in conds for text in cond.texts)
         return Cond(texts, column("ids", -1), column("prompt"), column("valid"), column("words"))
 
+    def take(self, cond: Cond, rows: Tensor) -> Cond:
+        """The conditions of these rows, in their order."""
+        columns = {name: value[rows.to(value.device)] for name, value in vars(cond).items() if name != "texts"}
+        return Cond(tuple(cond.texts[k] for k in rows.tolist()), **columns)
+
     def blank(self, n: int) -> Cond:
         """Conditions of zeros for ``n`` images, of an instruction of some length, to count what work costs."""
         side = min(SEEN, self.settings["size"]) if self.is_plus else self.settings["size"]
