@@ -1,5 +1,8 @@
 // Pictures with what judges say of them, in the sidebar and in nodes; and what both need to draw anything.
 import { api } from "../../scripts/api.js";
+import { make, overlay } from "./dom.js";
+
+export { make, overlay };
 
 const STYLE = `
 .sifm-gallery { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 10px 28px; }
@@ -23,14 +26,6 @@ document.head.append(make("style", { textContent: STYLE }));
 
 const MOST = 60; // cells that are drawn
 
-export function make(tag, given = {}, ...children) {
-  const { className = "", ...rest } = given;
-  const element = Object.assign(document.createElement(tag), rest);
-  if (className) element.className = className;
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
-
 // Text with `code`.
 export function inline(text) {
   return text.split("`").map((part, i) => (i % 2 ? make("code", { textContent: part }) : part)).filter(Boolean);
@@ -48,18 +43,6 @@ export async function ask(path, body) {
 // The address of a picture: of a run by its id, of a node by ComfyUI's name for a temporary file.
 export const inRun = (run) => (id) => api.apiURL(`/sifm/runs/${run}/pictures/${id}`);
 export const inTemp = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
-
-export function overlay(...children) {
-  const box = make("div", { className: "sifm-full", tabIndex: -1 }, ...children);
-  const close = () => box.remove();
-  box.addEventListener("keydown", (event) => {
-    event.stopPropagation(); // ComfyUI's own shortcuts would act on the graph behind
-    if (event.key === "Escape") close();
-  });
-  document.body.append(box);
-  box.focus();
-  return { box, close };
-}
 
 // Before and after, one over the other, with the slider that moves the border between them.
 export function compare(before, after) {
