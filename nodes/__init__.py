@@ -8,6 +8,7 @@ def node_list() -> list[type]:
     from .consistency import SifmConsistencyReport
     from .edit import SifmAttackerEdit
     from .from_model import SifmEditorFromModel
+    from .hold import SifmDoesItHold
     from .hook import SifmFeatureHook
     from .immunize import SifmBaselineImmunize, SifmImmunize
     from .judge import SifmMllmJudge
@@ -23,6 +24,7 @@ def node_list() -> list[type]:
 
     nodes: list[type] = [
         SifmProtectImage,
+        SifmDoesItHold,
         SifmLoadEditor,
         SifmSetup,
         SifmEditorFromModel,

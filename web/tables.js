@@ -6,6 +6,7 @@ import { say } from "./words.js";
 import { ask, attacked, compare, gallery, inRun, inTemp, inline, make } from "./gallery.js";
 
 const WAITS = {
+  SIFM_DoesItHold: "The light, the weakest cases and the pictures appear here after a run.",
   SIFM_ProtectImage: "How visible it is, and what it does not promise, stands here after a run.",
   SIFM_ResultsTable: "The table and the edits appear here after a run.",
   SIFM_ISRAggregate: "The table and the edits appear here after a run.",
@@ -17,6 +18,7 @@ const STYLE = `
 .sifm-box { position: relative; height: 100%; min-height: 120px; } /* so that a long table scrolls and does not stretch its node */
 .sifm-text { position: absolute; inset: 0; box-sizing: border-box; overflow: auto; padding: 4px 8px; font: 12px/1.45 sans-serif; color: var(--fg-color, #ddd); background: var(--comfy-input-bg, #222); border-radius: 5px; user-select: text; cursor: auto; }
 .sifm-text .sifm-toy { margin: 0 0 6px; padding: 5px 8px; border-radius: 4px; background: #b3261e; color: #fff; font-weight: bold; }
+.sifm-light { height: 10px; border-radius: 5px; margin: 2px 0 6px; } .sifm-green { background: #3fa463; } .sifm-amber { background: #e0a030; } .sifm-red { background: #d9534f; }
 .sifm-sides { width: fit-content; } .sifm-sides input { width: 100%; }
 .sifm-text h4 { margin: 10px 0 2px; font-size: 12px; font-weight: bold; }
 .sifm-text p, .sifm-text ul, .sifm-text small { color: var(--descrip-text, #999); } .sifm-text p, .sifm-text ul { margin: 6px 0; } .sifm-text ul { padding-left: 16px; }
@@ -84,6 +86,8 @@ app.registerExtension({
       const shown = (output.sifm_document ?? []).map((element) => DRAWN[element.kind](element));
       if (output.sifm_demonstration?.some(Boolean)) shown.unshift(make("p", { className: "sifm-toy", textContent: say("A demonstration by a toy. It protects nothing.") }));
       shown.push(...sides(node, output));
+      const light = output.sifm_light?.at(-1);
+      if (light) shown.unshift(make("div", { className: `sifm-light sifm-${light}` }));
       element.replaceChildren(...shown);
       edits(output).then((drawn) => element.replaceChildren(...shown, drawn), (error) => element.append(make("p", { textContent: error.message })));
     });

@@ -5,6 +5,7 @@ const WORDS = {
   zh: {
     "The table and the edits appear here after a run.": "运行后，表格与编辑结果显示在这里。",
     "The table and the edits that are disputed appear here after a run.": "运行后，表格与有分歧的编辑显示在这里。",
+    "The light, the weakest cases and the pictures appear here after a run.": "运行后，结论灯、最薄弱的情况与图片显示在这里。",
     "The table appears here after a run.": "运行后，表格显示在这里。",
     "The edits with their verdicts appear here after a run.": "运行后，编辑结果与评判结论显示在这里。",
     "How visible it is, and what it does not promise, stands here after a run.": "运行后，这里说明改动有多明显，以及它不保证什么。",
@@ -23,6 +24,7 @@ const WORDS = {
   ja: {
     "The table and the edits appear here after a run.": "実行すると、表と編集結果がここに表示されます。",
     "The table and the edits that are disputed appear here after a run.": "実行すると、表と判定の分かれた編集がここに表示されます。",
+    "The light, the weakest cases and the pictures appear here after a run.": "実行すると、信号、最も弱い場合、画像がここに表示されます。",
     "The table appears here after a run.": "実行すると、表がここに表示されます。",
     "The edits with their verdicts appear here after a run.": "実行すると、編集結果と判定がここに表示されます。",
     "How visible it is, and what it does not promise, stands here after a run.": "実行すると、どれほど目立つか、何を保証しないかがここに表示されます。",

@@ -166,6 +166,21 @@ def protect_my_image(g: Graph) -> None:
     g.app([(image, "image"), (done, "against"), (done, "strength"), (done, "words")], [done])
 
 
+def does_it_hold(g: Graph) -> None:
+    g.group(
+        "1  Your pictures",
+        "**Does my protection hold?** Choose the protected file and its original, and the editor that attacks, then "
+        "run. It is attacked with what people ask, as it is, after uploads and after mild cleaning. The light is green "
+        "only with evidence. Without judges there is none: look at the pictures, the weakest first.\n\nJudges: connect "
+        "**judge_1** and **judge_2** of *Editors and Judges*.",
+        width=420,
+    )
+    protected = g.add("LoadImage", "The protected picture", image="example.png")
+    source = g.add("LoadImage", "Its original", image="example.png")
+    g.group("2  The answer", "What was not tried is not answered. Test again when editors change.", width=760)
+    g.add("SIFM_DoesItHold", image=protected.IMAGE, source=source.IMAGE, against="instruct-pix2pix")
+
+
 def immunize_my_image(g: Graph) -> None:
     g.group(
         "1  What to protect, against what",
@@ -433,6 +448,7 @@ def qualitative(g: Study) -> None:
 OBJECTIVES = {"dist only": {"objective": "dist"}, "norm only": {"objective": "norm"}, "SIFM": {"objective": "full"}}
 GRAPHS: dict[str, tuple[type[Graph], Callable[[Any], None]]] = {
     "protect_my_image": (Graph, protect_my_image),
+    "does_it_hold": (Graph, does_it_hold),
     "immunize_my_image": (Graph, immunize_my_image),
     "protect_and_test": (Graph, protect_and_test),
     "test_my_image": (Study, test_my_image),

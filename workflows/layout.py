@@ -20,6 +20,7 @@ ZOOM = 0.62
 """At which a workflow opens, on its first group: notes and settings can be read there."""
 EXTRA = {
     "SIFM_ProtectImage": 620,
+    "SIFM_DoesItHold": 700,
     "SIFM_Immunize": CURVE + PREVIEW,
     "SIFM_SaveProtected": 330,
     "LoadImage": 330,

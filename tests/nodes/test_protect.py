@@ -81,3 +81,15 @@ def test_a_demonstration_says_so_in_name_file_and_node(editor, output, monkeypat
     (file,) = (output / "SIFM").glob("*.png")
     assert file.name.startswith("demonstration_") and out.ui["sifm_demonstration"] == [True]
     assert "protects nothing" in out.ui["text"][0]
+
+
+def test_a_test_of_a_picture_shows_its_edits_and_has_no_light_where_nobody_judges(editor, output):
+    from nodes.hold import SifmDoesItHold
+
+    image = noise()
+    with torch.inference_mode():
+        out = SifmDoesItHold.execute(image, "miniature-ip2p", source=image, editor=editor, words="abc")
+    assert out.ui["sifm_light"] == [""] and "nobody judged" in out[0]
+    assert {card["method"] for card in out.ui["sifm_cards"]} == {"unprotected", "protected"}
+    assert len(list((output / "SIFM").glob("holds_00001_.html"))) == 1
+    assert "is a toy" in SifmDoesItHold.validate_inputs(against="miniature-ip2p")
