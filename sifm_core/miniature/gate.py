@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import pipeline
 from ..editors import load_editor
-from ..images import round_to_budget
+from ..images import resize, round_to_budget
 from ..noise import normal
 from ..pgd import pgd
 from ..stats import wilson
@@ -36,7 +36,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "PhotoGE": ("photoguard_encoder", {}),
     "SIFM deep": ("sifm", {"timesteps": 4}),
 }
-NEEDED = {"miniature-sd3": 0.40}
+NEEDED = {"miniature-sd3": 0.40, "miniature-qwen": 0.40}
 """Net ISR that the strongest attack must reach, 0.50 where nothing else is said."""
 ALLOWED = 0.10
 """Net ISR that no control may reach."""
@@ -228,8 +228,9 @@ def _share(mask: np.ndarray) -> float | None:
 def reconstruction(editor: Any, n: int = 100, seed: int = 77) -> float:
     """Mean PSNR in dB of the autoencoder on n fresh pictures."""
     x = torch.stack([i.image for i in fresh(n, seed)])
-    decoded = editor.pipe.vae.decode(editor.pipe.vae.encode(2 * x - 1).latent_dist.mode()).sample
-    error = ((decoded / 2 + 0.5).clamp(0, 1) - x).square().flatten(1).mean(1)
+    size = editor.work_size(*x.shape[-2:])
+    decoded = torch.cat([editor.decode(editor.encode(resize(one, size))) for one in x.split(_BATCH)])
+    error = (resize(decoded.clamp(0, 1), (x.shape[-2], x.shape[-1])) - x).square().flatten(1).mean(1)
     return float((-10 * error.log10()).mean())
 
 
