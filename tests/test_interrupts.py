@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import fakes
+import packed_fakes
 from sifm_core import pipeline
 from sifm_core.editors import load_editor
 from sifm_core.types import Editor
@@ -34,10 +36,11 @@ class Clock:
             raise Stop
 
 
-@pytest.fixture(params=["ip2p_folder", "sd3_folder", "ultraedit_folder"])
-def editor(request: pytest.FixtureRequest) -> Editor:
-    folder = request.getfixturevalue(request.param)
-    return load_editor(folder, device="cpu:0", size=16, steps=5, offload="text", checkpointing=True)
+@pytest.fixture(params=["ip2p_folder", "sd3_folder", "ultraedit_folder", "flux_kontext", "qwen_image_edit"])
+def editor(request: pytest.FixtureRequest, tmp_path: Path) -> Editor:
+    made = getattr(packed_fakes, request.param, None)
+    folder = made(tmp_path) if made else request.getfixturevalue(request.param)
+    return load_editor(folder, device="cpu:0", size=32 if made else 16, steps=5, offload="text", checkpointing=True)
 
 
 @pytest.fixture

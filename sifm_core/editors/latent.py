@@ -268,13 +268,14 @@ _RECOMPUTED = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def run(pipe: Any, call: Callable[..., Any] | None = None, **arguments: Any) -> Any:
-    """Call a diffusers pipeline, or ``call`` it; the scheduler's state is as before afterwards."""
+    """Call a diffusers pipeline, or ``call`` it; afterwards, whatever happens, it keeps nothing of the call."""
     scheduler = pipe.scheduler
     pipe.scheduler = copy.deepcopy(scheduler)
     try:
         return (call or pipe)(**arguments).images
     finally:
         pipe.scheduler = scheduler
+        pipe._current_timestep = None  # some keep the schedule in it when they are interrupted
 
 
 def report(on_step: OnStep | None, done: int = 0, runs: int = 1) -> dict[str, Any]:

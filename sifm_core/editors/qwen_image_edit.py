@@ -80,6 +80,7 @@ class QwenImageEdit(PackedEditor):
         )
         self._multiple = 32
         self.is_plus = type(pipe).__name__ == "QwenImageEditPlusPipeline"
+        self._place = pipe.text_encoder and pipe.text_encoder.config.image_token_id
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) with as many pixels as the editor's size squared that the pipeline itself resizes to.
@@ -162,7 +163,7 @@ class QwenImageEdit(PackedEditor):
 
     def _spread(self, rows: Tensor, ids: Tensor, places: int) -> Tensor:
         """``rows`` (B, tokens) with so many ``places`` for the one that ``ids`` keep for the picture, if they do."""
-        found = (ids[0] == self.pipe.text_encoder.config.image_token_id).nonzero()
+        found = (ids[0] == self._place).nonzero()
         if not len(found):
             return rows
         slot = int(found[0])
@@ -233,6 +234,16 @@ class QwenImageEdit(PackedEditor):
 
     def call(self, **arguments: Any) -> Image:
         """The pipeline, which knows one size of pictures; for others, the same with that size in its place."""
+        if self._alone:
+            raise EditorError(
+                f"{self.name}: an edit reads the prompt beside the picture, with all networks on the device: load with "
+                "{offload}",
+                offload="text",
+            )
+        with self.reading():
+            return self._call(**arguments)
+
+    def _call(self, **arguments: Any) -> Image:
         size = self.settings["size"]
         if size == SIDE:
             return run(self.pipe, **arguments)
