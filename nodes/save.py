@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,14 +64,16 @@ def written(protection: Protection, prefix: str, metadata: Mapping[str, str]) ->
     Raises BudgetError where a file is outside the budget.
     """
     settings, masks, alphas = protection.settings, protection.mask, protection.alpha
+    if settings.get("demonstration"):  # before ComfyUI counts the files of the name
+        place, name = os.path.split(os.path.normpath(prefix))
+        prefix = os.path.join(place, f"demonstration_{name}")
     height, width = protection.image.shape[-2:]
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory(), width, height
     )
     files, read = [], []
     for i, (image, original) in enumerate(zip(protection.image.split(1), protection.original.split(1), strict=True)):
-        first = "demonstration_" if settings.get("demonstration") else ""
-        path = Path(folder, f"{first}{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png")
+        path = Path(folder, f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png")
         about = pipeline.public(settings) | {"original": hash_of(original), "protected": hash_of(image)}
         like = None if alphas is None else Picture(original, alphas[i % len(alphas)][None], None, Path(), "RGBA")
         save_png(image, path, like=like, metadata={"sifm": about, **metadata})

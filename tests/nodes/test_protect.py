@@ -79,8 +79,10 @@ def test_a_demonstration_says_so_in_name_file_and_node(editor, output, monkeypat
     monkeypatch.setattr(editor.editor, "toy", 16)
     out = protect(editor, noise(), words="abc", demonstration=True)
     (file,) = (output / "SIFM").glob("*.png")
-    assert file.name.startswith("demonstration_") and out.ui["sifm_demonstration"] == [True]
+    assert file.name == "demonstration_protected_00001_.png" and out.ui["sifm_demonstration"] == [True]
     assert "protects nothing" in out.ui["text"][0]
+    protect(editor, noise(), words="abc", demonstration=True)
+    assert len(list((output / "SIFM").glob("demonstration_protected_0000?_.png"))) == 2, "the first is still there"
 
 
 def test_a_test_of_a_picture_shows_its_edits_and_has_no_light_where_nobody_judges(editor, output):
