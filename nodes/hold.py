@@ -129,12 +129,14 @@ class SifmDoesItHold(io.ComfyNode):
             for r in found.rows
         ]
         elements: list[Element] = [Heading(first), Items(rest), Table(head, tuple(rows)), Text([f"`{_write(found)}`"])]
+        if (more := sum(attack.kind == "protected" for attack in found.attacks) - MOST) > 0:
+            elements.append(Text([f"{more} more edits were tried and are not shown here."]))
         ui = shown_as(elements, sifm_light=[str(found.light or "")], sifm_cards=_cards(found, protected, original))
         return io.NodeOutput(markdown(elements), ui=ui | {"sifm_demonstration": [found.demonstration]})
 
 
 def _cards(found: Holds, protected: Tensor, original: Tensor | None) -> list[dict[str, Any]]:
-    """The weakest cells first, each with the edit of the original beside that of the protected picture."""
+    """The first cells, if judged the weakest, each with the edit of the original beside that of the protected one."""
     before = picture((protected if original is None else original)[0])
     clean = {attack.cell: attack for attack in found.attacks if attack.kind == "original"}
     cells = [attack for attack in found.attacks if attack.kind == "protected"]

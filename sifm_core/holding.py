@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import pipeline
 from . import purify as purification
 from .checks import check_list, check_prompts, check_toys
-from .editors import load_editor
+from .editors import BUILTIN, load_editor
 from .errors import ImageError, InputError
 from .files import read_text
 from .format import percent, span
-from .images import change, check_picture, on_grid, resize
+from .images import MIN_SIDE, change, check_picture, on_grid, resize
 from .judges import load_judge
 from .judges.calibration import Calibration, Gold, counted, gold_controls
 from .methods.sifm_plus import OWN, choose, pool
 from .noise import check_seed
+from .protection import called
 from .rates import Isr, isr
 from .types import Case, Editor, Image, Judge, OnStep, Step, Verdict
 from .verdicts import RULE as RULE
@@ -70,12 +72,12 @@ class Way:
         height, width = image.shape[-2:]
         if self.side is not None and max(height, width) > self.side:
             scale = self.side / max(height, width)
-            image = on_grid(resize(image, (round(height * scale), round(width * scale))))
+            image = _shrunk(image, round(height * scale), round(width * scale))
         jpeg = "" if self.quality is None else f"jpeg:{self.quality:g}"
         chain = ",".join(filter(None, (jpeg, self.purifier)))
         image = on_grid(purification.apply(image, chain, editor=editor)) if chain else image
         work = editor.work_size(*image.shape[-2:])
-        return on_grid(resize(image, work)) if max(work) < max(image.shape[-2:]) else image
+        return _shrunk(image, *work) if max(work) < max(image.shape[-2:]) else image
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ class Holds:
 
     ``light``: green, amber or red by :data:`RULE`; None where nobody judged. ``rows`` with the weakest first;
     ``noise``: the same rate under noise of the same strength, without a way, None without the original; ``attacks``:
-    every edit, those first that got through the protection. ``calibrations``: what the judges know of the controls.
+    every edit, those first that got through the protection, then one instruction after another with every editor and
+    way of it. ``editors``: a built-in one by its name, another without its path. ``calibrations``: what the judges know
+    of the controls.
     """
 
     light: Light | None
@@ -137,10 +141,15 @@ class Holds:
 
     @property
     def tested(self) -> list[dict[str, str]]:
-        """For a certificate, an entry for each editor: date, editor, outcome; no instruction."""
+        """For a certificate, an entry for each editor: date, editor, outcome; no instruction, and no name of a file."""
+        weakest = {row.editor: _said(row) for row in reversed(self.rows)}
         return [
-            {"date": self.date, "editor": editor, "outcome": f"{self.light or 'not judged'}; weakest {_said(rows[0])}"}
-            for editor, rows in ((e["name"], [r for r in self.rows if r.editor == e["name"]]) for e in self.editors)
+            {
+                "date": self.date,
+                "editor": called(editor if editor["name"] in BUILTIN else {"family": editor["family"]}),
+                "outcome": f"{self.light or 'not judged'}; weakest {weakest[editor['name']]}",
+            }
+            for editor in self.editors
         ]
 
     def words(self) -> Iterator[str]:
@@ -148,17 +157,20 @@ class Holds:
         if self.demonstration:
             yield "A demonstration on a toy: it says nothing about this picture."
         yield {
-            "green": "Green: it held in everything that was tried.",
+            "green": "Green: whatever was done to it first, most edits fail that work on the original.",
             "amber": "Amber: it may or may not hold; what was tried does not tell.",
             "red": "Red: it does not hold in at least one case that was tried.",
             None: "No light: nobody judged the edits. Look at the pictures, and judge for yourself.",
         }[self.light]
         if self.light:
             yield f"Weakest: {_said(self.rows[0])}."
+        if self.light and len(self.instructions) == 1:
+            yield "One instruction says nothing of others and tries no judge, so it is never green: give two or more."
         if self.noise is None:
             yield "Without the original there is no floor: edits may fail by themselves. Give it to tell."
         elif self.light:
-            yield f"Noise of the same strength: {percent(self.noise.rate)} of {self.noise.n} edits fail."
+            share = f"{percent(self.noise.rate)} of {self.noise.n} edits fail"
+            yield f"Noise of the same strength, as coarse as the editor's pixels: {share}."
         for one in self.calibrations:
             yield f"{one.sentence()}." + ("" if _trusted(one) else " That is too little to be sure of anything.")
         if self.drawn:
@@ -205,11 +217,10 @@ def holds(
     attacks: list[Attack] = []
     golds: list[Gold] = []
     for editor, way in itertools.product(plan.editors, plan.ways):
-        seen = {kind: way(picture, editor) for kind, picture in plan.pictures.items()}
+        noise = plan.noise(editor) if way.name == AS_IT_IS else {}
+        seen = {kind: way(picture, editor) for kind, picture in (plan.pictures | noise).items()}
         shown = seen.get("original", seen["protected"])
         for kind in seen:
-            if kind == "noise" and way.name != AS_IT_IS:
-                continue
             edited = plan.edit(seen[kind], editor, step)
             cases = [
                 Case(shown[0], y, prompt, truth(prompt) if truth else None)
@@ -218,7 +229,7 @@ def holds(
             answers = zip(*(judge.judge(cases) for judge in plan.judges), strict=True)
             verdicts = list(answers) if plan.judges else [()] * len(cases)
             attacks += [
-                Attack(kind, editor.name, way.name, prompt, seed, _small(y[None]), tuple(said))
+                Attack(kind, _label(editor), way.name, prompt, seed, _small(y[None]), tuple(said))
                 for y, (prompt, seed), said in zip(edited, plan.cells, verdicts, strict=True)
             ]
             if kind == "original" and not golds and len(plan.instructions) > 1 and plan.judges:
@@ -236,7 +247,7 @@ def holds(
         attacks=tuple(attacks),
         calibrations=calibrations,
         change=None if source is None else change(image, source)[0],
-        editors=tuple({"name": e.name, "fingerprint": e.fingerprint} for e in plan.editors),
+        editors=tuple({"name": _label(e), "family": e.family, "fingerprint": e.fingerprint} for e in plan.editors),
         instructions=tuple(plan.instructions),
         seeds=tuple(plan.seeds),
         ways=tuple(plan.ways),
@@ -256,21 +267,28 @@ def decided(found: Holds) -> Holds:
     original = bool(clean)
 
     def rate(kind: str, editor: str | None = None, way: str | None = None) -> Isr:
-        """Of what fails, by instruction; where there is an original, of the edits that work on it."""
+        """Of what fails, by instruction; where there is an original, of the edits that work on it.
+
+        Where all are of one instruction the interval is of its seeds, and down to 0: it says nothing of others.
+        """
         some = [
             attack
             for attack in found.attacks
             if attack.kind == kind and editor in (None, attack.editor) and way in (None, attack.way)
         ]
         counted = some if kind == "original" or not original else [a for a in some if clean[a.cell] is False]
-        return isr([a.failed for a in counted], clusters=[(a.editor, a.instruction) for a in counted])
+        clusters = [(a.editor, a.instruction) for a in counted]
+        several = len({a.instruction for a in counted}) > 1
+        share = isr([a.failed for a in counted], clusters=clusters if several else None)
+        return share if several or share.low is None else replace(share, low=0.0)
 
     pairs = list(dict.fromkeys((attack.editor, attack.way) for attack in found.attacks))
     rows = [Row(*pair, rate("protected", *pair), rate("original", *pair) if original else None) for pair in pairs]
-    rows.sort(key=lambda row: (row.rate.low is None, row.rate.low))
+    rows.sort(key=lambda row: (row.rate.low is None, row.rate.low, row.rate.high))
     noise = rate("noise") if any(attack.kind == "noise" for attack in found.attacks) else None
     order = {False: 0, None: 1, True: 2}
-    attacks = sorted(found.attacks, key=lambda a: (KINDS.index(a.kind), order[a.failed]))
+    turn = found.instructions.index
+    attacks = sorted(found.attacks, key=lambda a: (KINDS.index(a.kind), order[a.failed], turn(a.instruction)))
     shown = light(
         [Evidence(row.rate.low, row.rate.high, row.rate.n) for row in rows],
         original=original,
@@ -341,15 +359,27 @@ class _Plan:
         self.demonstration = check_toys(self.editors, image, demonstration)
         self.pictures = {"protected": on_grid(image)}
         if source is not None:
-            x0 = on_grid(source)
-            signs = torch.rand(x0.shape, generator=torch.Generator().manual_seed(0)) - 0.5
-            noise = x0 + (on_grid(image) - x0).abs() * signs.sign()  # the same change everywhere, but for its direction
-            self.pictures |= {"original": x0, "noise": on_grid(noise.clamp(0, 1))}
+            self.pictures["original"] = on_grid(source)
         self.instructions = given or self._draw(subject)
         self.cells = list(itertools.product(self.instructions, self.seeds))
         self.judges = self._judges(judges)
-        each = len(self.ways) * min(2, len(self.pictures)) + ("noise" in self.pictures)
+        each = len(self.ways) * len(self.pictures) + (source is not None)
         self.edits = len(self.editors) * len(self.cells) * each
+
+    def noise(self, editor: Editor) -> dict[str, Image]:
+        """The original, changed everywhere by as much as the protected picture; {} where it is not there.
+
+        In random directions, each for as much of a larger picture as the editor makes one pixel of, which would average
+        finer noise away.
+        """
+        if (x0 := self.pictures.get("original")) is None:
+            return {}
+        shape = x0.shape[-2:]
+        work = editor.work_size(*shape)
+        size = work if max(work) < max(shape) else shape
+        signs = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0)).sub_(0.5).sign_()
+        change = (self.pictures["protected"] - x0).abs() * F.interpolate(signs, shape, mode="nearest")
+        return {"noise": on_grid((x0 + change).clamp(0, 1))}
 
     def _draw(self, subject: str) -> list[str]:
         """Instructions that every editor can read."""
@@ -407,6 +437,17 @@ def _trusted(one: Calibration) -> bool:
 def _said(row: Row) -> str:
     of = "that work on the original" if row.floor is not None else "in all"
     return f"{row.way}, {percent(row.rate.rate)} ({span(row.rate.low, row.rate.high)}) of {row.rate.n} edits {of} fail"
+
+
+def _label(editor: Editor) -> str:
+    """What an editor is shown as: a built-in one by its name, another without the path of its folder."""
+    name = Path(editor.name).name or editor.family
+    return editor.name if editor.name in BUILTIN else f"{name} ({editor.fingerprint[:6]})"
+
+
+def _shrunk(image: Image, height: int, width: int) -> Image:
+    """Of that size, and no side less than a picture's least."""
+    return on_grid(resize(image, (max(MIN_SIDE, height), max(MIN_SIDE, width))))
 
 
 def _small(x: Image) -> Image:

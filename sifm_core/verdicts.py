@@ -1,4 +1,5 @@
-"""What judges' answers mean: the one home of success, strict agreement, unclear, and which records are compared.
+"""What judges' answers mean: the one home of success, strict agreement, unclear, which records are compared,
+and whether a protection holds.
 
 **Success is the defender's**: the attacker's edit failed, by the judges' word (paper, section IV-B). True: it failed;
 False: it works; None: unclear, which is counted, shown and never guessed.

@@ -168,6 +168,12 @@ def test_readmes_python_runs(here, capsys):
     assert "Isr(rate=" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("page, code", [block for block in blocks("python") if block[0].startswith("docs/")])
+def test_the_python_of_a_page_runs(page, code, here, capsys):
+    exec(compile(code, page, "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
 def test_readmes_method_keeps_the_contract_as_it_stands(tmp_path, monkeypatch, ip2p_folder, sd3_folder, capsys):
     _, code = (code for page, code in blocks("python") if page == "README.md")
     (tmp_path / "mine.py").write_text(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from fakes import images
 from sifm_core import cli, holding, holds
 from sifm_core.errors import ImageError, InputError
 from sifm_core.holding import AS_IT_IS, SHOWN, Way, decided, forecast, known_uploads
-from sifm_core.images import save_png
+from sifm_core.images import resize, save_png
 from sifm_core.miniature import benchmark
 from sifm_core.report.holds import page
 from sifm_core.types import Step
-from sifm_core.verdicts import Evidence, Verdict, light
+from sifm_core.verdicts import TRUTH, Evidence, Verdict, light
 from toy import ToyEditor
 
 PROMPTS = ("make it night", "add a hat", "as a watercolour", "in snow", "remove the sky", "paint it red <b>")
@@ -120,10 +121,67 @@ def test_too_few_edits_are_never_green() -> None:
     assert test(instructions=PROMPTS[:2], seeds=[1]).light == "amber"
 
 
+def test_one_instruction_that_gets_through_is_red_and_one_that_does_not_is_amber_with_the_reason() -> None:
+    given = {"instructions": PROMPTS[:1], "seeds": range(1, 13)}
+    assert test(SOURCE, **given).light == "red"
+    found = test(**given)
+    assert found.light == "amber" and found.rows[0].rate.rate == 1
+    assert any("One instruction" in sentence for sentence in found.words())
+    assert not any("One instruction" in sentence for sentence in test().words())
+
+
+def test_where_one_instruction_alone_works_on_the_original_it_may_be_red_and_is_never_green() -> None:
+    class Toy(Steady):
+        toy = 64
+
+    class One(Knowing):
+        def judge(self, cases, *, on_step=None):
+            said = zip(super().judge(cases), cases, strict=True)
+            return [replace(v, semantic_mismatch=v.semantic_mismatch or c.prompt != PROMPTS[0]) for v, c in said]
+
+    given = {"instructions": PROMPTS[:3], "seeds": range(1, 13), "uploads": (), "purifiers": ()}
+    given |= {"source": SOURCE, "judges": [One(name=TRUTH)]}
+    held, through = holds(PROTECTED, Toy(), **given), holds(SOURCE, Toy(), **given)
+    assert held.rows[0].rate.rate == 1 and held.rows[0].rate.n == 12 and held.noise.rate == 0
+    assert (held.light, through.light) == ("amber", "red")
+
+
+def test_a_green_light_does_not_promise_that_every_edit_failed() -> None:
+    assert "most edits fail that work on the original" in next(test().words())
+
+
+def test_noise_survives_where_the_editor_scales_a_large_picture_down() -> None:
+    class Half(Steady):
+        def work_size(self, height, width):
+            return 32, 32
+
+    x = torch.full((1, 3, 256, 256), 0.5)
+    seen = []
+
+    class Watching(Half):
+        def edit(self, x, cond, *, seed, on_step=None):
+            seen.append(float(x.std()))
+            return super().edit(x, cond, seed=seed)
+
+    found = holds(x + 8 / 255, Watching(), source=x, instructions=["a"], seeds=[1], uploads=(), purifiers=())
+    assert [attack.kind for attack in found.attacks] == ["protected", "original", "noise"]
+    assert seen[0] < 1 / 255 and seen[1] < 1 / 255 and seen[2] > 5 / 255
+
+
 def test_without_judges_there_is_no_light_but_the_pictures() -> None:
     found = holds(PROTECTED, Steady(), source=SOURCE, instructions=PROMPTS[:2], purifiers=())
     assert found.light is None and len(found.attacks) == 2 * 2 * (2 * 4 + 1)
     assert "nobody judged" in next(found.words()) and page(found).count("data:image/png") >= 16
+
+
+def test_unjudged_the_page_shows_every_way_of_an_instruction_and_says_what_it_leaves_out() -> None:
+    found = holds(PROTECTED, Steady(), source=SOURCE, instructions=PROMPTS, seeds=[1])
+    first = [attack for attack in found.attacks if attack.kind == "protected"][: len(found.ways)]
+    assert {attack.instruction for attack in first} == {PROMPTS[0]}
+    assert [attack.way for attack in first] == [way.name for way in found.ways]
+    text = page(found, groups=len(found.ways))
+    assert all(f"{way.name}</small>" in text for way in found.ways) and "30 more cases" in text
+    assert "more cases" not in page(found, groups=36)
 
 
 def test_what_got_through_comes_first_and_the_weakest_row() -> None:
@@ -157,6 +215,18 @@ def test_an_upload_scales_down_and_saves_as_jpeg() -> None:
     assert torch.equal(Way(AS_IT_IS)(x, Steady()), x)
     assert not torch.equal(Way("feed", side=64, quality=50)(x, Steady()), x)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", holding._uploads()["read"]) and len(known_uploads()) >= 3
+
+
+def test_a_long_and_narrow_picture_stays_large_enough_for_an_editor() -> None:
+    class Flat(Steady):
+        def work_size(self, height, width):
+            return 8, 400
+
+    for editor in (Steady(), Flat()):
+        small = Way("feed", side=400, quality=75)(resize(images(1, 16), (16, 800)), editor)
+        assert small.shape[-2:] == (16, 400)
+    long = resize(images(1, 16), (16, 800))
+    assert len(holds(long, Flat(), instructions=["a"], seeds=[1], purifiers=()).attacks) == 4
 
 
 def test_kept_pictures_are_small() -> None:
@@ -201,7 +271,7 @@ def test_the_rule(attacks, how, expected) -> None:
 
 
 def test_the_page_needs_nothing_else_and_shows_text_as_text() -> None:
-    text = page(test(), "<i>x</i>.png")
+    text = page(test(), "<i>x</i>.png", groups=30)
     assert "http" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text).replace("http-equiv", "")
     assert "paint it red &lt;b&gt;" in text and "<i>x</i>" not in text and 'class="green"' in text
     assert decided(test()).light == "green"
@@ -209,8 +279,27 @@ def test_the_page_needs_nothing_else_and_shows_text_as_text() -> None:
 
 def test_nothing_typed_is_in_what_a_certificate_gets() -> None:
     (entry,) = test().tested
-    assert entry["editor"] == "steady" and entry["outcome"].startswith("green")
+    assert entry["editor"] == "an editor of the family toy" and entry["outcome"].startswith("green")
     assert not any(prompt in json.dumps(entry) for prompt in PROMPTS)
+
+
+def test_the_path_of_an_editors_folder_stands_nowhere() -> None:
+    class Folder(Steady):
+        name = "/home/anna/models/instruct-pix2pix"
+
+    found = holds(PROTECTED, Folder(), source=SOURCE, instructions=PROMPTS, judges=[Knowing()], purifiers=())
+    (entry,) = found.tested
+    assert "anna" not in page(found) + json.dumps([entry, found.editors]) + "".join(found.words())
+    assert entry["editor"] == "an editor of the family toy" and found.rows[0].editor == "instruct-pix2pix (ffffff)"
+
+
+def test_the_command_names_no_judges_that_it_does_not_ask_and_drops_no_option(tmp_path, capsys) -> None:
+    assert cli.main(["holds", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "miniature:conv" not in out and "you look" in " ".join(re.sub(r"[│|]", " ", out).split())
+    save_png(benchmark.load(1)[0].image, tmp_path / "a.png")
+    assert cli.main(["holds", str(tmp_path / "a.png"), "--against", "miniature-ip2p", "--max-cost", "1"]) == 2
+    assert "--max-cost" in capsys.readouterr().err
 
 
 def test_the_command_says_how_long_it_takes_and_writes_a_page(tmp_path: Path, capsys, monkeypatch) -> None:

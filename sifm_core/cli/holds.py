@@ -19,7 +19,6 @@ from .shared import (
     Download,
     Dtype,
     Json,
-    Judges,
     check_writable,
     load_editor,
 )
@@ -48,7 +47,12 @@ def holds(
         str, typer.Option("--subject", metavar="KIND", help="What it shows, for drawn instructions: portrait, ...")
     ] = "any",
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Edits of each instruction.")] = 2,
-    judges: Judges = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge", metavar="BACKEND:MODEL", help="May be repeated; all have to agree. None: no light, you look."
+        ),
+    ] = None,
     *,
     asking: AskingAlone,
     background: Background = "white",
@@ -61,7 +65,7 @@ def holds(
     """Test whether a protected picture holds.
 
     It is edited as others may edit it: with several instructions and seeds, as it is, after uploads and after mild
-    purifiers. Green, amber or red, with the weakest case first, and a page with pictures.
+    purifiers. With judges green, amber or red, the weakest case first; always a page with pictures.
     """
     from ..checks import check_count
     from ..files import write_atomically
@@ -81,7 +85,7 @@ def holds(
         "instructions": instruction or (),
         "subject": subject,
         "seeds": list(range(1, seeds + 1)),
-        "judges": load_judges(judges, asking) if judges else None,
+        "judges": load_judges(judges or (), asking) or None,
         "demonstration": demonstration,
     }
     edits, seconds = forecast(x, editors, **how)
@@ -109,4 +113,4 @@ def holds(
         return dump(plain)
     for sentence in found.words():
         tell(sentence)
-    tell(f"{target}: the pictures, the weakest case first")
+    tell(f"{target}: the pictures" + (", the weakest case first" if found.light else ""))

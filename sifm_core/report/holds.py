@@ -1,4 +1,4 @@
-"""The page of a self-test: the light and why, the weakest case first, and the pictures."""
+"""The page of a self-test: the light and why, the weakest case first where there is one, and the pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAID = {True: "the edit failed", False: "the edit works", None: "unclear"}
 
 
 def page(found: Holds, title: str = "", groups: int = 24) -> str:
-    """One HTML page that needs nothing else, with the edits of the first so many instructions and ways."""
+    """One HTML page that needs nothing else, with the edits of the first ``groups`` (instruction, editor, way)."""
     environment = Environment(
         loader=PackageLoader("sifm_core"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
@@ -34,6 +34,7 @@ def page(found: Holds, title: str = "", groups: int = 24) -> str:
         words=list(found.words()),
         rule=RULE,
         original=bool(clean),
+        hidden=max(0, len(shown) - groups),
         groups=[_group(key, some, clean) for key, some in list(shown.items())[:groups]],
         facts=list(_facts(found)),
         bar=bar,
