@@ -85,13 +85,16 @@ def test_a_demonstration_says_so_in_name_file_and_node(editor, output, monkeypat
     assert len(list((output / "SIFM").glob("demonstration_protected_0000?_.png"))) == 2, "the first is still there"
 
 
-def test_a_test_of_a_picture_shows_its_edits_and_has_no_light_where_nobody_judges(editor, output):
+def test_a_test_of_a_picture_shows_its_edits_and_has_no_light_where_nobody_judges(editor, output, monkeypatch):
+    from nodes import hold
     from nodes.hold import SifmDoesItHold
 
+    monkeypatch.setattr(hold, "MOST", 4)
     image = noise()[:, :, :24]
     with torch.inference_mode():
         out = SifmDoesItHold.execute(image, "miniature-ip2p", source=image, editor=editor, words="abc")
     assert out.ui["sifm_light"] == [""] and "nobody judged" in out[0]
+    assert len(out.ui["sifm_cards"]) == 8 and "8 more edits were tried and are not shown" in out[0]
     assert {card["method"] for card in out.ui["sifm_cards"]} == {"unprotected", "protected"}
     assert len(list((output / "SIFM").glob("holds_00001_.html"))) == 1
     assert "is a toy" in SifmDoesItHold.validate_inputs(against="miniature-ip2p")
