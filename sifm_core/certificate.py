@@ -19,9 +19,9 @@ from . import __version__
 from .editors import BUILTIN
 from .errors import ImageError, InputError
 from .files import read_text, write_atomically
-from .images import Picture, change, load_picture, png_bytes, to_uint8, verify_budget
+from .images import Picture, change, colour, load_picture, png_bytes, to_uint8, verify_budget
 from .pipeline import public
-from .protection import NOT_PROMISED, Protected, called
+from .protection import Protected, called
 from .store import picture_id
 from .visibility import visibility
 
@@ -49,11 +49,13 @@ def certificate(
     source: Picture,
     mask: Tensor | None = None,
     tested: Sequence[Mapping[str, Any]] = (),
+    background: str = "white",
 ) -> dict[str, Any]:
     """The certificate, as plain data, of a protected picture that was saved in ``file``; its budget is read back.
 
     ``mask`` (1, 1, H, W): 0 where no pixel may have changed. ``tested``: what :mod:`sifm_core.holds` found, each with
-    "editor", "outcome" and "date". Raises BudgetError where the file is outside the budget.
+    "editor", "outcome" and "date". ``background``: the colour on which a transparent picture was seen. Raises
+    BudgetError where the file is outside the budget.
     """
     eps, saved = protected.settings["eps"], load_picture(file)
     linf = verify_budget(file, source.stored, eps, mask=None if mask is None else (mask > 0).float())
@@ -63,7 +65,12 @@ def certificate(
         "made": _today(),
         "software": f"sifm {__version__}",
         "demonstration": protected.demonstration,
-        "picture": {"sha256": _id(saved.pixels), "width": saved.pixels.shape[-1], "height": saved.pixels.shape[-2]},
+        "picture": {
+            "sha256": _id(saved.pixels),
+            "alpha": _alpha_id(saved),
+            "width": saved.pixels.shape[-1],
+            "height": saved.pixels.shape[-2],
+        },
         "source": {"sha256": _id(source.stored)},
         "budget": {"eps": eps, "largest": linf, "typical": change(saved.pixels, source.stored)[1]},
         "visibility": {
@@ -73,6 +80,7 @@ def certificate(
             "definition": seen.loss.definition,
             "part": list(seen.part),
             "beyond_jnd": seen.beyond,
+            "background": background,
         },
         "protection": {
             "strength": protected.strength,
@@ -81,7 +89,7 @@ def certificate(
             "settings": public(protected.settings),
         },
         "tested": [dict(test) for test in tested],
-        "not_promised": list(NOT_PROMISED),
+        "not_promised": list(protected.not_promised(bool(tested))),
     }
 
 
@@ -115,9 +123,14 @@ def check(file: Path, source: Path | None = None) -> tuple[dict[str, Any], list[
     """
     picture, about = _read(file)
     image = load_picture(picture)
-    same = _id(image.pixels) == about["picture"]["sha256"]
+    alpha = _alpha_id(image)
+    same = _id(image.pixels) == about["picture"]["sha256"] and alpha == about["picture"].get("alpha", alpha)
     words = "the picture is the one that was protected, pixel by pixel"
     found = [Finding("picture", same, words if same else "these are other pixels than those that were protected")]
+    if about.get("demonstration"):
+        found.append(Finding("protection", None, "a demonstration by a toy: it protects nothing"))
+    elif any(editor.get("toy") for editor in about["protection"]["against"]):
+        found.append(Finding("protection", None, "made against a toy, which knows its own drawings and nothing else"))
     if source is None:
         words = "without its source (--source) neither budget nor visibility can be checked"
         return about, [*found, Finding("budget", None, words)]
@@ -132,7 +145,8 @@ def check(file: Path, source: Path | None = None) -> tuple[dict[str, Any], list[
     levels = f"{255 * linf:.0f} of 255 levels at most, {255 * rms:.1f} typically"
     allowed = f"inside the {255 * eps:.0f} that it says" if inside else f"beyond the {255 * eps:.0f} that it says"
     found.append(Finding("budget", inside, f"changed by {levels}, {allowed}"))
-    seen = [load_picture(path, "white").pixels for path in (source, picture)]
+    background = about["visibility"].get("background", "white")
+    seen = [load_picture(path, background).pixels for path in (source, picture)]
     shown = visibility(*seen)
     jod, said = shown.loss.value, about["visibility"]["jod"]
     good = None if jod is None or said is None else jod <= said + 0.05
@@ -151,11 +165,13 @@ def _read(file: Path) -> tuple[Path, dict[str, Any]]:
         about = json.loads(read_text(beside))
         hashes = (about["picture"]["sha256"], about["source"]["sha256"])
         figures = (about["budget"]["eps"], about["visibility"]["jod"] or 0.0)
+        colour(about["visibility"].get("background", "white"))
+        {editor.get("toy") for editor in about["protection"]["against"]}
         if about["certificate"] != VERSION or not all(isinstance(text, str) for text in hashes):
             raise ValueError("of another version")
         if not all(isinstance(figure, float | int) for figure in figures):
             raise ValueError("figures that are none")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{beside}: expected a certificate of version {VERSION} ({error}); make it anew") from None
     if not picture.is_file():
         raise ImageError(f"{picture}: expected the picture of {beside.name}, but there is no such file")
@@ -164,11 +180,18 @@ def _read(file: Path) -> tuple[Path, dict[str, Any]]:
 
 def _named(editor: Mapping[str, Any]) -> dict[str, Any]:
     known = {"name": editor["name"]} if editor["name"] in BUILTIN else {}
-    return {**known, "family": editor["family"], "fingerprint": editor["fingerprint"]}
+    toy = {"toy": True} if editor.get("toy") else {}
+    return {**known, "family": editor["family"], "fingerprint": editor["fingerprint"], **toy}
 
 
 def _id(image: Tensor) -> str:
     return picture_id(to_uint8(image))
+
+
+def _alpha_id(picture: Picture) -> str | None:
+    """None for a picture that is opaque, with alpha or without."""
+    alpha = picture.alpha
+    return None if alpha is None or bool((alpha == 1).all()) else _id(alpha.expand(-1, 3, -1, -1))
 
 
 def _today() -> str:

@@ -124,7 +124,7 @@ def load_picture(path: str | os.PathLike[str], background: str | None = None) ->
     Raises ImageError: no such file, not a picture, animated, truncated, smaller than 16 pixels on a side or too large.
     """
     path, behind = Path(path), None if background is None else colour(background)
-    _check_file(path)
+    check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: of metadata that is not kept, of sizes that are checked here
@@ -482,7 +482,8 @@ def perturbation_view(x_adv: Image, x0: Image, gain: float | None = None) -> Ima
     return (0.5 + gain * delta).clamp(0, 1)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise ImageError where no file is there that could be a picture."""
     try:
         found = path.stat()
     except OSError as error:

@@ -102,7 +102,16 @@ class Protected:
             if survive
             else "Not made to survive being scaled or compressed."
         )
-        yield from NOT_PROMISED
+        yield from self.not_promised()
+
+    def not_promised(self, tested: bool = False) -> Iterator[str]:
+        """:data:`NOT_PROMISED`, less what was ``tested``, after a limit not kept for want of a measure."""
+        if self.visibility.loss.value is None and STRENGTHS[self.strength].most is not None:
+            yield (
+                f"How visible it is was not measured, so it could not be held to what {self.strength} promises: "
+                "look at it at 100%."
+            )
+        yield from NOT_PROMISED[tested:]
 
 
 def protect(
@@ -128,7 +137,7 @@ def protect(
     Raises InputError before any work when an argument is wrong, ImageError where nothing could change within the
     strength's limits, EditorError when memory runs out; what ``on_step`` raises comes through.
     """
-    editors, how = _checked(image, against, strength, demonstration)
+    editors, how = _checked(image, against, strength, subject, demonstration)
     image, start = on_grid(image), time.perf_counter()
     sizes = [editor.work_size(*image.shape[-2:]) for editor in editors]
     unseen = forgiven(image, size=min(sizes, key=max))
@@ -171,7 +180,7 @@ def protect(
         time.perf_counter() - start,
         done.peak_memory,
         {**done.settings, "strength": strength, "faded": factor},
-        [{"name": editor.name, "family": editor.family, "fingerprint": editor.fingerprint} for editor in editors],
+        [_about(editor) for editor in editors],
         _kinds(subject if subject != "any" or editors[0].toy is None else OWN, bool(instruction.strip())),
         done.history,
         bool(done.settings.get("demonstration")),
@@ -192,7 +201,7 @@ class Forecast(NamedTuple):
 def forecast(image: Image, against: Editor | str | Sequence[Editor | str], **how: Any) -> Forecast:
     """What :func:`protect` with the same arguments will take on this machine, from :data:`CALIBRATION` steps of it."""
     strength, demonstration = how.get("strength", "normal"), how.get("demonstration", False)
-    editors, settings = _checked(image, against, strength, demonstration)
+    editors, settings = _checked(image, against, strength, how.get("subject", "any"), demonstration)
     steps, clock = how.pop("steps", None) or settings.steps, [time.perf_counter()]
     tried = protect(image, editors, **how, steps=CALIBRATION, on_step=lambda step: clock.append(time.perf_counter()))
     each = max(after - before for before, after in pairwise(clock[1:]))
@@ -239,8 +248,9 @@ def loss(seen: Visibility) -> str:
 
 
 def called(editor: Mapping[str, Any]) -> str:
-    """An editor in words: its name, or its family where a certificate keeps the name to itself."""
-    return str(editor.get("name") or f"an editor of the family {editor['family']}")
+    """An editor in words: its name, or its family where a certificate keeps the name to itself; a toy is called one."""
+    name = editor.get("name") or f"an editor of the family {editor['family']}"
+    return f"{name} (a toy)" if editor.get("toy") else str(name)
 
 
 def _kinds(subject: str, given: bool) -> str:
@@ -252,12 +262,20 @@ def _kinds(subject: str, given: bool) -> str:
     return f"the instruction that was given, and {drawn}" if given else drawn
 
 
-def _checked(image: Image, against: Any, strength: str, demonstration: bool) -> tuple[list[Editor], Strength]:
+def _about(editor: Editor) -> dict[str, Any]:
+    about = {"name": editor.name, "family": editor.family, "fingerprint": editor.fingerprint}
+    return about if editor.toy is None else {**about, "toy": True}
+
+
+def _checked(
+    image: Image, against: Any, strength: str, subject: str, demonstration: bool
+) -> tuple[list[Editor], Strength]:
     """The editors, loaded, and the strength's settings; nothing is computed yet."""
     check_picture(image)
     if len(image) != 1:
         raise ImageError(f"image: expected one picture, got a batch of {len(image)}; protect them one by one")
     how = STRENGTHS[check_choice(strength, "strength", STRENGTHS)]
+    check_choice(subject, "subject", pools())
     named = [against] if isinstance(against, str | Editor) else check_list(against, "against")
     if not named:
         raise InputError("against: expected at least one editor, got none")

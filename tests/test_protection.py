@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,13 @@ from PIL import PngImagePlugin
 
 import fakes
 from sifm_core import load_editor, pipeline, protect
-from sifm_core.certificate import check, paths
+from sifm_core.certificate import certificate, check, paths, write
 from sifm_core.cli import main
+from sifm_core.cli.pictures import KEY
 from sifm_core.errors import ImageError, InputError
 from sifm_core.images import load_picture, png_text, rights, save_png
 from sifm_core.protection import NOT_PROMISED, STRENGTHS, duration, forecast
+from sifm_core.types import Metric
 from sifm_core.visibility import budget_map
 
 X = fakes.images(1, (40, 56))
@@ -97,7 +101,12 @@ def test_a_toy_protects_only_its_own_unless_asked_to_demonstrate():
 
 @pytest.mark.parametrize(
     "wrong, why",
-    [({"strength": "strongest"}, "did you mean strong"), ({"subject": "spaceship"}, "subject"), ({"mask": X}, "mask")],
+    [
+        ({"strength": "strongest"}, "did you mean strong"),
+        ({"subject": "spaceship"}, "subject"),
+        ({"subject": "auto"}, "subject"),
+        ({"mask": X}, "mask"),
+    ],
 )
 def test_what_cannot_be_is_refused_before_any_work(editor, wrong, why):
     with pytest.raises(InputError, match=why):
@@ -119,6 +128,43 @@ def test_a_picture_that_could_not_change_is_not_called_protected(editor, monkeyp
 def test_a_forecast_is_in_proportion_to_the_steps(editor):
     few, many = (forecast(X, editor, steps=steps).seconds for steps in (2, 2000))
     assert many > 20 * few
+
+
+def test_a_limit_that_could_not_be_measured_is_said_not_to_be_kept(editor, monkeypatch, tmp_path):
+    seen = replace(protect(X, editor).visibility, loss=Metric(None, "JOD", "unavailable"))
+    monkeypatch.setattr("sifm_core.protection.visibility", lambda *_: seen)
+    save_png(X, tmp_path / "a.png")
+    for strength in STRENGTHS:
+        done = protect(X, editor, strength=strength)
+        monkeypatch.setitem(done.settings, "eps", 1.0)
+        about = certificate(done, save(done.image, tmp_path / "b.png"), load_picture(tmp_path / "a.png"))
+        limited = strength != "strong"
+        for words in (" ".join(done.words()), " ".join(about["not_promised"])):
+            assert (f"could not be held to what {strength} promises" in words) == limited
+
+
+def test_a_certificate_of_what_was_tested_does_not_say_that_nothing_was(editor, tmp_path):
+    done, source = protect(X, editor, strength="subtle"), load_picture(save(X, tmp_path / "a.png"))
+    test = {"date": "2026-01-01", "editor": "e", "outcome": "amber"}
+    tried = certificate(done, save(done.image, tmp_path / "b.png"), source, tested=[test])
+    assert tried["not_promised"] == certificate(done, tmp_path / "b.png", source)["not_promised"][1:]
+
+
+def test_a_toy_is_called_one_where_it_is_on_its_own_drawings_too(tmp_path):
+    small = fakes.images(1, (64, 64))
+    done = protect(small, load_editor("miniature-ip2p", device="cpu"))
+    assert "Against miniature-ip2p (a toy), and nothing else." in list(done.words())
+    file = save(done.image, tmp_path / "b.png")
+    write(certificate(done, file, load_picture(save(small, tmp_path / "a.png"))), file)
+    assert "miniature-ip2p (a toy)" in paths(file)[1].read_text()
+    assert [one.words for one in check(file)[1] if one.what == "protection"] == [
+        "made against a toy, which knows its own drawings and nothing else"
+    ]
+
+
+def save(image: torch.Tensor, file: Path) -> Path:
+    save_png(image, file)
+    return file
 
 
 @pytest.mark.parametrize("seconds, words", [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (12_000, "3 h 20 min")])
@@ -188,9 +234,99 @@ def test_what_is_protected_already_is_left_out(pictures, editor, capsys):
     assert run(editor, pictures / "a.png") == 0
     assert run(editor, pictures / "a.png", pictures / "a_protected.png", "--json") == 0
     rows = json.loads(capsys.readouterr().out[-20_000:].partition("[\n")[2].join(["[\n", ""]))
-    assert (
-        any("already" in row.get("skipped", "") for row in rows) and not Path("mine/a_protected_protected.png").exists()
+    assert (sum("already" in row.get("skipped", "") for row in rows) == 1 and len(rows) == 2) and not Path(
+        "mine/a_protected_protected.png"
+    ).exists()
+
+
+def test_what_is_edited_is_not_called_protected_nor_is_a_demonstration(pictures, editor, capsys):
+    save_png(X, "edited.png", metadata={KEY: "0" * 64, "sifm": {"demonstration": False}})
+    save_png(X, "stained.png", metadata={"sifm": {"demonstration": True, "method": "sifm_plus"}})
+    assert run(editor, "edited.png", "stained.png") == 0
+    out, err = capsys.readouterr()
+    assert Path("edited_protected.png").exists() and "stained.png: skipped, a demonstration" in err
+    assert "already" not in out + err and not Path("stained_protected.png").exists()
+
+
+@pytest.mark.parametrize("sources", [["mine"], ["mine/a.jpg"], ["mine/a.jpg", "mine/b.jfif"]])
+def test_another_original_is_never_overwritten(pictures, editor, sources, capsys):
+    shutil.copy("mine/b.jfif", "mine/a.jpg")
+    before = {path: path.read_bytes() for path in pictures.iterdir()}
+    assert run(editor, *sources, "-o", "mine") == 2
+    said = capsys.readouterr().err
+    assert "choose another output" in said
+    assert {path: path.read_bytes() for path in pictures.iterdir()} == before
+
+
+def test_a_demonstrations_name_costs_no_picture_that_has_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_png(fakes.images(1, (64, 72)), "photo.png")
+    shutil.copy("photo.png", "demonstration_photo_protected.png")
+    before = Path("demonstration_photo_protected.png").read_bytes()
+    command = ["protect", "photo.png", "--against", "miniature-ip2p", "--device", "cpu", "--demonstration"]
+    assert main(command) == 2 and "not made by sifm" in capsys.readouterr().err
+    assert Path("demonstration_photo_protected.png").read_bytes() == before
+
+
+def test_a_picture_without_a_true_certificate_is_done_again_however_the_folder_is_typed(pictures, editor, capsys):
+    for path in pictures.iterdir():
+        if path.name not in ("a.png", "c.avif", "grey.tif"):
+            path.unlink()
+    assert run(editor, pictures) == 0
+    made = Path("mine_protected")
+    paths(made / "a.png")[0].unlink()
+    other = json.loads(paths(made / "c.png")[0].read_text())
+    other["picture"]["sha256"] = "0" * 64
+    paths(made / "c.png")[0].write_text(json.dumps(other))
+    capsys.readouterr()
+    assert run(editor, pictures.resolve(), "--json") == 0
+    rows = {Path(row["source"]).stem: "earlier" in row for row in json.loads(capsys.readouterr().out)}
+    assert rows == {"a": False, "c": False, "grey": True} and check(made / "c.png")[1][0].good
+
+
+def test_a_name_too_long_for_a_certificate_costs_itself(pictures, editor, capsys):
+    for path in pictures.iterdir():
+        path.unlink()
+    save_png(X, "mine/a.png")
+    save_png(X, f"mine/{'n' * 240}.png")
+    assert run(editor, pictures) == 1 and "at most 255 bytes" in capsys.readouterr().err
+    assert Path("mine_protected/a.png").exists()
+
+
+@pytest.mark.parametrize("typed, place", [(".", "mine_protected"), ("..", "{}_protected")])
+def test_the_folder_one_is_in_and_the_one_above_go_beside_themselves(pictures, editor, monkeypatch, typed, place):
+    for path in pictures.iterdir():
+        path.unlink()
+    save_png(X, "mine/a.png")
+    save_png(X, "a.png")
+    beside = (Path.cwd() if typed == "." else Path.cwd().parent) / place.format(Path.cwd().name)
+    monkeypatch.chdir("mine")
+    run(editor, typed)
+    assert (beside / "a.png").exists() and not [path for path in Path.cwd().iterdir() if path.is_dir()]
+
+
+def test_a_picture_that_is_not_there_and_a_wrong_subject_are_said_before_an_editor_is_loaded(
+    pictures, editor, monkeypatch, capsys
+):
+    monkeypatch.setattr("sifm_core.cli.protect.load_editor", lambda *_, **__: pytest.fail("loaded"))
+    assert run(editor, "nope.jpg") == 2 and "no such file" in capsys.readouterr().err
+    assert run(editor, "mine/a.png", "--subject", "auto") == 2 and "subject" in capsys.readouterr().err
+
+
+def test_a_transparent_picture_is_checked_on_the_background_on_which_it_was_protected(pictures, editor, monkeypatch):
+    assert run(editor, "mine/ink.png", "--background", "#336699") == 0
+    made, seen, real = Path("mine/ink_protected.png"), [], load_picture
+    monkeypatch.setattr(
+        "sifm_core.certificate.load_picture", lambda path, on=None: (seen.append(on), real(path, on))[1]
     )
+    assert all(one.good is not False for one in check(made, Path("mine/ink.png"))[1]) and "#336699" in seen
+    with Pil.open(made) as file:
+        opaque = file.convert("RGBA")
+    alpha = np.asarray(opaque)[..., 3].copy()
+    alpha[5, 4] = 77
+    opaque.putalpha(Pil.fromarray(alpha))
+    opaque.save(made)
+    assert check(made)[1][0].good is False
 
 
 def test_a_demonstration_says_so_in_name_words_and_certificate(tmp_path, monkeypatch, capsys):
@@ -202,6 +338,7 @@ def test_a_demonstration_says_so_in_name_words_and_certificate(tmp_path, monkeyp
     made = Path("demonstration_photo_protected.png")
     assert "protects nothing" in capsys.readouterr().out and json.loads(png_text(made, "sifm"))["demonstration"]
     assert "no protection" in paths(made)[1].read_text()
+    assert main(["certificate", str(made)]) == 0 and "it protects nothing" in capsys.readouterr().out
 
 
 def test_without_an_editor_it_says_which_there_are_how_large_and_how_to_get_one(pictures, monkeypatch, capsys):

@@ -94,7 +94,7 @@ def edit(
                     **options,
                 )
                 about: dict[str, Any] = {KEY: key} if key else {}
-                about |= {"sifm": {"demonstration": True}} if shown else {}
+                about["sifm"] = {"demonstration": shown}
                 images.save_png(edited, target, like=picture.opaque(), metadata=about)
                 results.append(
                     {

@@ -37,7 +37,7 @@ DEMONSTRATION = "demonstration_"
 """What the name of a file begins with that a toy made."""
 KEY = "sifm-key"
 """Under this name a picture of a folder says what it was made from and how, as a hash, so that it is not made again."""
-_INDIFFERENT = ("source", "out", "log", "as_json", "device", "offload", "checkpointing", "download")
+_INDIFFERENT = ("source", "sources", "out", "log", "as_json", "device", "offload", "checkpointing", "download")
 """Options with which the same picture is made."""
 
 
@@ -111,8 +111,7 @@ class Pictures(Account):
             self.jobs = [(source, out)]
         for path, target in self.jobs:
             check_writable(target)
-            if target.exists() and path.exists() and target.samefile(path):
-                raise InputError(f"{target}: would overwrite its own source; choose another output")
+            check_free(path, target, named=target == out)
 
     def demonstrate(self, editors: Sequence[Editor], asked: bool) -> bool:
         """Whether this is a demonstration: asked for, and an editor is a toy. Then the names of the files say so."""
@@ -120,6 +119,8 @@ class Pictures(Account):
             return False
         named = [(path, target, target.name.startswith(DEMONSTRATION)) for path, target in self.jobs]
         self.jobs = [(p, t if so else t.with_name(DEMONSTRATION + t.name)) for p, t, so in named]
+        for path, target in self.jobs:
+            check_free(path, target)
         return True
 
     def look(self, background: str | None, check: Callable[[Picture], object] = bool) -> None:
@@ -173,6 +174,18 @@ class Pictures(Account):
                     form = "{output}: made before with the same settings" if "earlier" in result else text
                     print(form.format(**result))
         self.close()
+
+
+def check_free(source: Path, target: Path, named: bool = False) -> None:
+    """Raise InputError where writing would cost the source, or a file that nobody ``named`` and no command made."""
+    from ..images import png_text
+
+    if not target.is_file():
+        return
+    if source.exists() and target.samefile(source):
+        raise InputError(f"{target}: would overwrite its own source; choose another output")
+    if not (named or png_text(target, KEY) or png_text(target, "sifm")):
+        raise InputError(f"{target}: is there and was not made by sifm, so it is kept; choose another output")
 
 
 def pictures_in(folder: Path, account: Account, out: Path | None = None) -> dict[str, Path]:

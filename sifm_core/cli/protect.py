@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from .app import app
 from .output import dump, progress, say, tell
-from .pictures import KEY, Account, Pictures, pictures_in
+from .pictures import KEY, Account, Pictures, check_free, pictures_in
 from .shared import (
     SUFFIXES,
     Background,
@@ -57,8 +58,9 @@ class Sources(Pictures):
         self.jobs = []
         for source in sources:
             if is_folder(source):
-                place = source.with_name(source.resolve().name + SUFFIX) if out is None else out
-                place = place / source.resolve().name if out is not None and len(sources) > 1 else place
+                whole = source if source.name not in ("", "..") else source.resolve()
+                place = whole.parent / (whole.name + SUFFIX) if out is None else out
+                place = place / whole.name if out is not None and len(sources) > 1 else place
                 self.jobs += [(path, place / f"{name}.png") for name, path in pictures_in(source, self, place).items()]
             elif single and out is not None:
                 self.jobs.append((source, out))
@@ -66,16 +68,39 @@ class Sources(Pictures):
                 self.jobs.append((source, out / f"{source.stem}.png"))
             else:
                 self.jobs.append((source, source.with_name(f"{source.stem}{SUFFIX}.png")))
+        self.jobs = [(path, target) for path, target in self.jobs if self._can_be(path, target)]
         taken: dict[Path, Path] = {}
         for path, target in self.jobs:
             check_writable(target)
             if target in taken:
                 raise InputError(f"{path} and {taken[target]} would both be {target}; protect them one after the other")
-            if target.exists() and path.exists() and target.samefile(path):
-                raise InputError(f"{target}: would overwrite its own source; choose another output")
+            check_free(path, target)
             taken[target] = path
         if not self.jobs and not self.missing:
             raise InputError(f"{sources[0]}: expected pictures ({', '.join(SUFFIXES)}) in this folder, but found none")
+
+    def earlier(self, path: Path, target: Path, key: str | None) -> dict[str, Any] | None:
+        """As of any picture; it counts with a certificate that is true of it, which is written last."""
+        from ..certificate import check
+
+        try:
+            found = super().earlier(path, target, key)
+            return found if found and all(one.good is not False for one in check(target)[1]) else None
+        except InputError:
+            return None
+
+    def _can_be(self, path: Path, target: Path) -> bool:
+        """Whether the picture is there and what is made of it can have its name; one that cannot costs itself."""
+        from ..images import check_file
+
+        with self.of(path):
+            check_file(path)
+            try:
+                check_name(target.with_suffix(".certificate.html"))
+            except InputError as error:
+                raise ImageError(str(error)) from None
+            return True
+        return False
 
 
 @app.command()
@@ -92,7 +117,7 @@ def protect(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            "--against", metavar="NAME|FOLDER|HUB_ID", help="May be repeated; default: the real editors that are here."
+            "--against", metavar="NAME|FOLDER|HUB_ID", help="May be repeated; default: the real editors already here."
         ),
     ] = None,
     instruction: Annotated[
@@ -121,7 +146,7 @@ def protect(
     demonstration: Demonstration = False,
     as_json: Json = False,
 ) -> None:
-    """Protect pictures, at their full size, against the editors that are here.
+    """Protect pictures, at their full size, against the editors already on this computer.
 
     No instruction need be known. What it takes is said first, what was done at the end, and beside each picture lies a
     certificate. Of several pictures a bad one costs itself, and the same command again does the rest.
@@ -133,6 +158,7 @@ def protect(
 
     images.colour(background)
     check_choice(strength, "strength", engine.STRENGTHS)
+    check_choice(subject, "subject", engine.pools())
     check_seed(seed, 1)
     pictures = Sources(context, sources, out)
     if not (names := against or engine.at_hand()):
@@ -148,7 +174,8 @@ def protect(
     try:
         for path, target in pictures.jobs:
             with pictures.of(path):
-                result = run.one(path, target)
+                if (result := run.one(path, target)) is None:
+                    continue
                 results.append(result)
                 if not as_json:
                     run.tell(result)
@@ -177,15 +204,15 @@ class _Run:
         self.background, self.keep_metadata = background, keep_metadata
         self.left, self.done, self.seconds, self.said = len(pictures.jobs), 0, 0.0, False
 
-    def one(self, path: Path, target: Path) -> dict[str, Any]:
-        """Protect one picture, unless that was done before."""
+    def one(self, path: Path, target: Path) -> dict[str, Any] | None:
+        """Protect one picture, unless that was done before; None where it is left out."""
         from .. import certificate, images
         from .. import protection as engine
         from ..pipeline import public
 
-        if images.png_text(path, KEY) or images.png_text(path, "sifm"):
-            self.pictures.skip(path, "it is protected already")
-            return {"source": str(path), "output": None, "skipped": "it is protected already"}
+        if why := _left_out(path):
+            self.pictures.skip(path, why)
+            return None
         key = self.pictures.key(path, self.editors)
         if earlier := self.pictures.earlier(path, target, key):
             return earlier
@@ -199,7 +226,7 @@ class _Run:
         about = {"sifm": public(done.settings), **({KEY: key} if key else {})}
         kept = images.rights(path) if self.keep_metadata else None
         images.save_png(done.image, target, like=picture, metadata=about, rights=kept)
-        certified = certificate.certificate(done, target, picture, mask)
+        certified = certificate.certificate(done, target, picture, mask, background=self.background)
         certificate.write(certified, target)
         self.done, self.seconds = self.done + 1, self.seconds + time.perf_counter() - start
         return {"source": str(path), "output": str(target), **_plain(done, certified), "words": list(done.words())}
@@ -208,8 +235,6 @@ class _Run:
         """A line of several pictures, all that there is to say of a single one."""
         from ..protection import duration
 
-        if "skipped" in result:
-            return
         if "earlier" in result:
             return tell(f"{result['output']}: made before with the same settings")
         words, first = result["words"], int(result["demonstration"])
@@ -237,6 +262,21 @@ class _Run:
             * (self.left > 1)
         )
         self.said = True
+
+
+def _left_out(path: Path) -> str:
+    """Why a picture is not protected, by what sifm wrote into it: an edit says no method."""
+    from ..images import png_text
+
+    try:
+        about = json.loads(png_text(path, "sifm") or "{}")
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(about, dict):
+        return ""
+    if about.get("demonstration"):
+        return "a demonstration by a toy, not protected: name the picture that it was made from"
+    return "it is protected already" if "method" in about else ""
 
 
 def _plain(done: Protected, certified: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def purify(
                 picture = images.load_picture(path, background)
                 clean = apply(picture.pixels, stages, seed=seed, on_step=on_step(path.name), **tools)
                 about: dict[str, Any] = {KEY: key} if key else {}
-                about |= {"sifm": {"demonstration": True}} if shown else {}
+                about["sifm"] = {"demonstration": shown}
                 images.save_png(clean, target, like=picture.opaque(), metadata=about)
                 results.append(
                     {

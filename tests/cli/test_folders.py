@@ -205,3 +205,15 @@ def test_names_in_other_letters_are_no_failure_on_an_old_terminal(capsys, monkey
             text = raw.getvalue().decode(encoding)
             if json_too:
                 assert json.loads(text)["source"] == "猫.png" and json.loads(text)["output"] == "é.png"
+
+
+def test_a_file_that_nobody_named_and_no_command_made_is_kept(capsys):
+    for name in ("in/a.jpg", "out/b.png", "in/b.jpg"):
+        picture(name)
+    before = Path("out/b.png").read_bytes()
+    for source in ("in", "in/b.jpg"):
+        code, _, err = run(capsys, "purify", source, "blur:1", "-o", "out")
+        assert code == 2 and "not made by sifm" in err and Path("out/b.png").read_bytes() == before
+    for _ in range(2):
+        assert run(capsys, "purify", "in/a.jpg", "blur:1", "-o", "out")[0] == 0
+    assert run(capsys, "purify", "in/b.jpg", "blur:1", "-o", "out/b.png")[0] == 0
