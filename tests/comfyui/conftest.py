@@ -94,7 +94,9 @@ class Server:
                     "--disable-api-nodes",
                 ],
                 cwd=self.comfyui,
-                env=os.environ | {"OPENAI_API_KEY": self.key, "GEMINI_API_KEY": self.key, "HF_HUB_OFFLINE": "1"},
+                env=os.environ
+                | {"OPENAI_API_KEY": self.key, "GEMINI_API_KEY": self.key}
+                | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.base / "huggingface")},
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import shutil
 import time
 from collections import Counter
 from contextlib import suppress
@@ -17,7 +19,7 @@ import graphs
 import pytest
 from PIL import Image
 
-from sifm_core import images
+from sifm_core import certificate, images
 from sifm_core.cli import main
 from sifm_core.store import Store
 
@@ -48,9 +50,16 @@ def event(entry: dict, name: str) -> dict:
     return next(data for kind, data in entry["status"]["messages"] if kind == name)
 
 
+def immunization(editor: str = "miniature-ip2p", **changes) -> dict:
+    """*Immunize my image* on a miniature, as a demonstration."""
+    nodes = graph("immunize_my_image", **changes)
+    nodes[ids(nodes, "SIFM_LoadEditor")[0]]["inputs"] |= {"editor": editor, "demonstration": True}
+    return nodes
+
+
 def slow(seed: int) -> dict:
     """Many steps of at least a tenth of a second, which is as often as ComfyUI passes progress on."""
-    return graph("protect_my_image", steps=400, timesteps="20", seed=seed)
+    return immunization(steps=400, timesteps="20", seed=seed)
 
 
 def test_the_pack_loads_without_a_warning(server):
@@ -202,8 +211,8 @@ def test_every_node_is_in_a_workflow(server):
     assert ours == used
 
 
-def test_protect_my_image_saves_a_picture_inside_its_budget(server, events):
-    nodes = graph("protect_my_image", steps=6)
+def test_immunize_my_image_saves_a_picture_inside_its_budget(server, events):
+    nodes = immunization(steps=6)
     prompt = server.queue(nodes)
     entry = server.finished(prompt)
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
@@ -222,6 +231,64 @@ def test_protect_my_image_saves_a_picture_inside_its_budget(server, events):
     assert len(curve["loss"]) == 6 and curve["loss"][-1] < curve["loss"][0]
     assert len(events.of("progress", prompt)) >= 2
     assert [data for _, kind, data in events.seen if kind == "preview"]
+
+
+def refusals(answer: dict) -> set[str]:
+    """What was said of a refused prompt, without the inputs' names: ComfyUI says one thing once for each of them."""
+    errors = [error["details"] for node in answer["node_errors"].values() for error in node["errors"]]
+    return {re.sub(r"^\w+( - |: )", "", words) for words in errors}
+
+
+ABSENT = [name for name in NAMES if name.startswith("my_model") or "instruct-pix2pix" in json.dumps(graph(name))]
+ABSENT = [name for name in ABSENT if not ids(graph(name), "SIFM_Setup")]
+"""Workflows of an editor that people use, which this server has not."""
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_a_workflow_whose_editor_is_not_there_is_refused_with_the_cure(server, name):
+    status, answer = server.post("/prompt", {"prompt": graph(name), "client_id": server.client})
+    assert status == 400
+    said = refusals(answer)
+    if name.startswith("my_model"):  # core's own loaders say it in core's words
+        assert said and all(re.match(r"'.*safetensors' not in \[", words) for words in said), said
+        return
+    (words,) = said
+    assert "instruct-pix2pix is not on this computer" in words, words
+    assert "`hf download timbrooks/instruct-pix2pix`" in words and "models/diffusers/instruct-pix2pix" in words
+
+
+ARTIST = {"protect_my_image": "SIFM_ProtectImage", "does_it_hold": "SIFM_DoesItHold"}
+
+
+@pytest.mark.parametrize("name", ARTIST)
+def test_a_toy_is_refused_on_a_picture_of_yours(server, name):
+    status, answer = server.post("/prompt", {"prompt": graph(name, against="miniature-ip2p")})
+    (problem,) = refusals(answer)
+    assert status == 400 and "miniature-ip2p is a toy" in problem
+    assert "`hf download timbrooks/instruct-pix2pix`" in problem and "SIFM Editor from Model" in problem
+
+
+def test_protect_my_image_then_does_it_hold_as_a_demonstration(server):
+    """The artist's two templates in one graph, on a small picture."""
+    toy = {"against": "miniature-ip2p", "demonstration": True}
+    nodes = graph("protect_my_image", **toy, strength="subtle")
+    test = graph("does_it_hold", **toy)
+    (protect,), (picture,) = ids(nodes, "SIFM_ProtectImage"), ids(nodes, "LoadImage")
+    (hold,) = ids(test, "SIFM_DoesItHold")
+    scaled = {"image": [picture, 0], "upscale_method": "area", "width": 64, "height": 64, "crop": "center"}
+    nodes["small"] = {"class_type": "ImageScale", "inputs": scaled, "_meta": {"title": "small"}}
+    nodes[protect]["inputs"]["image"] = ["small", 0]
+    wires = {"image": [protect, 0], "source": ["small", 0], "words": "make it wooden"}
+    nodes["hold"] = test[hold] | {"inputs": test[hold]["inputs"] | wires}
+    entry = server.run(nodes)
+    done, tested = entry["outputs"][protect], entry["outputs"]["hold"]
+    (file,) = done["images"]
+    path = Path(server.base, "output", file["subfolder"], file["filename"])
+    assert path.name.startswith("demonstration_") and json.loads(Image.open(path).text["sifm"])["demonstration"]
+    assert done["text"][0].startswith("## A demonstration") and done["sifm_demonstration"] == [True]
+    assert not [finding for finding in certificate.check(path)[1] if finding.good is False]
+    assert tested["sifm_cards"] and tested["sifm_light"] != ["green"] and tested["sifm_demonstration"] == [True]
+    assert list(server.base.glob("output/SIFM/holds_*.html"))
 
 
 def test_protect_and_test_judges_every_picture_of_every_arm(server):
@@ -244,16 +311,13 @@ def test_protect_and_test_judges_every_picture_of_every_arm(server):
 
 def test_an_unchanged_prompt_is_not_computed_again_and_a_changed_model_is(server):
     editor = server.base / "models" / "diffusers" / "copy"
-    editor.symlink_to(ROOT / "sifm_core" / "miniature" / "weights" / "miniature-ip2p")
-    nodes = graph("protect_my_image", steps=3, timesteps="2", editor="copy")
-    nodes["sifm"] = {"class_type": "SIFM_LoadEditor", "inputs": {"editor": "copy"}, "_meta": {"title": "editor"}}
-    for node in nodes.values():
-        if isinstance(node["inputs"].get("editor"), str) and node["class_type"] != "SIFM_LoadEditor":
-            node["inputs"]["editor"] = ["sifm", 0]
-    work = ids(nodes, "SIFM_Immunize")
-    assert not set(work) & set(event(server.run(nodes), "execution_cached")["nodes"])
-    again = event(server.run(nodes), "execution_cached")["nodes"]
-    assert set(work) <= set(again) and "sifm" in again
+    shutil.copytree(ROOT / "sifm_core" / "miniature" / "weights" / "miniature-ip2p", editor)
+    nodes = immunization("copy", steps=3, timesteps="2")
+    work = {*ids(nodes, "SIFM_LoadEditor"), *ids(nodes, "SIFM_Immunize")}
+    assert not work & set(event(server.run(nodes), "execution_cached")["nodes"])
+    assert work <= set(event(server.run(nodes), "execution_cached")["nodes"])
+    os.utime(next(editor.glob("*/*.safetensors")))
+    assert not work & set(event(server.run(nodes), "execution_cached")["nodes"])
 
 
 def test_an_interrupt_stops_within_one_step_and_leaves_the_server_usable(server, events):
@@ -270,11 +334,11 @@ def test_an_interrupt_stops_within_one_step_and_leaves_the_server_usable(server,
     late = [data["value"] for t, data in events.of("progress", prompt) if t > sent]
     assert len(late) <= 1 < len(steps), (steps, late)
     assert max(steps) < 100
-    server.run(graph("protect_my_image", steps=2, timesteps="2", seed=2))
+    server.run(immunization(steps=2, timesteps="2", seed=2))
 
 
 def test_two_prompts_in_the_queue_both_end_with_their_own_result(server):
-    first, second = (graph("protect_my_image", steps=3, timesteps="2", seed=seed) for seed in (11, 12))
+    first, second = (immunization(steps=3, timesteps="2", seed=seed) for seed in (11, 12))
     tickets = [server.queue(nodes) for nodes in (first, second)]
     files = []
     for ticket in tickets:
@@ -288,16 +352,16 @@ def test_two_prompts_in_the_queue_both_end_with_their_own_result(server):
 
 def test_an_editor_that_was_unloaded_between_prompts_works_again(server):
     common = {"steps": 3, "timesteps": "2", "seed": 21}
-    first = graph("protect_my_image", **common)
+    first = immunization(**common)
     before = outputs(server.run(first), first, "SIFM_Immunize")[0]["sifm_curve"]
     server.post("/free", {"unload_models": True})
-    again = graph("protect_my_image", part_norms=True, **common)  # another input, so that it runs
+    again = immunization(part_norms=True, **common)  # another input, so that it runs
     after = outputs(server.run(again), again, "SIFM_Immunize")[0]["sifm_curve"]
     assert after[0]["loss"] == pytest.approx(before[0]["loss"])
 
 
 def test_running_out_of_memory_ends_one_prompt_and_no_more(server):
-    nodes = graph("protect_my_image", steps=8, timesteps="2", seed=31)
+    nodes = immunization(steps=8, timesteps="2", seed=31)
     work = nodes[ids(nodes, "SIFM_Immunize")[0]]
     good = work["inputs"]["editor"]
     nodes["full"] = {"class_type": "TEST_FullMemory", "inputs": {"editor": good}, "_meta": {"title": "full"}}
@@ -331,8 +395,8 @@ def one_attack() -> dict:
             inputs |= {"protections.protection_0": [ids(nodes, "SIFM_BaselineImmunize")[0], 2], "names": "noise"}
         if node["class_type"] == "SIFM_AttackerEdit":
             inputs["steps"] = 1
-        if node["class_type"] == "SIFM_LoadEditor":
-            inputs["editor"] = "miniature-ip2p"
+        if node["class_type"] == "SIFM_Setup":
+            inputs["editor"] = "instruct-pix2pix"  # its miniature edits in one step
     return nodes
 
 
@@ -375,7 +439,7 @@ BAD = {
     "unknown objective": ("SIFM_Immunize", "objective", "fame", "not in"),
     "no image": ("SIFM_Immunize", "image", None, "missing"),
     "another kind of link": ("SIFM_Immunize", "editor", "image", "mismatch"),
-    "unknown editor": ("SIFM_LoadEditor", "editor", "no-such-editor", "not in"),
+    "unknown editor": ("SIFM_LoadEditor", "editor", "no-such-editor", "no such folder in models/diffusers"),
     "a folder that is no editor": ("SIFM_LoadEditor", "folder", "/nowhere", "model_index.json"),
     "unknown layers": ("SIFM_FeatureHook", "layers", "deepest", "expected one of deep"),
 }
@@ -384,7 +448,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_before_anything_runs(server, case):
     kind, key, value, expected = BAD[case]
-    nodes = graph("protect_my_image")
+    nodes = immunization()
     for i in ids(nodes, "PreviewAny"):
         del nodes[i]  # an output that does not depend on the picture would run all the same
     inputs = nodes[ids(nodes, kind)[0]]["inputs"]
@@ -418,7 +482,7 @@ def test_no_key_reaches_a_file_a_record_or_the_log(server, events):
     Thread(target=refuses.serve_forever, daemon=True).start()
     nodes = one_attack()
     for i in ids(nodes, "SIFM_MLLMJudge"):
-        inputs = {k: v for k, v in nodes[i]["inputs"].items() if not k.startswith("judge")}
+        inputs = {k: v for k, v in nodes[i]["inputs"].items() if not k.startswith(("judge", "chosen"))}
         url = f"http://127.0.0.1:{refuses.server_port}/v1"
         chosen = {"judge": "openai", "judge.model": "m", "judge.base_url": url, "judge.max_cost": 0.0}
         nodes[i]["inputs"] = inputs | chosen | {"judge.key_variable": "OPENAI_API_KEY"}
