@@ -180,8 +180,8 @@ def test_unjudged_the_page_shows_every_way_of_an_instruction_and_says_what_it_le
     assert {attack.instruction for attack in first} == {PROMPTS[0]}
     assert [attack.way for attack in first] == [way.name for way in found.ways]
     text = page(found, groups=len(found.ways))
-    assert all(f"{way.name}</small>" in text for way in found.ways) and "30 more cases" in text
-    assert "more cases" not in page(found, groups=36)
+    assert all(f"{way.name}</small>" in text for way in found.ways) and "30 more were tried and are not shown" in text
+    assert "not shown" not in page(found, groups=36)
 
 
 def test_what_got_through_comes_first_and_the_weakest_row() -> None:
