@@ -53,7 +53,7 @@ class Verdict:
     prompt_hash: str = ""
     cost: float | None = None
     latency: float | None = None
-    scores: Mapping[str, Score] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict, hash=False)
 
     def answer(self, axis: str) -> bool | None:
         """Its answer on one of :data:`AXES`; None: unclear, in any state but "ok"."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import typer
 
 from ..errors import InputError, SifmError
+from ..judges import REMOTE
 from .app import app
 from .flags import options
 from .judging import Asking
@@ -144,7 +145,7 @@ def run(
         return None
     others = [_opened(other)[0] for other in reuse or ()]
     cost = estimate(plan, preset=asking.preset or "two_calls", prices=asking.prices)[-1]
-    if cost.dollars != 0:
+    if any(name.partition(":")[0] in REMOTE for name in plan.settings.judges):
         print(f"judges: {cost.jobs} verdicts, {_money(cost.dollars)} at most", file=sys.stderr)
     if calibrate:
         plan = _calibrated(plan, out, asking)

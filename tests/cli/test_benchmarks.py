@@ -218,12 +218,12 @@ def test_the_demo_is_a_run_like_any_other_and_a_second_one_the_same(sifm):
     first = sifm(*DEMO, "--json")
     assert {"report.html", "report.md", "grid.png"} <= {path.name for path in Path("run").iterdir()}
     assert [line["name"] for line in first["table"]][:2] == ["clean", "another seed"]
-    assert first["table"][-1]["name"] == "SIFM" and first["table"][-1]["isr"]["n"] == 2
+    assert [line["name"] for line in first["table"]][-2:] == ["SIFM", "SIFM+"] and first["table"][-1]["isr"]["n"] == 2
     page = Path("run/report.html").read_text()
     assert sifm(*DEMO, "--json")["table"] == first["table"]
     rows = [[line for line in text.splitlines() if "seconds of this run" not in line] for text in (page, _page())]
     assert rows[0] == rows[1]
-    assert sifm("bench", "status", "run", "--json")["records"] == 16
+    assert sifm("bench", "status", "run", "--json")["records"] == 18
     sifm("bench", "report", "run")
     assert "the same settings" in sifm("bench", "diff", "run", "run")
 

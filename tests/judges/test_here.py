@@ -31,7 +31,7 @@ def offers(*servers: str, **options) -> dict[str, here.Offer]:
 
 def test_what_is_missing_is_named_and_what_is_not_is_usable(monkeypatch):
     found = offers()
-    assert {name for name, offer in found.items() if not offer.usable} == {"gemini", "anthropic"}
+    assert {name for name, offer in found.items() if not offer.usable} == {"gemini", "anthropic", "score"}
     assert found["gemini"].missing == ("GEMINI_API_KEY or GOOGLE_API_KEY is not set",)
     assert "a server of your own" in found["openai"].missing[0]
     monkeypatch.setenv("GOOGLE_API_KEY", KEY)
@@ -48,6 +48,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("sifm_core.judges.here.metadata.version", version)
     found = offers("http://127.0.0.1:9/v1")
     missing = {name: offer.missing[0] for name, offer in found.items() if not offer.usable}
+    assert "editscore" in missing.pop("score")
     assert missing == {name: f"pip install {b.package}" for name, b in BACKENDS.items() if b.package}
     assert found["openai"].servers == (), "it cannot be asked without the package"
 
