@@ -182,7 +182,7 @@ def choose(
         draw, left = random.Random(f"{seed}/instructions"), [wish for wish in wishes if not {*wish} & {*shunned}]
         texts = [draw.choice(wish) for wish in draw.sample(left, len(left))]
         if not reads(texts[:drawn]):
-            texts = [text for text in texts if reads([text])]
+            texts = list(itertools.islice((text for text in texts if reads([text])), drawn))
         found.append(texts[:drawn])
     return found
 

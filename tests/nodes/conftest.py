@@ -42,6 +42,15 @@ def own_user_folder(request, tmp_path, monkeypatch):
         monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_models():
+    """No file's models stay with ComfyUI, which collects garbage at every load as long as it knows of a dead one."""
+    yield
+    if management := sys.modules.get("comfy.model_management"):
+        management.unload_all_models()
+        management.current_loaded_models.clear()
+
+
 @pytest.fixture(scope="session")
 def folder(ip2p_folder, tmp_path_factory):
     """A tiny random InstructPix2Pix that edits at 16 px in two steps."""
