@@ -148,7 +148,7 @@ def test_a_comparison_runs_to_its_table_on_the_miniature(server, name):
             assert judged and all(v.state == "ok" for record in judged for v in record.verdicts)
             assert len(edits) >= len(records) and sum(card["failed"] is not None for card in edits) >= len(judged)
     for preview in outputs(entry, nodes, "SIFM_ComparisonGrid"):
-        assert Path(server.base, "temp", preview["images"][0]["filename"]).is_file()
+        assert server.fetch(f"/view?{urlencode(preview['images'][0])}").startswith(b"\x89PNG")
     for i in ids(nodes, "SIFM_RecordsExport"):
         assert re.match(r"\d+ records in SIFM/records_\d+_\.csv", entry["outputs"][i]["text"][0])
 
