@@ -114,6 +114,11 @@ def reduced(name: str) -> dict:
                 del inputs[key]
             model = "patch" if node["_meta"]["title"] == "Judge 2" else "conv"
             inputs |= {"judge": "miniature", "judge.model": model}
+    for picture in ids(nodes, "LoadImage"):  # the judges refuse what is larger than their drawings
+        for node in nodes.values():
+            node["inputs"] |= {key: ["small", 0] for key, value in node["inputs"].items() if value == [picture, 0]}
+        scaled = {"image": [picture, 0], "upscale_method": "area", "width": 64, "height": 64, "crop": "center"}
+        nodes["small"] = {"class_type": "ImageScale", "inputs": scaled, "_meta": {"title": "small"}}
     return nodes
 
 
