@@ -208,7 +208,11 @@ def test_killed_and_started_again_it_goes_on_and_the_answers_go_into_a_csv(run, 
     def started():
         words = [sys.executable, "-m", "sifm_core.cli", "annotate", str(run), "--out", str(tmp_path / "answers.csv")]
         process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            words,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
         )
         told = iter(process.stdout.readline, "")
         url = next(found[0] for line in told if (found := re.search(r"http://127\.0\.0\.1:\d+/\S+/", line)))

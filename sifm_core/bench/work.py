@@ -98,7 +98,7 @@ def _identify(found: Any, on_step: OnStep | None) -> list[dict[str, Any]]:
             "settings": dict(getattr(found, "settings", {})),
             "dtype": str(found.dtype),
             "hardware": hardware(found.device),
-            "text_encoders": _readers(found),
+            "text_encoders": _readers(found) if isinstance(found, Editor) else [],
         }
     ]
 

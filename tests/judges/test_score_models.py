@@ -202,4 +202,4 @@ def test_the_command_prints_the_name_to_ask_by(editscore, capsys):
     ]
     assert cli.main(words) == 0
     found = [one["judge"] for one in json.loads(capsys.readouterr().out)]
-    assert found[0].startswith(f"score:editscore:{folder}#") and found[1:] == ["miniature:conv"]
+    assert found[0].startswith(f"score:editscore:{folder}#") and found[1] == "miniature:conv"
