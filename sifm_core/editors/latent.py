@@ -263,6 +263,24 @@ class LatentEditor(Editor):
         return merged
 
 
+class FlowEditor(LatentEditor):
+    """One whose network predicts the flow from latent to noise, on straight paths between them."""
+
+    def noised(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
+        """The latent mixed with noise by timestep ``t`` (B,): all latent at 0, all noise at the last."""
+        signal, spread = self.mix(t, z)
+        return signal * z + spread * noise
+
+    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
+        """1 - sigma and sigma at timestep ``t`` (B,), each (B, 1, 1, 1) of ``like``'s type."""
+        sigma = (t.to(like) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
+        return 1 - sigma, sigma
+
+    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
+        """The flow from the latent to the noise."""
+        return noise - z
+
+
 _RECOMPUTED = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 """Nothing is drawn in a frozen network."""
 

@@ -24,7 +24,7 @@ from ..features import first_tensor
 from ..noise import Seed, generators
 from ..types import Cond, Image, Latent, OnStep
 from .attention import watched
-from .latent import LatentEditor, report, run, wide
+from .latent import FlowEditor, report, run, wide
 from .steps import Sampler
 
 STREAMS = ("target", "reference", "text")
@@ -32,7 +32,7 @@ _TEXT = ("context", "add_", "added", "txt")
 """In the name of what a block of two streams keeps for its text."""
 
 
-class PackedEditor(LatentEditor):
+class PackedEditor(FlowEditor):
     """The source enters as reference tokens, and in the target, the latent that is noised to t."""
 
     net: Any
@@ -132,20 +132,6 @@ class PackedEditor(LatentEditor):
         grid = height // self.patch, width // self.patch
         target, reference = (self.pack(latent.to(self.dtype)) for latent in (self.noised(z, noise, t), z))
         return self.unpack(wide(self.velocity(target, reference, t, cond, grid, self.settings)), height, width)
-
-    def noised(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
-        """The latent mixed with noise by timestep ``t`` (B,): all latent at 0, all noise at the last."""
-        signal, spread = self.mix(t, z)
-        return signal * z + spread * noise
-
-    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
-        """1 - sigma and sigma at timestep ``t`` (B,), each (B, 1, 1, 1) of ``like``'s type."""
-        sigma = (t.to(like) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
-        return 1 - sigma, sigma
-
-    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
-        """The flow from the latent to the noise."""
-        return noise - z
 
     def edit(self, x: Image, cond: Cond, *, seed: Seed = 0, on_step: OnStep | None = None, **options: Any) -> Image:
         """The edit by the unmodified pipeline, (B, 3, H, W) float32 in [0, 1]; options are those of the settings.

@@ -25,7 +25,7 @@ from ..images import resize, to_uint8
 from ..noise import Seed, generators
 from ..types import Image, Latent, OnStep
 from .folder import check, load_pipeline, settings
-from .latent import LatentEditor, report, run, wide
+from .latent import FlowEditor, report, run, wide
 from .steps import Sampler
 
 PARTS = ("transformer", "vae", "text_encoder", "processor", "scheduler")
@@ -89,7 +89,7 @@ class Cond:
     words: Tensor
 
 
-class QwenImage21(LatentEditor):
+class QwenImage21(FlowEditor):
     """The source is what the sequence begins with; at every t the whole of it is there to be looked at."""
 
     family = "qwen-image-2.1"
@@ -330,15 +330,6 @@ class QwenImage21(LatentEditor):
         if stream:
             return super().hidden(module, output, stream)
         return torch.cat([output[:, spans["reference"]], output[:, spans["target"]]], dim=1)
-
-    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
-        """1 - sigma and sigma at timestep ``t`` (B,), each (B, 1, 1, 1) of ``like``'s type."""
-        sigma = (t.to(like) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
-        return 1 - sigma, sigma
-
-    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
-        """The flow from the latent to the noise."""
-        return noise - z
 
     def edit(
         self,

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..noise import Seed, generators
 from ..types import Image, Latent, OnStep
 from .folder import check, load_pipeline, read_json, settings
-from .latent import LatentEditor, report, run, wide
+from .latent import FlowEditor, LatentEditor, report, run, wide
 from .steps import Sampler
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
@@ -77,7 +77,7 @@ class Cond:
     words: Tensor
 
 
-class StableDiffusion3(LatentEditor):
+class StableDiffusion3(FlowEditor):
     """The source enters once, as the latent that is noised to t: at t near the last, nothing of it is left."""
 
     family = "sd3"
@@ -136,16 +136,6 @@ class StableDiffusion3(LatentEditor):
         """The transformer's velocity at timestep ``t`` (B,), for the source's latent mixed with noise by t."""
         return self.velocity(self.noised(z, noise, t), t, cond.prompt, cond.pooled)
 
-    def noised(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
-        """The latent mixed with noise by timestep ``t`` (B,): all latent at 0, all noise at the last."""
-        signal, spread = self.mix(t, z)
-        return signal * z + spread * noise
-
-    def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
-        """1 - sigma and sigma at timestep ``t`` (B,), each (B, 1, 1, 1) of ``like``'s type."""
-        sigma = (t.to(like) / self.num_train_timesteps).reshape(-1, 1, 1, 1)
-        return 1 - sigma, sigma
-
     def velocity(self, channels: Tensor, t: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
         """What the transformer makes of its input channels, in float32 or wider."""
         out = self.net(
@@ -156,10 +146,6 @@ class StableDiffusion3(LatentEditor):
             return_dict=False,
         )[0]
         return wide(out)
-
-    def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
-        """The flow from the latent to the noise."""
-        return noise - z
 
     def edit(
         self,

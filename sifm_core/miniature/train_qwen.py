@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..editors.qwen_image21 import patches, read
 from ..images import resize
 from . import codec16, language, train_vae, training, world
-from .pool import CELLS, PLAIN, Pool
+from .pool import Pool
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
@@ -183,7 +183,9 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
     before = slot - drop
     # how often a length is drawn: as often as its prompts occur
     often = torch.tensor([len(each.edit) for each in said], dtype=torch.float)
-    helpers = _Helpers(net, before, n)
+    reference, target = (lambda out: out[:, before : before + n]), (lambda out: out[:, -n:])
+    where = {"material": (2, reference), "mask0": (LAYERS // 2, target), "mask1": (LAYERS - 1, target)}
+    helpers = training.TokenHelpers(net.transformer_blocks, HEADS * HEAD, where)
     weight = torch.ones(1, codec16.CHANNELS, 1, 1)
     weight[:, :3] = 4  # the mean colours carry the edit
     by_edit = [(pool.edit == k).nonzero().flatten() for k in range(len(world.EDITS))]
@@ -295,44 +297,3 @@ def train_decoder(out: Path, *, steps: int | None, log: Any, checkpoint: Path) -
     )
     vae.post_quant_conv, vae.decoder = averaged["quant"], averaged["decoder"]
     vae.half().save_pretrained(out)
-
-
-class _Helpers(nn.Module):
-    """The auxiliary losses, with hooks on the transformer that `close` removes."""
-
-    def __init__(self, net: QwenImage21Transformer2DModel, before: int, n: int) -> None:
-        super().__init__()
-        width = HEADS * HEAD
-        self.material = nn.Linear(width, 4 * (PLAIN + 1))
-        self.masks = nn.ModuleList(nn.Linear(width, 4) for _ in range(2))
-        self._seen: dict[str, Tensor] = {}
-        reference, target = slice(before, before + n), slice(-n, None)
-        blocks = {"material": (2, reference), "mask0": (LAYERS // 2, target), "mask1": (LAYERS - 1, target)}
-        self._hooks = [
-            net.transformer_blocks[k].register_forward_hook(
-                lambda m, i, o, name=name, span=span: self._seen.__setitem__(name, o[:, span].float())
-            )
-            for name, (k, span) in blocks.items()
-        ]
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def loss(self, rows: Any, change: Tensor) -> tuple[Tensor, dict[str, float]]:
-        logits = _cells(self.material(self._seen["material"]), PLAIN + 1)
-        material = F.cross_entropy(logits, rows.material)
-        accuracy = (logits.argmax(1) == rows.material).float().mean().item()
-        wanted, masks = change.clamp(0, 1), torch.zeros(())
-        for j, head in enumerate(self.masks):
-            mask = _cells(head(self._seen[f"mask{j}"]), 1)
-            masks = masks + F.binary_cross_entropy_with_logits(mask, wanted)
-        on, true = mask > 0, wanted > 0.5
-        iou = ((on & true).sum() / ((on | true).sum() + 1)).item()
-        return 0.4 * material + 0.5 * masks, {"material": accuracy, "iou": iou}
-
-
-def _cells(tokens: Tensor, channels: int) -> Tensor:
-    """(B, 64, 4 c) per token -> (B, c, 16, 16)."""
-    n = CELLS // 2
-    return tokens.reshape(-1, n, n, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, CELLS, CELLS)

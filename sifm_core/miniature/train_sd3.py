@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import language, text, train_vae, training, world
-from .pool import CELLS, PLAIN, Batch, Pool, captions, instructions, token_ids
+from .pool import CELLS, Pool, captions, instructions, token_ids
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
@@ -77,7 +77,9 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
     encoders = nn.ModuleList(text.build_text_encoder(tokenizer, projection=True) for _ in range(2))
     net = build_transformer()
     tokens, empty = torch.cat([instructions(tokenizer), captions(tokenizer)], 1), token_ids(tokenizer, [""])[0]
-    helpers = _Helpers(net)
+    hidden = lambda out: out[1]  # noqa: E731, a block gives text and image
+    where = {"material": (1, hidden), "mask0": (LAYERS // 2, hidden), "mask1": (LAYERS - 1, hidden)}
+    helpers = training.TokenHelpers(net.transformer_blocks, HEADS * HEAD, where)
     weight = torch.ones(1, CODE.channels, 1, 1)
     weight[:, :3] = 4  # the three mean colours carry the edit
 
@@ -146,46 +148,6 @@ def embed(encoders: nn.ModuleList, ids: Tensor) -> tuple[Tensor, Tensor]:
     hidden = torch.cat([s.hidden_states[-2] for s in seen], dim=-1)
     hidden = F.pad(hidden, (0, 0, 0, int(SETTINGS["t5_tokens"])))
     return hidden, torch.cat([s.text_embeds for s in seen], dim=-1)
-
-
-class _Helpers(nn.Module):
-    """The auxiliary losses, with hooks on the transformer that `close` removes."""
-
-    def __init__(self, net: SD3Transformer2DModel) -> None:
-        super().__init__()
-        width = HEADS * HEAD
-        self.material = nn.Linear(width, 4 * (PLAIN + 1))
-        self.masks = nn.ModuleList(nn.Linear(width, 4) for _ in range(2))
-        self._seen: dict[str, Tensor] = {}
-        blocks = {"material": 1, "mask0": LAYERS // 2, "mask1": LAYERS - 1}
-        self._hooks = [
-            net.transformer_blocks[k].register_forward_hook(
-                lambda m, i, o, name=name: self._seen.__setitem__(name, o[1].float())
-            )
-            for name, k in blocks.items()
-        ]
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def loss(self, rows: Batch, change: Tensor) -> tuple[Tensor, dict[str, float]]:
-        logits = _cells(self.material(self._seen["material"]), PLAIN + 1)
-        material = F.cross_entropy(logits, rows.material)
-        accuracy = (logits.argmax(1) == rows.material).float().mean().item()
-        wanted, masks = change.clamp(0, 1), torch.zeros(())
-        for j, head in enumerate(self.masks):
-            mask = _cells(head(self._seen[f"mask{j}"]), 1)
-            masks = masks + F.binary_cross_entropy_with_logits(mask, wanted)
-        on, true = mask > 0, wanted > 0.5
-        iou = ((on & true).sum() / ((on | true).sum() + 1)).item()
-        return 0.4 * material + 0.5 * masks, {"material": accuracy, "iou": iou}
-
-
-def _cells(tokens: Tensor, channels: int) -> Tensor:
-    """(B, 64, 4 c) per 2x2 patch -> (B, c, 16, 16)."""
-    n = CELLS // 2
-    return tokens.reshape(-1, n, n, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, CELLS, CELLS)
 
 
 def save(out: Path, net: Any, encoders: Any, tokenizer: Any, vae: Any) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .pool import CELLS, PLAIN
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -80,3 +83,48 @@ def fit(
             torch.save(whole, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return averaged
+
+
+class TokenHelpers(nn.Module):
+    """The auxiliary losses of a transformer's training, with hooks on its blocks that `close` removes.
+
+    Off the tokens, each of 2 x 2 cells, is read what each cell is made of ("material") and, twice, whether it is to
+    change ("mask0", "mask1"). ``where``: for each the block, and what of its output are the picture's tokens.
+    """
+
+    def __init__(
+        self, blocks: nn.ModuleList, width: int, where: Mapping[str, tuple[int, Callable[[Any], Tensor]]]
+    ) -> None:
+        super().__init__()
+        self.material = nn.Linear(width, 4 * (PLAIN + 1))
+        self.masks = nn.ModuleList(nn.Linear(width, 4) for _ in range(2))
+        self._seen: dict[str, Tensor] = {}
+        self._hooks = [
+            blocks[k].register_forward_hook(
+                lambda module, args, out, name=name, tokens=tokens: self._seen.__setitem__(name, tokens(out).float())
+            )
+            for name, (k, tokens) in where.items()
+        ]
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def loss(self, rows: Any, change: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """What to add to the loss, and the share of materials read right and the overlap of the mask."""
+        logits = _cells(self.material(self._seen["material"]), PLAIN + 1)
+        material = F.cross_entropy(logits, rows.material)
+        accuracy = (logits.argmax(1) == rows.material).float().mean().item()
+        wanted, masks = change.clamp(0, 1), torch.zeros(())
+        for j, head in enumerate(self.masks):
+            mask = _cells(head(self._seen[f"mask{j}"]), 1)
+            masks = masks + F.binary_cross_entropy_with_logits(mask, wanted)
+        on, true = mask > 0, wanted > 0.5
+        iou = ((on & true).sum() / ((on | true).sum() + 1)).item()
+        return 0.4 * material + 0.5 * masks, {"material": accuracy, "iou": iou}
+
+
+def _cells(tokens: Tensor, channels: int) -> Tensor:
+    """(B, 64, 4 c), a token for 2 x 2 cells, -> (B, c, 16, 16)."""
+    n = CELLS // 2
+    return tokens.reshape(-1, n, n, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, CELLS, CELLS)
