@@ -1,17 +1,21 @@
-"""A device's work of one iteration recorded once as a CUDA graph and replayed, so that it never waits for the host."""
+"""A device's work recorded once as a CUDA graph and replayed, so that it never waits for the host."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from .types import GradFn, Gradient, Image, Sampled
 
 WARM_UP = 2
-"""Iterations that run as they are before one is recorded: libraries set themselves up in them."""
+"""Iterations, or calls, that run as they are before one is recorded: libraries set themselves up in them."""
 _log = logging.getLogger(__name__)
 
 
@@ -52,13 +56,85 @@ class _Replayed:
         return Gradient(loss.clone(), grad.clone(), {name: value.clone() for name, value in log.items()})
 
     def _record(self, x: Image, drawn: Sequence[Tensor]) -> None:
-        inputs, graph = [numbers.to(x.device, copy=True) for numbers in (x, *drawn)], torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.device(x.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                output = self._sampled.gradient(*inputs)
-        except RuntimeError as error:
-            _log.warning("an iteration cannot be recorded as a CUDA graph, so each runs as it is: %s", error)
+        inputs = [numbers.to(x.device, copy=True) for numbers in (x, *drawn)]
+        recorded = _recorded(lambda: self._sampled.gradient(*inputs), x.device, "an iteration")
+        if recorded is None:
             self._possible = False
-            torch.cuda.synchronize(x.device)
-            return
-        self._graph, self._inputs, self._output = graph, inputs, output
+        else:
+            self._graph, self._output = recorded
+            self._inputs = inputs
+
+
+@contextmanager
+def replaying(network: nn.Module) -> Iterator[None]:
+    """Inside, what ``network`` computes on a CUDA device without a gradient is recorded and replayed, for each shape.
+
+    For loops that others wrote, such as a sampler's. A call is recorded the third time that its tensors have the same
+    shapes and everything else is equal; what it returns is a copy. A network that takes tensors of several devices, or
+    cannot be recorded, runs as it is; the log says why. Afterwards, whatever happens, the network is as it was.
+    """
+    if not any(parameter.is_cuda for parameter in network.parameters()):
+        yield
+        return
+    forward, calls = network.forward, dict[Any, _Call]()
+    what, others = f"a call of {type(network).__name__}", vars(network).get("forward")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, spec = tree_flatten((args, kwargs))
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        plain = all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for leaf in leaves)
+        alike = len({leaf.device for leaf in given}) == 1 and given[0].is_cuda
+        if torch.is_grad_enabled() or not (plain and alike):  # else something may change that is not seen here
+            return forward(*args, **kwargs)
+        shape = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        seen = calls.setdefault((repr(spec), *shape), _Call())
+        if not seen.possible:
+            return forward(*args, **kwargs)
+        seen.count += 1
+        if seen.count > WARM_UP and seen.graph is None:
+            seen.inputs = [leaf.clone() for leaf in given]
+            places = iter(seen.inputs)
+            kept = [next(places) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            again, named = tree_unflatten(kept, spec)
+            recorded = _recorded(lambda: forward(*again, **named), given[0].device, what)
+            seen.possible = recorded is not None
+            if recorded is not None:
+                seen.graph, seen.output = recorded
+        if seen.graph is None:
+            return forward(*args, **kwargs)
+        for place, leaf in zip(seen.inputs, given, strict=True):
+            place.copy_(leaf)
+        seen.graph.replay()
+        return tree_map_only(Tensor, torch.clone, seen.output)
+
+    network.forward = call
+    try:
+        yield
+    finally:
+        if others is None:
+            del network.forward
+        else:
+            network.forward = others
+
+
+@dataclass
+class _Call:
+    """What is known of calls of one shape."""
+
+    count: int = 0
+    possible: bool = True
+    graph: torch.cuda.CUDAGraph | None = None
+    inputs: Sequence[Tensor] = ()
+    output: Any = None
+
+
+def _recorded(work: Callable[[], Any], device: torch.device, what: str) -> tuple[torch.cuda.CUDAGraph, Any] | None:
+    """The graph of ``work`` and what it leaves its results in; None where it cannot be recorded."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            return graph, work()
+    except RuntimeError as error:
+        _log.warning("%s cannot be recorded as a CUDA graph, so it runs as it is: %s", what, error)
+        torch.cuda.synchronize(device)
+        return None

@@ -124,6 +124,56 @@ def test_same_settings_same_bytes_and_every_step_is_reported(name: str, on_card:
     assert all(step.preview is not None for step in steps) and len({float(s.preview.sum()) for s in steps}) == 8
 
 
+def test_off_cuda_a_network_is_left_alone() -> None:
+    network = torch.nn.Linear(2, 2)
+    with graphs.replaying(network):
+        assert "forward" not in vars(network)
+
+
+@gpu
+@needs_cuda
+def test_an_edit_is_the_same_bytes_with_its_networks_calls_replayed(on_card: Editor, monkeypatch, caplog) -> None:
+    for batch in (1, 3):
+        x, cond = images(batch).cuda(), on_card.prepare(["add a hat"] * batch)
+        replayed = on_card.edit(x, cond, seed=1, steps=6)
+        assert "forward" not in vars(on_card.net) and "cannot be recorded" not in caplog.text
+        with monkeypatch.context() as m:
+            m.setattr(graphs, "WARM_UP", 10**6)
+            assert torch.equal(on_card.edit(x, cond, seed=1, steps=6), replayed)
+
+
+@gpu
+@needs_cuda
+def test_a_replayed_network_sees_what_changes_and_stays_what_it_was(caplog) -> None:
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.weight = 0, torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x, *, times=1, kept=None):
+            self.calls += 1
+            return {"sample": x * times * self.weight}
+
+    network = Network().cuda()
+    with torch.no_grad(), graphs.replaying(network):
+        found = [float(network(torch.full((2,), float(k), device="cuda"), times=2)["sample"][0]) for k in range(7)]
+        assert found == [2.0 * k for k in range(7)] and network.calls == 3, "two as they are, one recorded"
+        assert float(network(torch.ones(2, device="cuda"), times=3)["sample"][0]) == 3
+        state = object()
+        for _ in range(5):
+            network(torch.ones(2, device="cuda"), kept=state)
+        assert network.calls == 9, "what may change unseen is never recorded"
+    network(torch.ones(2, device="cuda"))
+    assert network.calls == 10 and "forward" not in vars(network) and not caplog.text
+    held = torch.cuda.memory_allocated()
+    with pytest.raises(KeyError), torch.no_grad(), graphs.replaying(network):
+        for _ in range(4):
+            network(torch.ones(2, device="cuda"))
+        raise KeyError
+    gc.collect()
+    assert "forward" not in vars(network) and torch.cuda.memory_allocated() <= held
+
+
 @gpu
 @needs_cuda
 def test_what_cannot_be_recorded_runs_as_it_is_and_the_log_says_why(caplog) -> None:

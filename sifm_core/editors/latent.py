@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ImageError, InputError, unknown
+from ..graphs import replaying
 from ..memory import enough
 from ..types import Editor, Image, Latent, OnStep, Step
 from . import folder as folders
@@ -290,7 +291,8 @@ def run(pipe: Any, call: Callable[..., Any] | None = None, **arguments: Any) -> 
     scheduler = pipe.scheduler
     pipe.scheduler = copy.deepcopy(scheduler)
     try:
-        return (call or pipe)(**arguments).images
+        with replaying(getattr(pipe, "transformer", None) or pipe.unet):
+            return (call or pipe)(**arguments).images
     finally:
         pipe.scheduler = scheduler
         pipe._current_timestep = None  # some keep the schedule in it when they are interrupted
