@@ -284,7 +284,7 @@ class QwenImage21(FlowEditor):
         embedded = net.time_text_embed(t, picture)
         modulation = net.modulation(embedded)
         edges = [(0, before, True), (before, before + source, False), (before + source, late, True)]
-        places, there = self._places(text.shape[1], pictures).to(t.device), None
+        places, there = self._places(text.shape[1], pictures), None
         if not valid.is_meta and not bool(valid.all()):
             places = places.repeat(len(text), 1, 1)
             frames = text.shape[1] + max(pictures[0].shape[-2:]) * (source > 0) - (~valid).sum(dim=1)
@@ -314,7 +314,8 @@ class QwenImage21(FlowEditor):
                 width = sum(freqs.shape[1] for freqs in self.net.pos_embed.freqs)
                 self._ropes[words, sizes] = torch.empty(len(is_picture), width, dtype=torch.complex64, device=where)
             else:
-                self._ropes[words, sizes] = self.net.pos_embed(sizes, is_picture.to(where), where)
+                places = self.net.pos_embed(sizes, is_picture.to(where), where)
+                self._ropes[words, sizes] = places.to(pictures[0].device)
         return self._ropes[words, sizes]
 
     def hidden(self, module: nn.Module, output: Any, stream: str = "") -> Any:
@@ -420,12 +421,12 @@ def patches(x: Image, processor: Any) -> tuple[Tensor, Tensor]:
     side, merge, frames = processor.patch_size, processor.merge_size, processor.temporal_patch_size
     least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
     size = smart_resize(*x.shape[-2:], factor=side * merge, min_pixels=least, max_pixels=most)
-    x = resize(x, size)
-    mean, std = (x.new_tensor(values).reshape(1, 3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    colours = zip(resize(x, size).split(1, dim=1), processor.image_mean, processor.image_std, strict=True)
+    x = torch.cat([(colour - mean) / std for colour, mean, std in colours], dim=1)
     high, wide = size[0] // side, size[1] // side
-    cut = ((x - mean) / std).reshape(len(x), 3, high // merge, merge, side, wide // merge, merge, side)
+    cut = x.reshape(len(x), 3, high // merge, merge, side, wide // merge, merge, side)
     rows = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None].expand(-1, -1, -1, -1, -1, -1, frames, -1, -1)
-    grid = torch.tensor([[1, high, wide]] * len(x), device=x.device)
+    grid = torch.stack([x.new_full((len(x),), n, dtype=torch.int64) for n in (1, high, wide)], dim=1)
     return rows.reshape(len(x) * high * wide, -1), grid
 
 

@@ -240,12 +240,18 @@ def _network(kind: str, config: Mapping[str, Any], device: torch.device, dtype: 
     import transformers
 
     own = {key: value for key, value in config.items() if not key.startswith("_")}
+    usual = torch.get_default_dtype()
     with device, torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        if hasattr(diffusers, kind):
-            network = getattr(diffusers, kind).from_config(own)
-        else:
-            network = getattr(transformers, kind)(getattr(transformers, kind).config_class(**own))
+        try:
+            if dtype.itemsize == 2:  # else a network takes twice its memory while it is made
+                torch.set_default_dtype(dtype)
+            if hasattr(diffusers, kind):
+                network = getattr(diffusers, kind).from_config(own)
+            else:
+                network = getattr(transformers, kind)(getattr(transformers, kind).config_class(**own))
+        finally:
+            torch.set_default_dtype(usual)
     torch.nn.Module.to(network, dtype)  # diffusers' own warns about parts that it would keep wide: none here
     return network.requires_grad_(False).eval()
 

@@ -40,7 +40,8 @@ NEEDED = {"miniature-sd3": 0.40, "miniature-qwen": 0.40}
 """Net ISR that the strongest attack must reach, 0.50 where nothing else is said."""
 ALLOWED = 0.10
 """Net ISR that no control may reach."""
-_BATCH = 20
+_BATCH = {"cpu": 20, "cuda": 100}
+"""Pictures at once."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,13 @@ def outcome(items: Sequence[Item], edited: Tensor) -> tuple[np.ndarray, np.ndarr
 
 def attack(name: str, editor: Editor, x: Image, prompts: Sequence[str], eps: float, steps: int, seed: int) -> Image:
     """PGD against the "whole edit", the "prediction" or the "encoder", from a random start; on the 8-bit grid."""
-    cond, seeds = editor.prepare(prompts, x), [seed + i for i in range(len(x))]
-    moved = _MOVED[name](editor, cond, seeds)
+    size, x = editor.work_size(x.shape[-2], x.shape[-1]), x.to(editor.device)
+    cond, seeds = editor.prepare(prompts, resize(x, size)), [seed + i for i in range(len(x))]
+    at_picture = _MOVED[name](editor, cond, seeds)
+
+    def moved(x: Image, k: int) -> Tensor:
+        return at_picture(resize(x, size), k)
+
     with torch.no_grad():
         clean = [moved(x, k) for k in range(_DRAWS)]
 
@@ -118,7 +124,7 @@ def attack(name: str, editor: Editor, x: Image, prompts: Sequence[str], eps: flo
 
     steps = steps // 2 if name == "whole edit" else steps  # each costs several times as much
     found = pgd(x, grad_fn, eps=eps, alpha=2 / 255, steps=steps, seed=seeds, random_start=True)
-    return round_to_budget(found, x, eps)
+    return round_to_budget(found.cpu(), x.cpu(), eps)
 
 
 _DRAWS = 4
@@ -141,7 +147,7 @@ def _prediction(editor: Editor, cond: Any, seeds: list[int]) -> Callable[[Image,
     def moved(x: Image, k: int) -> Tensor:
         z = editor.encode(x)
         noise = normal(z.shape, [s + 1000 * (k + 1) for s in seeds]).to(z)
-        return editor.denoise(z, noise, torch.full((len(z),), first), cond)
+        return editor.denoise(z, noise, torch.full((len(z),), first, device=z.device), cond)
 
     return moved
 
@@ -163,7 +169,7 @@ def run(
     """The table: unprotected rows first, then per eps every control and attack on the same pictures and seeds."""
     items = fresh(n, seed)
     said = words(items, editor.family)
-    x, seeds = torch.stack([i.image for i in items]), list(range(n))
+    x, seeds, batch = torch.stack([i.image for i in items]), list(range(n)), _BATCH[editor.device.type]
     kinds = np.array([world.kind(i.truth(i.instruction).edit) for i in items])
     rows: list[Row] = []
     clean_wrong = np.zeros(n, bool)
@@ -189,8 +195,8 @@ def run(
         for name in (*CONTROLS, *attacks):
             began = time.perf_counter()
             parts = [
-                _perturbed(name, editor, x[k : k + _BATCH], prompts[k : k + _BATCH], budget, steps, k)
-                for k in range(0, n, _BATCH)
+                _perturbed(name, editor, x[k : k + batch], prompts[k : k + batch], budget, steps, k)
+                for k in range(0, n, batch)
             ]
             seconds = (time.perf_counter() - began) / n
             add(budget, name, torch.cat(parts), prompts, 0, seconds)
@@ -211,13 +217,8 @@ def _perturbed(
 
 def edits(editor: Editor, x: Image, prompts: Sequence[str], seeds: Sequence[int]) -> Image:
     """The editor's edits of any number of pictures, a few at a time."""
-    parts = range(0, len(x), _BATCH)
-    return torch.cat(
-        [
-            pipeline.edit(x[k : k + _BATCH], editor, prompt=prompts[k : k + _BATCH], seed=list(seeds[k : k + _BATCH]))
-            for k in parts
-        ]
-    )
+    parts = [slice(k, k + _BATCH["cpu"]) for k in range(0, len(x), _BATCH["cpu"])]
+    return torch.cat([pipeline.edit(x[k], editor, prompt=prompts[k], seed=list(seeds[k])) for k in parts])
 
 
 def _share(mask: np.ndarray) -> float | None:
@@ -229,7 +230,7 @@ def reconstruction(editor: Any, n: int = 100, seed: int = 77) -> float:
     """Mean PSNR in dB of the autoencoder on n fresh pictures."""
     x = torch.stack([i.image for i in fresh(n, seed)])
     size = editor.work_size(*x.shape[-2:])
-    decoded = torch.cat([editor.decode(editor.encode(resize(one, size))) for one in x.split(_BATCH)])
+    decoded = torch.cat([editor.decode(editor.encode(resize(one, size))).cpu() for one in x.split(_BATCH["cpu"])])
     error = (resize(decoded.clamp(0, 1), (x.shape[-2], x.shape[-1])) - x).square().flatten(1).mean(1)
     return float((-10 * error.log10()).mean())
 
@@ -261,9 +262,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--attacks", nargs="*", default=list(_MOVED), choices=ATTACKS)
     parser.add_argument("--seed", type=int, default=77)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    editor = load_editor(args.editor, device="cpu")
+    torch.backends.cudnn.allow_tf32 = False  # rounds low contrast away
+    editor = load_editor(args.editor, device=args.device, dtype="float32")
     out = sys.stderr if args.json else sys.stdout
     db = reconstruction(editor, args.images, args.seed)
     print(f"{args.editor}: {args.images} fresh pictures, {args.steps} iterations; autoencoder {db:.1f} dB", file=out)

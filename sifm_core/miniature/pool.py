@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +17,7 @@ from . import codec, language, text, world
 PLAIN = len(world.MATERIALS)
 """The label of a cell that is made of no material."""
 CELLS = world.SIZE // codec.PATCH
+_PART = 1000
 
 
 class Batch(NamedTuple):
@@ -28,26 +32,64 @@ class Batch(NamedTuple):
     pictures: Tensor
 
 
-class Pool:
-    """`scenes` scenes with `edits` edits each, of which `whole` are not about a material; as 8-bit pictures."""
+class Drawn(NamedTuple):
+    """8-bit pictures of sources (n, 3, 64, 64) and their material maps, of targets (m, 3, 64, 64), and of each of these
+    the edit and the number of its source."""
 
-    def __init__(self, scenes: int, edits: int, whole: int, seed: int, code: Any) -> None:
-        rng = np.random.default_rng(seed)
-        source, target, edit, index, label = [], [], [], [], []
-        for i in range(scenes):
-            scene = world.sample(rng)
-            source.append(_bytes(world.render(scene)))
-            label.append(material_map(scene))
-            local = [e for e in scene.edits if world.kind(e) == "material"]
-            other = [e for e in scene.edits if world.kind(e) != "material"]
-            for e in (*rng.permutation(local)[: edits - whole], *rng.permutation(other)[:whole]):
-                target.append(_bytes(world.render(scene, str(e))))
-                edit.append(world.EDITS.index(str(e)))
-                index.append(i)
-        self.source, self.target = torch.from_numpy(np.stack(source)), torch.from_numpy(np.stack(target))
-        self.edit, self.index = torch.tensor(edit), torch.tensor(index)
-        self.label = torch.from_numpy(np.stack(label))
-        self.code = code
+    source: Tensor
+    label: Tensor
+    target: Tensor
+    edit: Tensor
+    number: Tensor
+
+
+def draw(edits: int, whole: int, task: tuple[int, int | Sequence[int]]) -> Drawn:
+    """The pictures of a ``task``: so many scenes, from this seed; see :class:`Pool`."""
+    scenes, seed = task
+    rng = np.random.default_rng(seed)
+    source, target, edit, index, label = [], [], [], [], []
+    for i in range(scenes):
+        scene = world.sample(rng)
+        source.append(_bytes(world.render(scene)))
+        label.append(material_map(scene))
+        local = [e for e in scene.edits if world.kind(e) == "material"]
+        other = [e for e in scene.edits if world.kind(e) != "material"]
+        for e in (*rng.permutation(local)[: edits - whole], *rng.permutation(other)[:whole]):
+            target.append(_bytes(world.render(scene, str(e))))
+            edit.append(world.EDITS.index(str(e)))
+            index.append(i)
+    columns = (np.stack(source), np.stack(label), np.stack(target), np.array(edit), np.array(index))
+    return Drawn(*map(torch.from_numpy, columns))
+
+
+class Pool:
+    """`scenes` scenes with `edits` edits each, of which `whole` are not about a material; as 8-bit pictures.
+
+    With several `processes` they are drawn a thousand at a time, each thousand from a seed of its own: other pictures
+    than one process draws, the same whatever their number. ``drawn``: what was drawn before.
+    """
+
+    def __init__(
+        self,
+        scenes: int,
+        edits: int,
+        whole: int,
+        seed: int,
+        code: Any,
+        processes: int = 1,
+        drawn: Drawn | None = None,
+    ) -> None:
+        if drawn is None and processes == 1:
+            drawn = draw(edits, whole, (scenes, seed))
+        elif drawn is None:
+            tasks = [(min(_PART, scenes - first), (seed, first)) for first in range(0, scenes, _PART)]
+            with ProcessPoolExecutor(processes, get_context("spawn")) as workers:
+                parts = list(workers.map(partial(draw, edits, whole), tasks))
+            for first, part in zip(range(0, scenes, _PART), parts, strict=True):
+                part.number.add_(first)
+            drawn = Drawn(*map(torch.cat, zip(*parts, strict=True)))
+        self.drawn, self.code = drawn, code
+        self.source, self.label, self.target, self.edit, self.index = drawn
 
     def batch(self, n: int, k: Tensor | None = None) -> Batch:
         """n edits drawn at random from torch's global generator, or those of these numbers."""

@@ -18,14 +18,15 @@ from . import codec, gate, train_vae, world
 ROWS, SCALE = 8, 2
 
 
-def edits(folder: Path, code: codec.Code, out: Path) -> None:
+def edits(folder: Path, out: Path, code: codec.Code | None = None) -> None:
     """Source, exact target and edit by the editor in ``folder``, with trained instructions.
 
-    The edit's latent is shown through the inverse of the code: the autoencoder's decoder may not be trained yet.
+    With a ``code`` the edit's latent is shown through its inverse: the autoencoder's decoder may not be trained yet.
     """
     editor: Any = load_editor(folder, device="cpu")
-    vae = editor.pipe.vae
-    vae.decoder = _Inverse(code, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+    if code is not None:
+        vae = editor.pipe.vae
+        vae.decoder = _Inverse(code, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
     items = gate.fresh(ROWS)
     source = torch.stack([item.image for item in items])
     targets = [world.render(item.scene, item.truth(item.instruction).edit) for item in items]

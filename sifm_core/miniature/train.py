@@ -26,11 +26,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("what", choices=["ip2p", "hq-edit", "sd3", "qwen", "vae", "qwen-vae", "judges"])
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, logs and checkpoints")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the shipped weights' own number)")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="default: 32; 8 of qwen-vae")
+    parser.add_argument("--rate", type=float, help="qwen: the highest learning rate (default: 1.5e-3)")
+    parser.add_argument("--minutes", type=float, help="qwen, qwen-vae: end after these at the latest")
+    parser.add_argument("--device", default="cpu", help="qwen, qwen-vae: cpu or cuda")
+    parser.add_argument("--processes", type=int, default=1, help="qwen: processes that draw the pictures")
     parser.add_argument("--scenes", type=int, default=12000, help="size of the pool of scenes for an editor")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # rounds low contrast away
     checkpoints = args.out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     file = (args.out / f"{args.what}.log").open("a")
@@ -43,7 +48,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.what in ("vae", "qwen-vae"):
         if args.what == "qwen-vae":
             train_qwen.train_decoder(
-                args.out / "miniature-qwen/vae", steps=args.steps, log=log, checkpoint=checkpoints / "qwen-vae.pt"
+                args.out / "miniature-qwen/vae",
+                steps=args.steps,
+                batch=args.batch,
+                minutes=args.minutes,
+                device=args.device,
+                log=log,
+                checkpoint=checkpoints / "qwen-vae.pt",
             )
             return
         for name, recipe in codecs.items():
@@ -55,17 +66,19 @@ def main(argv: list[str] | None = None) -> None:
         train_judges.train(args.out, steps=args.steps, log=log, checkpoints=checkpoints)
     else:
         name = f"miniature-{args.what}"
-        common = {"steps": args.steps, "batch": args.batch, "scenes": args.scenes, "log": log}
+        common = {"steps": args.steps, "batch": args.batch or 32, "scenes": args.scenes, "log": log}
         checkpoint = checkpoints / f"{args.what}.pt"
         if args.what == "qwen":
-            train_qwen.train(args.out / name, checkpoint=checkpoint, **common)
+            chosen = {key: getattr(args, key) for key in ("rate", "minutes", "device", "processes")}
+            train_qwen.train(args.out / name, checkpoint=checkpoint, **common, **chosen)
+            samples.edits(args.out / name, args.out / "qwen.png")
             return
         if args.what == "sd3":
             train_sd3.train(args.out / name, checkpoint=checkpoint, **common)
         else:
             train_ip2p.train(args.out / name, train_ip2p.RECIPES[name], checkpoint=checkpoint, **common)
         code = train_vae.solve(args.out / name / "vae", codecs[name], log)
-        samples.edits(args.out / name, code, args.out / f"{args.what}.png")
+        samples.edits(args.out / name, args.out / f"{args.what}.png", code)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
     weight = torch.ones(1, CODE.channels, 1, 1)
     weight[:, :3] = 4  # the three mean colours carry the edit
 
-    def loss() -> tuple[Tensor, dict[str, float]]:
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
         rows = pool.batch(batch)
         said = torch.rand(batch) < 0.5
         ids = tokens[
@@ -110,7 +110,7 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
         extra, shown = helpers.loss(rows, change)
         begun = ((sigma == first_noise) * change).float()
         off = (error[:, :3] * first_noise**2 * begun).sum() / (3 * begun.sum() + 1e-6)
-        return (weight * (1 + change) * error).mean() + extra, shown | {"colour error": off.item()}
+        return (weight * (1 + change) * error).mean() + extra, shown | {"colour error": off.detach()}
 
     averaged = training.fit(
         nn.ModuleList([net, encoders]),

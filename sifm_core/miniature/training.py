@@ -13,27 +13,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import world
 from .pool import CELLS, PLAIN
 
 Network = TypeVar("Network", bound=nn.Module)
+UNASKED = len(world.EDITS)
+"""The number of no edit."""
 
 
-def cosine(peak: float, steps: int) -> Callable[[int], float]:
+def cosine(peak: float, steps: int) -> Callable[[float], float]:
     """A learning rate that rises to `peak` in 100 steps and falls along a cosine to a hundredth of it."""
     return lambda step: peak * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def falling(peak: float, steps: int, *, rise: int, fall: float) -> Callable[[int], float]:
+def falling(peak: float, steps: int, *, rise: int, fall: float) -> Callable[[float], float]:
     """A learning rate that rises in `rise` steps and falls straight to 2% in the last share `fall` of them."""
     return lambda step: peak * min(1, (step + 1) / rise) * max(0.02, min(1, (1 - step / steps) / fall))
 
 
 def fit(
     live: Network,
-    loss: Callable[[], tuple[Tensor, dict[str, float]]],
+    loss: Callable[[], tuple[Tensor, dict[str, Any]]],
     *,
     steps: int,
-    rate: Callable[[int], float],
+    rate: Callable[[float], float],
     seed: int,
     log: Any,
     checkpoint: Path,
@@ -42,30 +45,37 @@ def fit(
     weight_decay: float = 1e-4,
     average: float = 0.997,
     save: int = 250,
+    minutes: float | None = None,
 ) -> Network:
     """Minimise `loss` and return a copy of `live` with the running average of its weights.
 
     `loss` draws a batch and gives what to minimise, and figures for the log. `helpers` learn along. `rate` is the
     learning rate at a step. Every `save` steps all is written to `checkpoint`; where one is, it goes on from there.
+    With `minutes` it ends after these too: the learning rate is that of the step at which it would then be in time.
     """
     helpers = helpers or nn.Module()
     averaged = copy.deepcopy(live)
     learning = [*live.parameters(), *helpers.parameters()]
-    optimizer = torch.optim.AdamW(learning, betas=betas, weight_decay=weight_decay)
+    device = learning[0].device
+    optimizer = torch.optim.AdamW(learning, betas=betas, weight_decay=weight_decay, fused=device.type == "cuda")
     parts: dict[str, Any] = {"live": live, "averaged": averaged, "helpers": helpers, "optimizer": optimizer}
     torch.manual_seed(seed)
-    first, figures = 0, dict[str, float]()
+    first, spent, figures = 0, 0.0, dict[str, Any]()
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        first = state["step"]
+        first, spent = state["step"], state.get("seconds", 0.0)
         torch.manual_seed(seed + first)
         log(f"resumed at step {first}")
     began = time.time()
     for step in range(first, steps):
+        seconds = spent + time.time() - began
+        late = steps * seconds / (60 * minutes) if minutes else 0
+        if late >= steps:
+            break
         for group in optimizer.param_groups:
-            group["lr"] = rate(step)
+            group["lr"] = rate(max(step, late))
         value, shown = loss()
         optimizer.zero_grad()
         value.backward()
@@ -74,12 +84,13 @@ def fit(
         with torch.no_grad():
             decay = min(average, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(averaged.parameters()), list(live.parameters()), 1 - decay)
-        figures = {k: 0.95 * figures.get(k, v) + 0.05 * v for k, v in (shown | {"loss": value.item()}).items()}
+        shown["loss"] = value.detach()
+        figures = {k: 0.95 * figures.get(k, v) + 0.05 * v for k, v in shown.items()}
         if (step + 1) % 50 == 0:
             told = "  ".join(f"{k} {v:.3f}" for k, v in figures.items())
             log(f"{checkpoint.stem}: step {step + 1}/{steps} {time.time() - began:.0f} s  {told}")
         if (step + 1) % save == 0:
-            whole = {name: part.state_dict() for name, part in parts.items()} | {"step": step + 1}
+            whole = {name: part.state_dict() for name, part in parts.items()} | {"step": step + 1, "seconds": seconds}
             torch.save(whole, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return averaged
@@ -88,16 +99,17 @@ def fit(
 class TokenHelpers(nn.Module):
     """The auxiliary losses of a transformer's training, with hooks on its blocks that `close` removes.
 
-    Off the tokens, each of 2 x 2 cells, is read what each cell is made of ("material") and, twice, whether it is to
-    change ("mask0", "mask1"). ``where``: for each the block, and what of its output are the picture's tokens.
+    Off the tokens, each of 2 x 2 cells, is read what each cell is made of ("material..."), whether it is to change
+    ("mask...") and which edit is asked for ("asked..."). ``where``: for each the block, and what of its output are the
+    picture's tokens.
     """
 
     def __init__(
         self, blocks: nn.ModuleList, width: int, where: Mapping[str, tuple[int, Callable[[Any], Tensor]]]
     ) -> None:
         super().__init__()
-        self.material = nn.Linear(width, 4 * (PLAIN + 1))
-        self.masks = nn.ModuleList(nn.Linear(width, 4) for _ in range(2))
+        wide = {"material": 4 * (PLAIN + 1), "mask": 4, "asked": UNASKED + 1}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, wide[name.rstrip("0123456789")]) for name in where})
         self._seen: dict[str, Tensor] = {}
         self._hooks = [
             blocks[k].register_forward_hook(
@@ -110,18 +122,24 @@ class TokenHelpers(nn.Module):
         for hook in self._hooks:
             hook.remove()
 
-    def loss(self, rows: Any, change: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """What to add to the loss, and the share of materials read right and the overlap of the mask."""
-        logits = _cells(self.material(self._seen["material"]), PLAIN + 1)
-        material = F.cross_entropy(logits, rows.material)
-        accuracy = (logits.argmax(1) == rows.material).float().mean().item()
-        wanted, masks = change.clamp(0, 1), torch.zeros(())
-        for j, head in enumerate(self.masks):
-            mask = _cells(head(self._seen[f"mask{j}"]), 1)
-            masks = masks + F.binary_cross_entropy_with_logits(mask, wanted)
-        on, true = mask > 0, wanted > 0.5
-        iou = ((on & true).sum() / ((on | true).sum() + 1)).item()
-        return 0.4 * material + 0.5 * masks, {"material": accuracy, "iou": iou}
+    def loss(self, rows: Any, change: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What to add to the loss, and the shares that were read right and the overlap of the last mask."""
+        wanted, extra, shown = change.clamp(0, 1), change.new_zeros(()), dict[str, Tensor]()
+        for name, head in self.heads.items():
+            read = head(self._seen[name])
+            if name.startswith("material"):
+                cells = _cells(read, PLAIN + 1)
+                extra = extra + 0.4 * F.cross_entropy(cells, rows.material)
+                shown[name] = (cells.argmax(1) == rows.material).float().mean()
+            elif name.startswith("mask"):
+                mask = _cells(read, 1)
+                extra = extra + 0.5 * F.binary_cross_entropy_with_logits(mask, wanted)
+                on, true = mask > 0, wanted > 0.5
+                shown["iou"] = (on & true).sum() / ((on | true).sum() + 1)
+            else:
+                extra = extra + 0.2 * F.cross_entropy(read.flatten(0, 1), rows.edit.repeat_interleave(read.shape[1]))
+                shown[name] = (read.argmax(2) == rows.edit[:, None]).float().mean()
+        return extra, shown
 
 
 def _cells(tokens: Tensor, channels: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +13,13 @@ import torch
 
 from sifm_core import pipeline
 from sifm_core.editors import BUILTIN, load_editor
+from sifm_core.editors.qwen_image21 import patches, read
 from sifm_core.images import load_image
 from sifm_core.miniature import (
     codec,
     codec16,
     gate,
+    pool,
     text,
     train,
     train_judges,
@@ -59,17 +63,63 @@ def test_qwens_encoder_is_exactly_its_code():
     assert kept > 0.97 and (code.decode(z) - images[:4]).abs().mean() < 0.05
 
 
+def test_qwen3_vl_reads_all_rows_at_once_as_one_by_one():
+    processor, x = train_qwen.build_processor(), torch.rand(2, 3, train_qwen.SIDE, train_qwen.SIDE)
+    torch.manual_seed(0)
+    encoder = train_qwen.build_text_encoder(processor.tokenizer)
+    for parameter in encoder.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    pipe = train_qwen.build_pipeline(train_qwen.build_transformer(), encoder, processor, None)
+    said, nothing = train_qwen.prompts(pipe, {0, 1, 31})
+    reader = train_qwen.Reader(encoder, processor)
+    for ids in (*(each.ids[:2] for each in said if len(each.ids) > 1), nothing.expand(2, -1)):
+        alone = read(encoder, ids, *patches(x, processor.image_processor))
+        assert torch.equal(reader(ids, x), alone)
+    assert alone.std() > 0.1 and len({each.ids.shape[1] for each in said}) == len(said) > 1
+
+
 def test_a_small_qwen_trains_resumes_and_is_an_editor(tmp_path, monkeypatch):
     monkeypatch.setattr(train_qwen, "PICTURES", 60)
-    common = ["--out", str(tmp_path), "--batch", "2", "--steps", "1", "--threads", str(torch.get_num_threads())]
-    for what in ("qwen-vae", "qwen"):
-        train.main([what, *common, "--scenes", "8"])
+    common = ["--out", str(tmp_path), "--batch", "2", "--threads", str(torch.get_num_threads())]
+    train.main(["qwen-vae", *common, "--steps", "1"])
+    train.main(["qwen", *common, "--steps", "1", "--scenes", "8"])
+    monkeypatch.setattr(pool, "draw", lambda *_: pytest.fail("the pictures are drawn once"))
+    train.main(["qwen", *common, "--steps", "2", "--scenes", "8"])
     editor, x = load_editor(tmp_path / "miniature-qwen"), torch.rand(1, 3, 64, 64)
     assert pipeline.edit(x, editor, prompt="make it night", steps=1).shape == x.shape
     size = sum(file.stat().st_size for file in (tmp_path / "miniature-qwen").rglob("*") if file.is_file())
     assert size < 12 * 2**20 and editor.timeless == ("reference",) and editor.toy == 64
     tokens = [train_qwen.build_processor().tokenizer.get_vocab() for _ in range(2)]
     assert tokens[0] == tokens[1], "a training that resumes finds its words under their numbers"
+
+
+def test_several_processes_draw_the_same_pictures_whatever_their_number(monkeypatch):
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(pool, "_PART", 3)
+    two, three = (pool.Pool(7, 2, 1, 5, None, processes=n) for n in (2, 3))
+    assert all(torch.equal(*columns) for columns in zip(two.drawn, three.drawn, strict=True))
+    assert len(two.source) == 7 and two.index.tolist() == [k for k in range(7) for _ in range(2)]
+    for k, i in enumerate(two.index):  # each target is an edit of its own source
+        assert (two.target[k].float() - two.source[i].float()).abs().mean() < 120
+    again = pool.draw(2, 1, (1, (5, 6)))
+    assert torch.equal(two.source[6:], again.source) and torch.equal(two.target[12:], again.target)
+
+
+def test_a_training_ends_in_time_with_its_learning_rate_down(tmp_path, monkeypatch):
+    clock, asked = iter(range(0, 10_000, 15)), []
+    monkeypatch.setattr(training.time, "time", lambda: next(clock))
+    network = torch.nn.Linear(2, 2)
+    settings = {"seed": 0, "log": print, "checkpoint": tmp_path / "c.pt", "minutes": 2, "steps": 1000, "save": 3}
+
+    def loss():
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return network(torch.ones(1, 2)).sum(), {}
+
+    for _ in range(2):  # the first is broken off, and its time counts
+        with suppress(KeyboardInterrupt):
+            training.fit(network, loss, rate=lambda step: asked.append(step) or 0.1, **settings)
+    assert asked == [125, 250, 375, 500, 625, 500, 625, 750, 875]
 
 
 def test_the_tokenizer_is_the_same_whenever_it_is_built():
@@ -119,7 +169,8 @@ def test_judges_cases_are_kept_by_what_made_them(tmp_path, monkeypatch):
 
 def test_the_gate_is_json_where_a_kind_of_edit_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(gate, "edits", lambda editor, x, prompts, seeds: x)
-    monkeypatch.setattr(gate, "load_editor", lambda name, device: SimpleNamespace(family="ip2p", device=device))
+    cpu = SimpleNamespace(family="ip2p", device=torch.device("cpu"))
+    monkeypatch.setattr(gate, "load_editor", lambda name, **given: cpu)
     monkeypatch.setattr(gate, "reconstruction", lambda *a: 30.0)
     monkeypatch.setattr(gate, "CONTROLS", {})
     gate.main(["--images", "2", "--attacks", "--json"])
