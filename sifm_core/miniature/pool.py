@@ -43,8 +43,8 @@ class Drawn(NamedTuple):
     number: Tensor
 
 
-def draw(edits: int, whole: int, task: tuple[int, int | Sequence[int]]) -> Drawn:
-    """The pictures of a ``task``: so many scenes, from this seed; see :class:`Pool`."""
+def draw(edits: int, whole: int, task: tuple[int, int | Sequence[int]]) -> tuple[np.ndarray, ...]:
+    """The columns of :class:`Drawn` for a ``task``: so many scenes, from this seed; see :class:`Pool`."""
     scenes, seed = task
     rng = np.random.default_rng(seed)
     source, target, edit, index, label = [], [], [], [], []
@@ -58,8 +58,7 @@ def draw(edits: int, whole: int, task: tuple[int, int | Sequence[int]]) -> Drawn
             target.append(_bytes(world.render(scene, str(e))))
             edit.append(world.EDITS.index(str(e)))
             index.append(i)
-    columns = (np.stack(source), np.stack(label), np.stack(target), np.array(edit), np.array(index))
-    return Drawn(*map(torch.from_numpy, columns))
+    return np.stack(source), np.stack(label), np.stack(target), np.array(edit), np.array(index)
 
 
 class Pool:
@@ -79,15 +78,17 @@ class Pool:
         processes: int = 1,
         drawn: Drawn | None = None,
     ) -> None:
-        if drawn is None and processes == 1:
-            drawn = draw(edits, whole, (scenes, seed))
-        elif drawn is None:
-            tasks = [(min(_PART, scenes - first), (seed, first)) for first in range(0, scenes, _PART)]
-            with ProcessPoolExecutor(processes, get_context("spawn")) as workers:
-                parts = list(workers.map(partial(draw, edits, whole), tasks))
-            for first, part in zip(range(0, scenes, _PART), parts, strict=True):
-                part.number.add_(first)
-            drawn = Drawn(*map(torch.cat, zip(*parts, strict=True)))
+        if drawn is None:
+            tasks: list[tuple[int, int | Sequence[int]]] = [(scenes, seed)]
+            if processes > 1:
+                tasks = [(min(_PART, scenes - first), (seed, first)) for first in range(0, scenes, _PART)]
+                with ProcessPoolExecutor(processes, get_context("spawn")) as workers:
+                    parts = list(workers.map(partial(draw, edits, whole), tasks))
+            else:
+                parts = [draw(edits, whole, task) for task in tasks]
+            for k, part in enumerate(parts):
+                part[-1][:] += k * _PART
+            drawn = Drawn(*(torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)))
         self.drawn, self.code = drawn, code
         self.source, self.label, self.target, self.edit, self.index = drawn
 

@@ -268,7 +268,7 @@ def train(
         torch.save(tuple(pool.drawn), kept.with_suffix(".tmp"))
         kept.with_suffix(".tmp").replace(kept)
     log(f"{len(pool.source)} scenes, {len(pool.target)} edits drawn in {time.time() - began:.0f} s")
-    by_edit = pool.edit.argsort(stable=True).to(device)
+    known, by_edit = set(pool.edit.tolist()), pool.edit.argsort(stable=True).to(device)
     count = torch.bincount(pool.edit, minlength=UNASKED).to(device)
     first = count.cumsum(0) - count
     pool = Pool(scenes, 4, 1, SEED, bridge, drawn=Drawn(*(part.to(device) for part in pool.drawn)))
@@ -277,7 +277,7 @@ def train(
     vae = AutoencoderKLQwenImage21.from_pretrained(out / "vae").to(device)
     editor = assemble("miniature-qwen", out, build_pipeline(live[0], live[1], processor, vae), SETTINGS)
     reader = Reader(live[1], processor)
-    said, nothing = prompts(editor.pipe, set(pool.edit.tolist()))
+    said, nothing = prompts(editor.pipe, known)
     # how often a length is drawn: as often as its prompts occur
     often = torch.tensor([len(each.edit) for each in said], dtype=torch.float)
     said, nothing = [_Said(*(part.to(device) for part in each)) for each in said], nothing.to(device)
