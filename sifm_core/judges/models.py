@@ -158,8 +158,10 @@ def same_model(requested: str, served: str) -> bool:
     """Whether ``served`` is ``requested`` itself or a dated or numbered version of it, such as -001 or -2026-10-07.
 
     Of a name such as gemini-flash-latest, which stands for the newest of its family, every member is one; flash,
-    flash-lite and pro are families of their own. A judge on this machine names the weights it is after an @.
+    flash-lite and pro are families of their own. A judge on this machine names the weights it is after an @, and a
+    server that names its file of weights (llama.cpp) means the model of that name.
     """
+    requested, served = (re.sub(r"^(?:.*[\\/])?(.+)\.gguf$", r"\1", name) for name in (requested, served))
     if (served.rpartition("@")[0] or served) in (requested, requested.rpartition(":")[2]):
         return True
     newest = re.fullmatch(r"gemini-(pro|flash|flash-lite)-latest", requested)

@@ -36,7 +36,6 @@ class OpenAiClient(RemoteClient):
         "seed": "seed",
         "reasoning_effort": r"reasoning[ ._]?effort",
     }
-    rungs = 3
     ranks = True
 
     def connect(self) -> None:
@@ -51,15 +50,24 @@ class OpenAiClient(RemoteClient):
             api_key="on the wire", base_url=self.base_url, http_client=self.wire.client(), max_retries=0
         )
 
+    def rungs(self, form: Form) -> int:
+        return len(self._ways(form))
+
+    def _ways(self, form: Form) -> tuple[dict[str, Any], ...]:
+        return _likeliest(self._hosted) if form.ranked else _formats(form)
+
+    @property
+    def _hosted(self) -> bool:
+        return self.base_url == BACKENDS[self.backend].address
+
     def call(self, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], rung: int) -> object:
-        limit = "max_completion_tokens" if self.base_url == BACKENDS[self.backend].address else "max_tokens"
         return self._client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": [_content(part) for part in parts]}],
             **{
-                limit: self.config["max_output_tokens"],
+                _limit(self._hosted): self.config["max_output_tokens"],
                 **settings,
-                **(_likeliest(limit)[rung] if form.ranked else _formats(form)[rung]),
+                **self._ways(form)[rung],
             },
         )
 
@@ -104,9 +112,18 @@ class OpenAiClient(RemoteClient):
 _NOT_OURS = "the server answered with something other than a chat completion; check base_url (it often ends in /v1)"
 
 
-def _likeliest(limit: str) -> tuple[dict[str, Any], ...]:
-    """How the probabilities of one word are asked for; where a server gives none, just for the word."""
-    return (*({"logprobs": True, "top_logprobs": n, limit: 1} for n in LIKELIEST), {})
+def _limit(hosted: bool) -> str:
+    return "max_completion_tokens" if hosted else "max_tokens"
+
+
+def _likeliest(hosted: bool) -> tuple[dict[str, Any], ...]:
+    """How the probabilities of one word are asked for; where a server gives none, just for the word.
+
+    Servers of one's own (not ``hosted``) are told to have the word come first, and no thoughts before it.
+    """
+    ways = [{"logprobs": True, "top_logprobs": most, _limit(hosted): 1} for most in LIKELIEST]
+    thoughtless = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    return (*(way | thoughtless for way in ways if not hosted), *(ways[1:] if not hosted else ways), {})
 
 
 def _formats(form: Form) -> tuple[dict[str, Any], ...]:

@@ -14,8 +14,9 @@ from typing import Any
 from .reading import field, text
 from .rubric import OPTIONS, unwrapped
 
-LIKELIEST = (20, 5)
-"""So many of the likeliest tokens a server is asked for, or where it refuses that, so many."""
+LIKELIEST = (1000, 20, 5)
+"""So many of the likeliest tokens a server is asked for, or where it refuses that, so many: llama.cpp lists any number,
+others 20 at most. The more, the less a small model's "yes" and "no" can hide behind what else it might say."""
 _AROUND = " \t\r\n.,!\"'*`"
 
 

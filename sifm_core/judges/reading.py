@@ -27,6 +27,11 @@ _BROKEN = {
     "language", "malformed_function_call", "unexpected_tool_call", "too_many_tool_calls", "malformed_response",
 }  # fmt: skip
 """Ends that are not good ones, in lower case. Any other word is a good end, and so is none."""
+_UNREAD = re.compile(r"model produced output that does not match", re.IGNORECASE)
+_BLIND = re.compile(
+    r"image input is not supported|data required for image input|mmproj|not support (images|vision)", re.IGNORECASE
+)
+"""What llama.cpp and Ollama say under a status for faults of their own, though asking again cannot help."""
 _UNNAMED = re.compile(r"^\W*(request contains an )?invalid[ _]argument\W*$", re.IGNORECASE)
 
 
@@ -40,7 +45,13 @@ class Failure:
     wait: float = 0.0
 
     def reply(self) -> Reply:
-        return http_failure(self.code, self.words, self.wait)
+        reply = http_failure(self.code, self.words, self.wait)
+        if self.code >= 500 and _UNREAD.search(self.words):
+            why = "the server could make nothing of what its model wrote, which max_output_tokens may have cut off"
+            return Reply("unparsable", reason=f"{why} ({reply.reason})", billed="yes")
+        if self.code >= 500 and _BLIND.search(self.words):
+            return Reply("error", reason=f"the model takes no pictures ({reply.reason})")
+        return reply
 
     @property
     def unnamed(self) -> bool:

@@ -30,12 +30,11 @@ class RemoteClient(Client):
     ``optional``: settings that some models refuse -> a pattern of what servers call them. ``takes`` holds those that
     the model is known to take, with what is sent where ``given`` says nothing (None); what is given to a model whose
     settings are ``known``, and is none of them, is left out at once. Which others are refused is found out by asking,
-    remembered, and said in the reply. ``rungs``: in how many ways an answer can be asked for, from the strictest; a
-    refused one leads to the next.
+    remembered, and said in the reply. ``rungs``: in how many ways an answer of a form can be asked for, from the
+    strictest; a refused one leads to the next.
     """
 
     optional: ClassVar[Mapping[str, str]]
-    rungs: ClassVar[int] = 1
     _rung = 0
     _unsent: tuple[str, ...] = ()
     _unnamed = False
@@ -66,6 +65,9 @@ class RemoteClient(Client):
     @abstractmethod
     def call(self, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], rung: int) -> object:
         """Have the package send one request."""
+
+    def rungs(self, form: Form) -> int:
+        return 1
 
     @abstractmethod
     def read(self, body: Any) -> Reply:
@@ -101,7 +103,7 @@ class RemoteClient(Client):
                 unsent += refused
             elif settings and failure.unnamed:
                 unsent, unnamed = (*unsent, *settings), True
-            elif failure.code in _REFUSES and rung < self.rungs - 1:
+            elif failure.code in _REFUSES and rung < self.rungs(form) - 1:
                 rung += 1
             else:
                 reply = failure.reply()

@@ -361,10 +361,10 @@ class VlmJudge:
     def _cost(self, reply: Reply, parts: Sequence[Part]) -> float | None:
         """US dollars; None where the price is unknown, or the server's figures cannot be those of such a call."""
         price = self._price_of(reply.served or self.client.model)
-        if price is None or reply.tokens is None:
-            return None
         if price is FREE:
             return 0.0
+        if price is None or reply.tokens is None:
+            return None
         text, pictures = _weight(parts)
         (read, written), limit = reply.tokens, self.client.config["max_output_tokens"]
         if not len(text.encode()) // _TOKEN_BYTES < read <= price.most_tokens(text, pictures):

@@ -92,7 +92,7 @@ def test_what_servers_say_of_likelihoods_is_read(what):
     sent, (yes, mass) = ANSWERS[what]
     verdict, requests = ask(raw(sent))
     assert verdict.state == "ok" and len(requests) == 4
-    assert all((r["logprobs"], r["top_logprobs"], r["max_tokens"]) == (True, 20, 1) for r in requests)
+    assert all((r["logprobs"], r["top_logprobs"], r["max_tokens"]) == (True, 1000, 1) for r in requests)
     for text in json.loads(verdict.raw):
         answer = json.loads(text)
         assert answer["yes"] == pytest.approx(yes) and answer["mass"] == (mass and pytest.approx(mass))
@@ -122,10 +122,10 @@ def test_a_server_that_refuses_so_many_probabilities_is_asked_for_fewer_and_then
 
     most = 5
     verdict, requests = ask(answer)
-    assert [r["top_logprobs"] for r in requests] == [20, 5, 5, 5, 5] and not verdict.success
+    assert [r["top_logprobs"] for r in requests] == [1000, 20, 5, 5, 5, 5] and not verdict.success
     most = 0
     answer_without = [r.get("top_logprobs") for r in ask(answer)[1]]
-    assert answer_without == [20, 5, None, None, None, None]
+    assert answer_without == [1000, 20, 5, 20, 5, *[None] * 4]
 
 
 def test_the_options_stand_in_either_order():
