@@ -198,7 +198,7 @@ def train(
         loss,
         helpers=helpers,
         steps=steps,
-        rate=training.falling(1e-3, steps, rise=100, fall=0.55),
+        rate=training.falling(1e-3, rise=100, fall=0.55),
         seed=seed,
         log=log,
         checkpoint=checkpoint,

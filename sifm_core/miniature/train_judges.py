@@ -308,7 +308,7 @@ def fit(
         network,
         loss,
         steps=steps,
-        rate=training.cosine(1.5e-3, steps),
+        rate=training.cosine(1.5e-3),
         seed=seed,
         log=log,
         checkpoint=checkpoint,

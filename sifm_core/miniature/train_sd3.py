@@ -117,7 +117,7 @@ def train(out: Path, *, steps: int | None, batch: int, scenes: int, log: Any, ch
         loss,
         helpers=helpers,
         steps=steps,
-        rate=training.falling(1e-3, steps, rise=200, fall=0.6),
+        rate=training.falling(1e-3, rise=200, fall=0.6),
         seed=seed,
         log=log,
         checkpoint=checkpoint,

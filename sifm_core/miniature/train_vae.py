@@ -77,7 +77,7 @@ def train(out: Path, recipe: Recipe, *, steps: int | None, log: Any, checkpoint:
         decoder,
         loss,
         steps=steps,
-        rate=training.cosine(2e-3, steps),
+        rate=training.cosine(2e-3),
         seed=seed,
         log=log,
         checkpoint=checkpoint,

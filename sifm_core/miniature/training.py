@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,18 @@ UNASKED = len(world.EDITS)
 """The number of no edit."""
 
 
-def cosine(peak: float, steps: int) -> Callable[[float], float]:
+Rate: TypeAlias = Callable[[int, float], float]
+"""The learning rate at a step and share of the training."""
+
+
+def cosine(peak: float) -> Rate:
     """A learning rate that rises to `peak` in 100 steps and falls along a cosine to a hundredth of it."""
-    return lambda step: peak * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    return lambda step, done: peak * min(1, (step + 1) / 100) * max(0.01, 0.5 + 0.5 * math.cos(math.pi * done))
 
 
-def falling(peak: float, steps: int, *, rise: int, fall: float) -> Callable[[float], float]:
+def falling(peak: float, *, rise: int, fall: float) -> Rate:
     """A learning rate that rises in `rise` steps and falls straight to 2% in the last share `fall` of them."""
-    return lambda step: peak * min(1, (step + 1) / rise) * max(0.02, min(1, (1 - step / steps) / fall))
+    return lambda step, done: peak * min(1, (step + 1) / rise) * max(0.02, min(1, (1 - done) / fall))
 
 
 def fit(
@@ -36,7 +40,7 @@ def fit(
     loss: Callable[[], tuple[Tensor, dict[str, Any]]],
     *,
     steps: int,
-    rate: Callable[[float], float],
+    rate: Rate,
     seed: int,
     log: Any,
     checkpoint: Path,
@@ -49,9 +53,8 @@ def fit(
 ) -> Network:
     """Minimise `loss` and return a copy of `live` with the running average of its weights.
 
-    `loss` draws a batch and gives what to minimise, and figures for the log. `helpers` learn along. `rate` is the
-    learning rate at a step. Every `save` steps all is written to `checkpoint`; where one is, it goes on from there.
-    With `minutes` it ends after these too: the learning rate is that of the step at which it would then be in time.
+    `loss` draws a batch and gives what to minimise, and figures for the log. `helpers` learn along. It ends after so
+    many `steps`, or `minutes`. Every `save` steps all is written to `checkpoint`; where one is, it goes on from there.
     """
     helpers = helpers or nn.Module()
     averaged = copy.deepcopy(live)
@@ -71,11 +74,11 @@ def fit(
     began = time.time()
     for step in range(first, steps):
         seconds = spent + time.time() - began
-        late = steps * seconds / (60 * minutes) if minutes else 0
-        if late >= steps:
+        done = max(step / steps, seconds / (60 * minutes) if minutes else 0)
+        if done >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = rate(max(step, late))
+            group["lr"] = rate(step, done)
         value, shown = loss()
         optimizer.zero_grad()
         value.backward()

@@ -118,8 +118,8 @@ def test_a_training_ends_in_time_with_its_learning_rate_down(tmp_path, monkeypat
 
     for _ in range(2):  # the first is broken off, and its time counts
         with suppress(KeyboardInterrupt):
-            training.fit(network, loss, rate=lambda step: asked.append(step) or 0.1, **settings)
-    assert asked == [125, 250, 375, 500, 625, 500, 625, 750, 875]
+            training.fit(network, loss, rate=lambda step, done: asked.append(done) or 0.1, **settings)
+    assert asked == [0.125, 0.25, 0.375, 0.5, 0.625, 0.5, 0.625, 0.75, 0.875]
 
 
 def test_the_tokenizer_is_the_same_whenever_it_is_built():
@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_where_its_checkpoint_stands(tmp_path, monkeypatch)
 
 
 def test_a_checkpoint_holds_the_weights(tmp_path):
-    settings = {"rate": lambda step: 0.0, "seed": 0, "log": print, "checkpoint": tmp_path / "c.pt", "save": 1}
+    settings = {"rate": lambda *_: 0.0, "seed": 0, "log": print, "checkpoint": tmp_path / "c.pt", "save": 1}
     first, second = (torch.nn.Linear(2, 2) for _ in range(2))
     for network, steps in ((first, 2), (second, 3)):  # the second goes on from the first's
         loss = lambda network=network: (network(torch.ones(1, 2)).sum(), {})  # noqa: E731
