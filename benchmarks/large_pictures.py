@@ -35,7 +35,7 @@ from sifm_core.types import Gradient
 class SmallEditor:
     """Works at 64 pixels and gives back what it gets."""
 
-    name, family, fingerprint = "stand-in", "none", ""
+    name, family, fingerprint, toy = "stand-in", "none", "", None
     device, dtype = torch.device("cpu"), torch.float32
 
     def work_size(self, height: int, width: int) -> tuple[int, int]:

@@ -57,7 +57,7 @@ class SifmDoesItHold(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What attackers ask, one a line. Empty: six instructions are drawn from a list.",
+                    tooltip="What attackers ask, one a line. Empty: sixteen instructions are drawn from a list.",
                 ),
                 sockets.Judge.Input("judge_1", **judge),
                 sockets.Judge.Input("judge_2", **judge),

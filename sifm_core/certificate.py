@@ -21,13 +21,16 @@ from .errors import ImageError, InputError
 from .files import read_text, write_atomically
 from .images import Picture, change, colour, load_picture, png_bytes, to_uint8, verify_budget
 from .pipeline import public
-from .protection import Protected, called
+from .protection import NOT_PROMISED, Protected, called
 from .store import picture_id
 from .visibility import visibility
 
 VERSION = 1
 SHOWN = 256
 """Pixels of the part of the picture that the page shows, at 100%."""
+
+
+_UNTESTED = NOT_PROMISED[0].partition(":")[0]
 
 
 class Finding(NamedTuple):
@@ -100,6 +103,23 @@ def write(about: Mapping[str, Any], picture: Path) -> None:
     write_atomically(page, html(about, load_picture(picture).pixels).encode())
 
 
+def add(tested: Sequence[Mapping[str, Any]], picture: Path) -> Path | None:
+    """Write what :mod:`sifm_core.holding` found into the certificate beside a picture, after what it says already.
+
+    Its page; None where there is no certificate, or where it is not true of the picture, which then says nothing of it.
+    """
+    file, page = paths(picture)
+    if not file.is_file():
+        return None
+    about, found = check(picture)
+    if not found[0].good:
+        return None
+    about["tested"] = [*about["tested"], *(dict(test) for test in tested)]
+    about["not_promised"] = [sentence for sentence in about["not_promised"] if not sentence.startswith(_UNTESTED)]
+    write(about, picture)
+    return page
+
+
 def html(about: Mapping[str, Any], image: Tensor) -> str:
     """The certificate as a page that needs nothing else, with the part of the picture in which the change is seen most.
 
@@ -166,6 +186,7 @@ def _read(file: Path) -> tuple[Path, dict[str, Any]]:
         hashes = (about["picture"]["sha256"], about["source"]["sha256"])
         figures = (about["budget"]["eps"], about["visibility"]["jod"] or 0.0)
         colour(about["visibility"].get("background", "white"))
+        [(test["date"], test["editor"], test["outcome"], *test.get("judges", ())) for test in about["tested"]]
         {editor.get("toy") for editor in about["protection"]["against"]}
         if about["certificate"] != VERSION or not all(isinstance(text, str) for text in hashes):
             raise ValueError("of another version")

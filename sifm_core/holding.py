@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import pipeline
 from . import purify as purification
-from .checks import check_list, check_prompts, check_toys
+from .checks import check_count, check_list, check_prompts, check_toys
 from .editors import BUILTIN, load_editor
 from .errors import ImageError, InputError
 from .files import read_text
@@ -45,8 +45,9 @@ UPLOADS = Path(__file__).with_name("uploads.toml")
 """Dated approximations of what platforms do to pictures."""
 PURIFIERS = ("blur:0.5", "gaussian_noise:0.02")
 """Mild ones, which cost an attacker nothing and leave the picture as good as it was."""
-INSTRUCTIONS, SEEDS = 6, (1, 2)
-"""How many instructions are drawn where none is given; the seeds of the edits."""
+INSTRUCTIONS, SEEDS = 16, (1,)
+"""How many instructions are drawn where none is given; the seeds of the edits, of which another instruction tells more.
+"""
 AS_IT_IS = "as it is"
 TOY_JUDGES = ("miniature:conv", "miniature:patch")
 """Of the miniature's own pictures, and never of others."""
@@ -116,17 +117,19 @@ class Row:
 class Holds:
     """What :func:`holds` returns.
 
-    ``light``: green, amber or red by :data:`RULE`; None where nobody judged. ``rows`` with the weakest first;
-    ``noise``: the same rate under noise of the same strength, without a way, None without the original; ``attacks``:
-    every edit, those first that got through the protection, then one instruction after another with every editor and
-    way of it. ``editors``: a built-in one by its name, another without its path. ``calibrations``: what the judges know
-    of the controls.
+    ``light``: green, amber or red by :data:`RULE`; None where nobody judged; ``lacking``: what was, for green.
+    ``rows`` with the weakest first; ``noise``: the same rate under noise of the same strength, without a way, None
+    without the original; ``attacks``: every edit, those first that got through the protection, then one instruction
+    after another with every editor and way of it. ``editors``: a built-in one by its name, another without its path, as
+    ``judges``. ``calibrations``: what the judges know of the controls.
     """
 
     light: Light | None
+    lacking: tuple[str, ...]
     rows: tuple[Row, ...]
     noise: Isr | None
     attacks: tuple[Attack, ...] = field(repr=False)
+    judges: tuple[str, ...]
     calibrations: tuple[Calibration, ...]
     change: float | None
     editors: tuple[Mapping[str, str], ...]
@@ -140,13 +143,14 @@ class Holds:
     seconds: float
 
     @property
-    def tested(self) -> list[dict[str, str]]:
-        """For a certificate, an entry for each editor: date, editor, outcome; no instruction, and no name of a file."""
+    def tested(self) -> list[dict[str, Any]]:
+        """For a certificate, an entry for each editor: date, editor, judges, outcome; no instruction, and no path."""
         weakest = {row.editor: _said(row) for row in reversed(self.rows)}
         return [
             {
                 "date": self.date,
                 "editor": called(editor if editor["name"] in BUILTIN else {"family": editor["family"]}),
+                "judges": list(self.judges),
                 "outcome": f"{self.light or 'not judged'}; weakest {weakest[editor['name']]}",
             }
             for editor in self.editors
@@ -164,6 +168,8 @@ class Holds:
         }[self.light]
         if self.light:
             yield f"Weakest: {_said(self.rows[0])}."
+        if self.light == "amber":
+            yield f"For green it takes {'; '.join(self.lacking)}."
         if self.light and len(self.instructions) == 1:
             yield "One instruction says nothing of others and tries no judge, so it is never green: give two or more."
         if self.noise is None:
@@ -172,7 +178,7 @@ class Holds:
             share = f"{percent(self.noise.rate)} of {self.noise.n} edits fail"
             yield f"Noise of the same strength, as coarse as the editor's pixels: {share}."
         for one in self.calibrations:
-            yield f"{one.sentence()}." + ("" if _trusted(one) else " That is too little to be sure of anything.")
+            yield f"{one.sentence()}." + ("" if _finds(one) else " That is too little to be sure of anything.")
         if self.drawn:
             yield "The instructions were drawn from a pool, and may be among those that it was protected against."
         names = " and ".join(editor["name"] for editor in self.editors)
@@ -186,6 +192,7 @@ def holds(
     source: Image | None = None,
     instructions: Sequence[str] = (),
     subject: str = "any",
+    drawn: int = INSTRUCTIONS,
     seeds: Sequence[int] = SEEDS,
     uploads: Sequence[Way] | None = None,
     purifiers: Sequence[str] = PURIFIERS,
@@ -197,7 +204,7 @@ def holds(
     """Attack a protected picture (1, 3, H, W) in [0, 1] and say whether its protection holds.
 
     ``against``: one or several editors. ``source``: its original, of the same size, without which nothing is ever
-    green. ``instructions``: what attackers ask; none: :data:`INSTRUCTIONS` from the pool of the ``subject``.
+    green. ``instructions``: what attackers ask; none: ``drawn`` many from the pool of the ``subject``.
     ``uploads`` None: :func:`known_uploads`. ``judges``: names or objects, one verdict each on every edit, and all have
     to agree; None: the miniature's for its own pictures, nobody for others. ``truth``: instruction -> ground truth, for
     judges that have it. ``demonstration``: as in :func:`sifm_core.immunize`; then nobody judges.
@@ -205,7 +212,7 @@ def holds(
     Raises InputError before any work when an argument is wrong; what ``on_step`` raises comes through.
     """
     started = time.perf_counter()
-    plan = _Plan(image, against, source, instructions, subject, seeds, uploads, purifiers, judges, demonstration)
+    plan = _Plan(image, against, source, instructions, subject, drawn, seeds, uploads, purifiers, judges, demonstration)
     done = 0
 
     def step(n: int) -> None:
@@ -242,9 +249,11 @@ def holds(
     )
     found = Holds(
         light=None,
+        lacking=(),
         rows=(),
         noise=None,
         attacks=tuple(attacks),
+        judges=tuple(_bare(judge.name) for judge in plan.judges),
         calibrations=calibrations,
         change=None if source is None else change(image, source)[0],
         editors=tuple({"name": _label(e), "family": e.family, "fingerprint": e.fingerprint} for e in plan.editors),
@@ -289,13 +298,23 @@ def decided(found: Holds) -> Holds:
     order = {False: 0, None: 1, True: 2}
     turn = found.instructions.index
     attacks = sorted(found.attacks, key=lambda a: (KINDS.index(a.kind), order[a.failed], turn(a.instruction)))
-    shown = light(
-        [Evidence(row.rate.low, row.rate.high, row.rate.n) for row in rows],
+    known = all(map(_finds, found.calibrations)) if found.calibrations else None
+    shown, lacking = light(
+        [
+            Evidence(
+                row.way if len(found.editors) == 1 else f"{row.editor}, {row.way}",
+                row.rate.low,
+                row.rate.high,
+                row.rate.n,
+                rate("noise", row.editor).rate,
+            )
+            for row in rows
+        ],
         original=original,
-        noise=None if noise is None else noise.rate,
-        trusted=judged == {TRUTH} or (bool(found.calibrations) and all(map(_trusted, found.calibrations))),
+        trusted=True if judged == {TRUTH} else known,
     )
-    return replace(found, light=shown if judged else None, rows=tuple(rows), noise=noise, attacks=tuple(attacks))
+    found = replace(found, rows=tuple(rows), noise=noise, attacks=tuple(attacks))
+    return replace(found, light=shown, lacking=lacking) if judged else replace(found, light=None, lacking=())
 
 
 def forecast(image: Image, against: Editor | str | Sequence[Editor | str], **how: Any) -> tuple[int, float]:
@@ -303,8 +322,7 @@ def forecast(image: Image, against: Editor | str | Sequence[Editor | str], **how
 
     From one edit of the picture by each editor; what judges take comes on top.
     """
-    names = ("source", "instructions", "subject", "seeds", "uploads", "purifiers", "judges", "demonstration")
-    plan = _Plan(image, against, **{name: how.get(name, _DEFAULTS[name]) for name in names})
+    plan = _Plan(image, against, **{name: how.get(name, default) for name, default in _DEFAULTS.items()})
     seconds = 0.0
     for editor in plan.editors:
         seen = Way(AS_IT_IS)(plan.pictures["protected"], editor)
@@ -330,6 +348,7 @@ class _Plan:
         source: Image | None,
         instructions: Sequence[str],
         subject: str,
+        drawn: int,
         seeds: Sequence[int],
         uploads: Sequence[Way] | None,
         purifiers: Sequence[str],
@@ -344,7 +363,7 @@ class _Plan:
         if source is not None and source.shape != image.shape:
             sizes = [f"{x.shape[-1]}x{x.shape[-2]}" for x in (image, source)]
             raise ImageError(f"source: expected the picture's size, {sizes[0]}, got {sizes[1]}; is it its original?")
-        self.seeds = check_list(seeds, "seeds")
+        self.drawn, self.seeds = check_count(drawn, "drawn"), check_list(seeds, "seeds")
         for seed in self.seeds:
             check_seed(seed, 1)
         listed = [against] if isinstance(against, str | Editor) else check_list(against, "against")
@@ -394,7 +413,7 @@ class _Plan:
                 return False
             return True
 
-        (found,) = choose(reads, wishes, INSTRUCTIONS, (), [0])
+        (found,) = choose(reads, wishes, self.drawn, (), [0])
         if not found:
             raise InputError("instructions: the editors can read none that there are to draw from: give some")
         return found
@@ -424,14 +443,15 @@ class _Plan:
 
 
 _DEFAULTS: dict[str, Any] = {
-    **{"source": None, "instructions": (), "subject": "any", "seeds": SEEDS, "uploads": None},
-    **{"purifiers": PURIFIERS, "judges": None, "demonstration": False},
+    **{"source": None, "instructions": (), "subject": "any", "drawn": INSTRUCTIONS, "seeds": SEEDS},
+    **{"uploads": None, "purifiers": PURIFIERS, "judges": None, "demonstration": False},
 }
 
 
-def _trusted(one: Calibration) -> bool:
-    shares = (one.sensitivity["success"], one.specificity["success"])
-    return all(share.value is not None and share.value >= TRUSTED for share in shares)
+def _finds(one: Calibration) -> bool:
+    """Whether a judge finds failed edits. What it clears says nothing: that clean edits are sound is only presumed."""
+    share = one.sensitivity["success"].value
+    return share is not None and share >= TRUSTED
 
 
 def _said(row: Row) -> str:
@@ -443,6 +463,12 @@ def _label(editor: Editor) -> str:
     """What an editor is shown as: a built-in one by its name, another without the path of its folder."""
     name = Path(editor.name).name or editor.family
     return editor.name if editor.name in BUILTIN else f"{name} ({editor.fingerprint[:6]})"
+
+
+def _bare(judge: str) -> str:
+    """A judge's name, of a folder its last part."""
+    backend, colon, model = judge.partition(":")
+    return backend + colon + (Path(model).name if Path(model).is_absolute() or Path(model).exists() else model)
 
 
 def _shrunk(image: Image, height: int, width: int) -> Image:

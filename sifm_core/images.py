@@ -54,7 +54,7 @@ MIN_SIDE = 16
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _OPTIONAL = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), ("HEIF", "pip install 'sifm[heic]'")),
+    **dict.fromkeys((".heic", ".heif", ".hif"), ("HEIF", "pip install pillow-heif")),
     ".avif": ("AVIF", "pip install -U pillow"),
 }
 """Suffixes of what is read where a library for it is there: its name for it, and how the library comes here."""

@@ -89,12 +89,12 @@ def pgd(
         reports = _Reports(on_step, steps, LATE if x0.is_cuda else 0)
         for i in range(steps):
             gradient = grad_fn(x, i)
+            del x  # where on_step has not kept it, the memory is free for the next
             if grey:
                 gradient = gradient._replace(grad=gradient.grad.sum(dim=1, keepdim=True).expand_as(x0))
             elif luma != 1:
-                gradient = gradient._replace(grad=_without_luma(gradient.grad, 1 - luma))
+                gradient = gradient._replace(grad=_without_luma(gradient.grad, 1 - luma, slices))
             direction, length = towards(gradient.grad), alpha * SCHEDULES[schedule](i / steps)
-            del x  # where on_step has not kept it, the memory is free for the next
             moved = []
             for rows in slices:
                 change = direction(rows)
@@ -163,10 +163,13 @@ class _Reports:
             self._on_step(Step("immunize", i + 1, self._steps, log.pop(""), log, x))
 
 
-def _without_luma(grad: Tensor, share: float) -> Tensor:
+def _without_luma(grad: Tensor, share: float, slices: Sequence[slice]) -> Tensor:
     """The gradient less a share of its part along ITU-R BT.601's luma."""
-    along = torch.nn.functional.normalize(grad.new_tensor(LUMA), dim=0)
-    return grad - share * torch.einsum("c,d,bdhw->bchw", along, along, grad)
+    along, rest = torch.nn.functional.normalize(grad.new_tensor(LUMA), dim=0), torch.empty_like(grad)
+    for rows in slices:
+        band = grad[..., rows, :]
+        rest[..., rows, :] = band - share * torch.einsum("c,d,bdhw->bchw", along, along, band)
+    return rest
 
 
 class _Room:

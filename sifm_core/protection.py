@@ -53,7 +53,8 @@ STRENGTHS: dict[str, Strength] = {
 CALIBRATION = 2
 """Steps that :func:`forecast` takes."""
 NOT_PROMISED = (
-    "Whether it holds was not tested: that depends on the picture. Give it to the editor yourself and look.",
+    "Whether it holds was not tested: that depends on the picture. `sifm holds`, in ComfyUI Does It Hold?, tests it; "
+    "or give it to the editor yourself and look.",
     "It covers no other editors, no closed services, and none that are still to come. A public copy cannot be changed "
     "any more.",
     "There are tools that take protections off again (arXiv 2603.13028 describes one), and cropping, repainting or "

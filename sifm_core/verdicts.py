@@ -144,35 +144,59 @@ def net(protected: bool | None, clean: bool | None) -> bool | None:
 
 
 Light: TypeAlias = Literal["green", "amber", "red"]
-HOLDS, QUIET, TRUSTED, LEAST = 0.5, 0.1, 0.8, 8
+HOLDS, TRUSTED, LEAST = 0.5, 0.8, 8
 """What :func:`light` compares with."""
 RULE = (
     f"Green: whatever is done to the picture first, the 95% interval of the share of edits that fail, of those that "
-    f"work on the original, lies above {HOLDS:.0%}; of at least {LEAST} such edits each time; noise of the same "
-    f"strength makes at most {QUIET:.0%} of them fail; and every judge finds and clears at least {TRUSTED:.0%} of the "
-    f"edits whose answer is known. Red: in one case at least the interval lies below {HOLDS:.0%}. Amber: all else."
+    f"work on the original, lies above {HOLDS:.0%} of what noise of the same strength leaves working; of at least "
+    f"{LEAST} such edits each time; and every judge finds at least {TRUSTED:.0%} of the edits that are known to have "
+    f"failed. Red: in one case at least the interval lies below {HOLDS:.0%}, and no judge is known to miss more. "
+    f"Amber: all else."
 )
 """What :func:`light` says, in words."""
 
 
 class Evidence(NamedTuple):
-    """Of one kind of attack: the interval of the share of edits that fail, of ``pairs`` that work on the original."""
+    """Of one kind of attack: the interval of the share of edits that fail, of ``pairs`` that work on the original.
 
+    ``noise``: the share of such edits that noise of the same strength makes fail, None where that is not known.
+    """
+
+    name: str
     low: float | None
     high: float | None
     pairs: int
+    noise: float | None
+
+    @property
+    def bar(self) -> float:
+        """What the share has to exceed.
+
+        Edits that worked once need not work again, and a judge may be mistaken: that share fails under noise too, so
+        the protection's own is (share - noise) / (1 - noise) (Abbott 1925, J. Econ. Entomol. 18).
+        """
+        noise = self.noise or 0.0
+        return noise + HOLDS * (1 - noise)
 
 
-def light(attacks: Sequence[Evidence], *, original: bool, noise: float | None, trusted: bool) -> Light:
-    """Does a protection hold? By :data:`RULE`; green never without the ``original`` to compare with.
+def light(attacks: Sequence[Evidence], *, original: bool, trusted: bool | None) -> tuple[Light, tuple[str, ...]]:
+    """Does a protection hold? By :data:`RULE`, and what is lacking for green; green never without the ``original``.
 
-    ``noise``: the share that noise of the same strength makes fail, None where it was not tried; ``trusted``: every
-    judge knew the controls.
+    ``trusted``: every judge finds failed edits; None where none could be tried. Each kind of attack has to pass by
+    itself, so there are no comparisons to correct for (an intersection-union test, Berger 1982, Technometrics 24).
     """
-    if any(one.high is not None and one.high < HOLDS for one in attacks):
-        return "red"
-    firm = all(one.low is not None and one.low > HOLDS and one.pairs >= LEAST for one in attacks)
-    return "green" if attacks and firm and original and trusted and noise is not None and noise <= QUIET else "amber"
+    lacking = [] if original else ["the original to compare with"]
+    if not trusted:
+        lacking.append("judges that are known to find failed edits")
+    fewest = min(attacks, key=lambda one: one.pairs, default=Evidence("nothing", None, None, 0, None))
+    nearest = min(attacks, key=lambda one: (one.low or 0.0) - one.bar, default=fewest)
+    if fewest.pairs < LEAST:
+        lacking.append(f"{fewest.name}: {LEAST} edits that work on the original, and there are {fewest.pairs}")
+    elif (low := nearest.low or 0.0) <= nearest.bar:
+        lacking.append(f"{nearest.name}: a share that is surely above {nearest.bar:.0%}, and it may be {low:.0%}")
+    if trusted is not False and any(one.high is not None and one.high < HOLDS for one in attacks):
+        return "red", tuple(lacking)
+    return ("amber" if lacking else "green"), tuple(lacking)
 
 
 class Cell(NamedTuple):

@@ -17,6 +17,7 @@ from sifm_core.errors import ImageError, InputError
 from sifm_core.holding import AS_IT_IS, SHOWN, Way, decided, forecast, known_uploads
 from sifm_core.images import resize, save_png
 from sifm_core.miniature import benchmark
+from sifm_core.protection import STRENGTHS
 from sifm_core.report.holds import page
 from sifm_core.types import Step
 from sifm_core.verdicts import TRUTH, Evidence, Verdict, light
@@ -60,8 +61,8 @@ PROTECTED = (SOURCE + 5 / 255).mul(255).round().div(255)
 
 
 def test(image: Tensor = PROTECTED, judge=None, **how):
-    given = {"source": SOURCE, "instructions": PROMPTS, "judges": [judge or Knowing()], "purifiers": ["blur:0.5"]}
-    return holds(image, Steady(), **given | how)
+    given = {"source": SOURCE, "instructions": PROMPTS, "seeds": (1, 2), "judges": [judge or Knowing()]}
+    return holds(image, how.pop("editor", None) or Steady(), **given | {"purifiers": ["blur:0.5"]} | how)
 
 
 test.__test__ = False
@@ -91,7 +92,51 @@ def test_without_the_original_nothing_is_green() -> None:
 def test_a_judge_that_says_failed_of_everything_makes_nothing_green() -> None:
     found = test(judge=Knowing(always=True))
     assert found.light == "amber" and found.calibrations[0].specificity["success"].value == 0
+    assert any("8 edits that work on the original, and there are 0" in sentence for sentence in found.words())
+
+
+class Half(Steady):
+    """Does nothing of what half of the instructions ask."""
+
+    def edit(self, x: Tensor, cond: Tensor, *, seed, on_step=None) -> Tensor:
+        unable = torch.tensor([float(ToyEditor().prepare([p])[0].mean()) for p in MANY[::2]])
+        able = (cond.flatten(1).mean(1)[:, None] - unable).abs().amin(1) > 1e-6
+        return torch.where(able[:, None, None, None], super().edit(x, cond, seed=seed), x)
+
+
+MANY = tuple(f"paint it in shade {letter}" for letter in "abcdefghijklmnopqrstuvwx")
+
+
+def test_an_editor_that_often_fails_by_itself_leaves_green_possible() -> None:
+    """No judge may clear more of its clean edits than work, which says nothing against the judge."""
+    given = {"editor": Half(), "instructions": MANY, "seeds": [1], "uploads": ()}
+    found = test(**given)
+    assert found.calibrations[0].specificity["success"].value == 0.5 and found.rows[0].rate.n == 12
+    assert found.light == "green" and test(SOURCE, **given).light == "red"
+
+
+def test_a_judge_that_misses_failed_edits_shows_no_light_but_amber() -> None:
+    found = test(SOURCE, judge=Knowing(always=False))
+    assert found.rows[0].rate.high < 0.5 and found.light == "amber"
     assert any("too little" in sentence for sentence in found.words())
+
+
+def test_amber_says_what_green_would_take() -> None:
+    found = test(seeds=[1])
+    assert found.light == "amber"
+    assert "For green it takes as it is: 8 edits that work on the original, and there are 6." in found.words()
+    assert not any("For green" in sentence for sentence in test().words())
+
+
+def test_by_default_each_of_sixteen_instructions_is_tried_once(capsys) -> None:
+    assert (holding.INSTRUCTIONS, list(holding.SEEDS)) == (16, [1])
+    assert cli.main(["holds", "--help"]) == 0
+    said = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())
+    assert re.search(r"--drawn N .*\[default: 16\]", said) and re.search(r"--seeds N .*\[default: 1\]", said)
+    item = benchmark.load(1)[0].image[None]
+    given = {"uploads": (), "purifiers": (), "judges": ()}
+    assert forecast(item, "miniature-ip2p", **given)[0] == 16
+    assert forecast(item, "miniature-ip2p", drawn=3, **given)[0] == 3
 
 
 def test_where_noise_does_the_same_it_is_no_protection() -> None:
@@ -114,7 +159,7 @@ def test_two_judges_have_to_agree() -> None:
         purifiers=(),
         uploads=(),
     )
-    assert found.light == "red" and len(found.attacks[0].verdicts) == 2
+    assert found.light == "amber" and found.rows[0].rate.rate == 0 and len(found.attacks[0].verdicts) == 2
 
 
 def test_too_few_edits_are_never_green() -> None:
@@ -170,7 +215,7 @@ def test_noise_survives_where_the_editor_scales_a_large_picture_down() -> None:
 
 def test_without_judges_there_is_no_light_but_the_pictures() -> None:
     found = holds(PROTECTED, Steady(), source=SOURCE, instructions=PROMPTS[:2], purifiers=())
-    assert found.light is None and len(found.attacks) == 2 * 2 * (2 * 4 + 1)
+    assert found.light is None and len(found.attacks) == 2 * (2 * 4 + 1)
     assert "nobody judged" in next(found.words()) and page(found).count("data:image/png") >= 16
 
 
@@ -251,23 +296,33 @@ def test_wrong_arguments_are_refused_before_any_work() -> None:
             test(**wrong)
 
 
+def evidence(low, high, pairs=12, noise=0.0) -> Evidence:
+    return Evidence("as it is", low, high, pairs, noise)
+
+
 @pytest.mark.parametrize(
     "attacks, how, expected",
     [
-        ([Evidence(0.6, 0.9, 12)], {}, "green"),
-        ([Evidence(0.6, 0.9, 12), Evidence(0.4, 0.8, 12)], {}, "amber"),
-        ([Evidence(0.6, 0.9, 12), Evidence(0.1, 0.49, 12)], {}, "red"),
-        ([Evidence(0.6, 0.9, 7)], {}, "amber"),
-        ([Evidence(None, None, 0)], {}, "amber"),
-        ([Evidence(0.6, 0.9, 12)], {"noise": 0.11}, "amber"),
-        ([Evidence(0.6, 0.9, 12)], {"noise": None}, "amber"),
-        ([Evidence(0.6, 0.9, 12)], {"trusted": False}, "amber"),
-        ([Evidence(0.6, 0.9, 12)], {"original": False}, "amber"),
+        ([evidence(0.6, 0.9)], {}, "green"),
+        ([evidence(0.6, 0.9), evidence(0.4, 0.8)], {}, "amber"),
+        ([evidence(0.6, 0.9), evidence(0.1, 0.49)], {}, "red"),
+        ([evidence(0.6, 0.9), evidence(0.1, 0.49)], {"original": False}, "red"),
+        ([evidence(0.6, 0.9), evidence(0.1, 0.49)], {"trusted": None}, "red"),
+        ([evidence(0.6, 0.9), evidence(0.1, 0.49)], {"trusted": False}, "amber"),
+        ([evidence(0.6, 0.9, 7)], {}, "amber"),
+        ([evidence(None, None, 0)], {}, "amber"),
+        ([evidence(0.61, 0.9, noise=0.2)], {}, "green"),
+        ([evidence(0.59, 0.9, noise=0.2)], {}, "amber"),
+        ([evidence(0.99, 1.0, noise=1.0)], {}, "amber"),
+        ([evidence(0.6, 0.9)], {"trusted": False}, "amber"),
+        ([evidence(0.6, 0.9)], {"trusted": None}, "amber"),
+        ([evidence(0.6, 0.9)], {"original": False}, "amber"),
         ([], {}, "amber"),
     ],
 )
 def test_the_rule(attacks, how, expected) -> None:
-    assert light(attacks, **{"original": True, "noise": 0.0, "trusted": True} | how) == expected
+    shown, lacking = light(attacks, **{"original": True, "trusted": True} | how)
+    assert shown == expected and bool(lacking) == (expected != "green")
 
 
 def test_the_page_needs_nothing_else_and_shows_text_as_text() -> None:
@@ -312,3 +367,29 @@ def test_the_command_says_how_long_it_takes_and_writes_a_page(tmp_path: Path, ca
     assert re.search(r"\d+ edits, about \d+ min", err) and "Amber" in out
     text = Path("drawing.holds.html").read_text()
     assert "Does it hold?" in text and item.instruction in text and str(tmp_path) not in text
+
+
+def test_a_certificate_gets_what_was_found_and_is_still_true(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    item = benchmark.load(1)[0]
+    save_png(item.image, "a.png")
+    monkeypatch.setitem(STRENGTHS, "strong", STRENGTHS["strong"]._replace(steps=2))
+    assert cli.main(["protect", "a.png", "--against", "miniature-ip2p", "--strength", "strong"]) == 0
+    assert "Whether it holds was not tested" in capsys.readouterr().out
+    words = ["--against", "miniature-ip2p", "--instruction", item.instruction, "--instruction", item.unseen[0]]
+    for _ in range(2):
+        assert cli.main(["holds", "a_protected.png", "--source", "a.png", *words, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.split("\n}\n")[0] + "\n}")
+    assert shown["certificate"] == "a_protected.certificate.html"
+    about = json.loads(Path("a_protected.certificate.json").read_text())
+    assert [test["judges"] for test in about["tested"]] == 2 * [list(holding.TOY_JUDGES)]
+    assert not any(sentence.startswith("Whether it holds") for sentence in about["not_promised"])
+    everything = Path("a_protected.certificate.json").read_text() + Path(shown["certificate"]).read_text()
+    assert item.instruction not in everything and str(tmp_path) not in everything
+    assert shown["light"] in everything and "Nothing yet" not in everything
+    assert cli.main(["certificate", "a_protected.png", "--source", "a.png"]) == 0
+    assert f"against miniature-ip2p: {shown['light']}" in capsys.readouterr().out
+    save_png(item.image, "a_protected.png")
+    assert cli.main(["holds", "a_protected.png", "--source", "a.png", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["certificate"] is None
+    assert len(json.loads(Path("a_protected.certificate.json").read_text())["tested"]) == 2

@@ -34,7 +34,12 @@ def certificate(
     else:
         for finding in found:
             tell(f"{_MARKS[finding.good]:4} {finding.what}: {finding.words}")
-        tell(f"     made {about['made']} with {about['software']}; tested: {len(about['tested']) or 'nothing'}")
+        tell(f"     made {about['made']} with {about['software']}")
+        for test in about["tested"]:
+            judges = f" (judged by {' and '.join(test['judges'])})" if test.get("judges") else ""
+            tell(f"     tested {test['date']} against {test['editor']}: {test['outcome']}{judges}")
+        if not about["tested"]:
+            tell("     tested: nothing yet; `sifm holds FILE --source ORIGINAL --against EDITOR` does")
     if wrong := [finding.what for finding in found if finding.good is False]:
         raise SifmError(f"{file}: not as its certificate says: {', '.join(wrong)}")
 

@@ -46,7 +46,10 @@ def holds(
     subject: Annotated[
         str, typer.Option("--subject", metavar="KIND", help="What it shows, for drawn instructions: portrait, ...")
     ] = "any",
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Edits of each instruction.")] = 2,
+    drawn: Annotated[
+        int, typer.Option("--drawn", metavar="N", help="How many instructions are drawn; more make green or red surer.")
+    ] = 16,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Edits of each instruction.")] = 1,
     judges: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,8 +68,10 @@ def holds(
     """Test whether a protected picture holds.
 
     It is edited as others may edit it: with several instructions and seeds, as it is, after uploads and after mild
-    purifiers. With judges green, amber or red, the weakest case first; always a page with pictures.
+    purifiers. With judges green, amber or red, the weakest case first; always a page with pictures. A certificate
+    beside the picture then says so too.
     """
+    from ..certificate import add
     from ..checks import check_count
     from ..files import write_atomically
     from ..holding import forecast, known_uploads
@@ -84,6 +89,7 @@ def holds(
         "source": x0,
         "instructions": instruction or (),
         "subject": subject,
+        "drawn": drawn,
         "seeds": list(range(1, seeds + 1)),
         "judges": load_judges(judges or (), asking) or None,
         "demonstration": demonstration,
@@ -93,6 +99,7 @@ def holds(
     with progress() as on_step:
         found = test(x, editors, **how, on_step=on_step(picture.name))
     write_atomically(target, page(found, picture.name).encode())
+    certified = None if found.demonstration else add(found.tested, picture)
     if as_json:
         plain = {
             "light": found.light,
@@ -106,6 +113,8 @@ def holds(
             "seeds": list(found.seeds),
             "ways": [asdict(way) for way in found.ways],
             "tested": found.tested,
+            "lacking": list(found.lacking),
+            "certificate": None if certified is None else str(certified),
             "demonstration": found.demonstration,
             "uploads": {"read": found.uploads_read, "ways": [asdict(way) for way in known_uploads()]},
             "seconds": found.seconds,
@@ -114,3 +123,5 @@ def holds(
     for sentence in found.words():
         tell(sentence)
     tell(f"{target}: the pictures" + (", the weakest case first" if found.light else ""))
+    if certified is not None:
+        tell(f"{certified}: says so too")

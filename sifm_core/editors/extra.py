@@ -107,7 +107,7 @@ def add(pipe: Any, loras: Sequence[tuple[Path, float]]) -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise EditorError("LoRAs are read by the package peft: pip install 'sifm[lora]'") from None
+        raise EditorError("LoRAs are read by the package peft: pip install peft") from None
     if not hasattr(pipe, "load_lora_weights"):
         raise EditorError(f"{type(pipe).__name__} takes no LoRAs: leave them out")
     for file, strength in loras:

@@ -35,7 +35,7 @@ def cvvdp(reference: Image, distorted: Image) -> Tensor:
 @cache
 def _metric(device: str) -> Any:
     if find_spec("pycvvdp") is None:
-        raise SifmError("unavailable: pip install 'sifm[visibility]'")
+        raise SifmError("unavailable: pip install cvvdp")
     import pycvvdp
 
     return pycvvdp.cvvdp(display_name=DISPLAY, device=torch.device(device), quiet=True)
