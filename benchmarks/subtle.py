@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--enlarged", type=int, nargs="+", default=[1, 4], help="how many times")
-    parser.add_argument("--eps", type=float, default=0.03)
+    parser.add_argument("--eps", type=float, default=16 / 255)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--part", default="1/1", help="which of how many")
     parser.add_argument("--records", type=Path, nargs="+", default=[Path("subtle.jsonl")], help="the first is written")
