@@ -178,6 +178,16 @@ def test_the_gate_is_json_where_a_kind_of_edit_is_missing(monkeypatch, capsys):
     assert None in document["rows"][0].values() and document["rows"][0]["n"] == 2
 
 
+def test_the_gates_attacks_see_pictures_at_the_editors_own_size(qwen21_folder, monkeypatch):
+    editor, x = load_editor(qwen21_folder, device="cpu", size=128), gate.fresh(2)
+    x, seen = torch.stack([item.image for item in x]), []
+    look = lambda editor, cond, seeds: lambda x, k: seen.append(tuple(x.shape)) or x.mean((2, 3))  # noqa: E731
+    monkeypatch.setitem(gate._MOVED, "encoder", look)
+    found = gate.attack("encoder", editor, x, ["make it night"] * 2, eps=0.03, steps=2, seed=0)
+    assert set(seen) == {(2, 3, 128, 128)} and found.shape == x.shape
+    assert 0 < (found - x).abs().max() <= 0.03
+
+
 def test_a_killed_run_goes_on_where_its_checkpoint_stands(tmp_path, monkeypatch):
     monkeypatch.setattr(train_vae, "SAVE", 2)
     monkeypatch.setattr(train_vae, "pictures", lambda n, rng: torch.rand(min(n, 8), 3, 64, 64) * 2 - 1)
