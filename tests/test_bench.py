@@ -652,6 +652,32 @@ def test_a_transfer_protects_on_one_editor_and_attacks_with_the_other(tmp_path, 
     assert {v.judge for r in again for v in r.verdicts} == {"toy:c"} and list(store.records()) == again
 
 
+def test_a_transfer_protects_on_two_editors_at_once(tmp_path, monkeypatch):
+    class Other(ToyEditor):
+        name, fingerprint = "other", "e" * 64
+
+        def encode(self, x, noise=None):
+            return super().encode(x.flip(-1))
+
+    made = {"toy": ToyEditor, "other": Other}
+    monkeypatch.setattr("sifm_core.bench.work.load_editor", lambda name, **options: made[name]())
+    monkeypatch.setattr("sifm_core.bench.work._loaded", OrderedDict())
+    one, two, both = "toy -> other", "other -> toy", "toy & other -> toy"
+    grid = toy_grid(samples=samples(1), editors=[one, two, both], rows=[*ROWS[:1], *ROWS[2:]])
+    records = bench.run(grid, Store(tmp_path))
+    assert grid.counts()["immunize"] == 7 and {r.info["protected_on"] for r in records[-4:]} == {"toy & other"}
+    sifm = {r.info["protected_on"]: r.protected for r in records if r.method == "SIFM"}
+    assert len(set(sifm.values())) == 3 and len({r.protected for r in records if r.method == "noise"}) == 1
+    x, row = samples(1)[0], ROWS[-1]
+    wanted = immunize(
+        x.image[None], ToyEditor(), prompt=x.instruction, method="sifm", also=[Other()], steps=4, seed=[0], timesteps=2
+    ).image
+    assert Store(tmp_path).get_image(sifm["toy & other"]).equal(wanted) and row.also() == ()
+    for wrong in ("toy & other", "toy & -> other", "& toy -> other"):
+        with pytest.raises(InputError, match="'A & B -> C'"):
+            toy_grid(editors=[wrong]).counts()
+
+
 def test_weights_that_changed_are_noticed_before_they_compute(tmp_path, monkeypatch):
     now = ToyEditor()
     monkeypatch.setattr("sifm_core.bench.work.load_editor", lambda name, **options: now)

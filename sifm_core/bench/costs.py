@@ -8,7 +8,7 @@ from typing import Any
 
 from ..methods.sifm import times_of
 from .config import read_toml
-from .grid import Grid, Row, names
+from .grid import Grid, Row, homes
 
 USUAL = "instruct-pix2pix"
 """Whose shares of work other editors are assumed to have."""
@@ -41,7 +41,7 @@ def weights(grid: Grid) -> dict[tuple[str, str], float]:
         (row.name, editor): immunizing(row, grid, editor if editor in known else USUAL)
         for row in grid.rows
         if row.method
-        for editor in {names(pair)[0] for pair in grid.attacked()}
+        for editor in {homes(pair)[0] for pair in grid.attacked()}
     }
     sure = [work for work in rows.values() if work]
     mean = sum(sure) / len(sure) if sure else 1.0

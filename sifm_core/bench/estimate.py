@@ -101,13 +101,14 @@ def _paces(rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 def _teraflop(grid: Grid, phase: str, jobs: int) -> float | None:
     """Operations (2 x multiply-add) of a phase, from the table; None where the table says nothing."""
     from .costs import editing, immunizing
-    from .grid import names
+    from .grid import homes, names
 
-    pairs = [names(editor) for editor in grid.attacked()]
     if phase == "edit":
-        each = [editing(attack) for _, attack in pairs]
+        each = [editing(names(editor)[1]) for editor in grid.attacked()]
     elif phase == "immunize":
-        each = [immunizing(row, grid, protect) for protect, _ in pairs for row in grid.rows if row.method]
+        rows = [row for row in grid.rows if row.method]
+        sides = [[immunizing(row, grid, home) for home in homes(editor)] for editor in grid.attacked() for row in rows]
+        each = [None if None in side else sum(filter(None, side)) for side in sides]
     else:
         return None
     known = [work for work in each if work is not None]

@@ -23,6 +23,8 @@ from ..verdicts import CLEAN
 
 ARROW = "->"
 """In an editor's name: protected on the left one, attacked with the right one (the paper's Table V)."""
+AND = "&"
+"""A word of its own between names on its left: protected on all of them at once."""
 SETTINGS = ("preset", "also", *LOOP)
 """Settings of the loop that a row may have for itself, and the further editors that it protects against at once."""
 BATCH, SEEDS, CELLS, RECORDS = 4096, 10_000, 1_000_000, 10_000_000
@@ -114,8 +116,9 @@ class Grid:
     """Everything that a run's records depend on.
 
     ``editors``: live ones, or what :func:`sifm_core.editors.load_editor` takes; "A -> B" protects on A and attacks with
-    B. ``judges``: live ones or "backend:model". What is named is loaded with ``load`` (device, dtype,
-    local_files_only), where and when it is needed. ``purifiers``: chains that the attacker applies first, "" for none;
+    B, "A & B -> C" protects on A and B at once. ``judges``: live ones or "backend:model". What is named is loaded with
+    ``load`` (device, dtype, local_files_only), where and when it is needed. ``purifiers``: chains that the attacker
+    applies first, "" for none;
     ``upscaler``: folder or hub id for noisy upscaling, "" for the usual one. ``batch`` pictures of one size go through
     a model together. ``compare_prompts``: find out how far the attacker's prompt is from that of the protection for the
     attacked editor (:func:`sifm_core.pipeline.prompt_distance`). ``demonstration``: editors that are toys may work on
@@ -234,8 +237,18 @@ def takes(chain: str, tool: Literal["editor", "upscaler"]) -> bool:
 
 @cache
 def names(editor: str) -> tuple[str, str]:
-    """("A", "B") of "A -> B"; the same twice for a plain name."""
+    """("A", "B") of "A -> B", ("A & B", "C") of "A & B -> C"; the same twice for a plain name."""
     protect, arrow, attack = (part.strip() for part in editor.partition(ARROW))
-    if not protect or (arrow and not attack):
-        raise InputError(f"editor: expected a name or 'A -> B', got {editor!r}")
+    several = _homes(protect)
+    if not all(several) or (arrow and not attack) or (not arrow and len(several) > 1):
+        raise InputError(f"editor: expected a name, 'A -> B' or 'A & B -> C', got {editor!r}")
     return protect, attack or protect
+
+
+def homes(editor: str) -> list[str]:
+    """The editors that a picture is protected on: "A", "B" of "A & B -> C"."""
+    return _homes(names(editor)[0])
+
+
+def _homes(protect: str) -> list[str]:
+    return [name.strip() for name in f" {protect} ".split(f" {AND} ")]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .. import purify
 from ..store import fingerprint
-from .grid import Grid, Row, Sample, names, takes, takes_gradient
+from .grid import Grid, Row, Sample, homes, names, takes, takes_gradient
 from .work import Model
 
 VERSION = 2
@@ -79,8 +79,12 @@ class Keys:
         self.grid, self.editors, self.upscaler, self.known = grid, editors, upscaler, known
 
     def protector(self, a: Attack) -> Model:
-        """The editor that a picture is protected on."""
-        return self.editors[names(a.editor)[0]]
+        """The editor that a picture is protected on, the first where it is several."""
+        return self.editors[homes(a.editor)[0]]
+
+    def also(self, a: Attack) -> list[Model]:
+        """The further editors that it is protected on at once: the attack's and the row's."""
+        return [self.editors[name] for name in (*homes(a.editor)[1:], *a.row.also())]
 
     def attacker(self, a: Attack) -> Model:
         """The editor that it is attacked with."""
@@ -102,8 +106,8 @@ class Keys:
                 "prompt": row.told(a.sample),
                 "loop": row.settings(grid),
             }
-            if also := row.also():
-                uses["also"] = [self.model(self.editors[name]) for name in also]
+            if also := self.also(a):
+                uses["also"] = [self.model(editor) for editor in also]
         if avoided := row.avoided(a.sample):
             uses["avoid"] = sorted(avoided)
         if row.method in METHOD_VERSIONS:

@@ -12,7 +12,7 @@ from ..types import Editor
 from .config import HERE
 from .documents import SHAPES
 from .executors import Executor, Failure
-from .grid import Grid, names, takes
+from .grid import Grid, homes, names, takes
 from .keys import Key, identity
 from .work import Model, Task, perform
 
@@ -68,7 +68,8 @@ def is_here(judge: Model) -> bool:
 
 def _sides(grid: Grid) -> list[tuple[str, Editor | str]]:
     """The editors that protect or attack, by name; one that a row protects against as well only where it is named."""
-    sides = [(name, e) for e in grid.editors for name in (names(e) if isinstance(e, str) else (e.name,))]
+    of = [(e, (*homes(e), names(e)[1]) if isinstance(e, str) else (e.name,)) for e in grid.editors]
+    sides = [(name, e) for e, found in of for name in found]
     named = {name for name, _ in sides}
     return [(name, name) for row in grid.rows for name in row.also() if name not in named] + sides
 

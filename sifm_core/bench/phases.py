@@ -67,8 +67,8 @@ class Phases:
             options = dict(row.options) | row.settings(self._grid)
             if any(avoided := [list(row.avoided(a.sample)) for a in batch]):
                 options["avoid"] = avoided
-            if also := row.also():
-                options["also"] = [self._models.editors[name] for name in also]
+            if takes_gradient(row) and (also := keys.also(batch[0])):
+                options["also"] = also
             settings = {
                 "pixels": [to_uint8(a.sample.pixels()) for a in batch],
                 "prompt": [row.told(a.sample) for a in batch],
@@ -83,9 +83,9 @@ class Phases:
             "immunize",
             "immunize",
             {key: a for a in attacks if (key := keys.protected(a))},
-            lambda a: (keys.protector(a).name, *self._alike(a)),
+            lambda a: (keys.protector(a).name, *(other.name for other in keys.also(a)), *self._alike(a)),
             task,
-            lambda a: [keys.protector(a)] if takes_gradient(a.row) else [],
+            lambda a: [keys.protector(a), *keys.also(a)] if takes_gradient(a.row) else [],
             lambda a: costs[a.row.name, keys.protector(a).name],
         )
 
