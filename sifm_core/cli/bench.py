@@ -54,7 +54,7 @@ def run(
     seeds: Annotated[int | None, typer.Option("--seeds", metavar="N", help="Attacks of each kind.")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="MANIFEST", help="Other pictures.")] = None,
     editor: Annotated[
-        list[str] | None, typer.Option("--editor", metavar="NAME", help="Other editors; 'A -> B', 'A & B -> C' for transfer.")
+        list[str] | None, typer.Option("--editor", metavar="NAME", help="Others; 'A -> B', 'A & B -> C': transfer.")
     ] = None,
     judges: Annotated[
         list[str] | None, typer.Option("--judge", metavar="BACKEND:MODEL", help="Other judges; none: judge later.")
