@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,15 +14,19 @@ from ..errors import EditorError
 
 @contextmanager
 def watched(
-    net: nn.Module, pieces: Callable[[Tensor], Sequence[Tensor]] = lambda probabilities: [probabilities]
+    net: nn.Module,
+    pieces: Callable[[Tensor], Sequence[Tensor]] = lambda probabilities: [probabilities],
+    known: tuple[Mapping[str, nn.Module], Callable[..., Tensor]] | None = None,
 ) -> Iterator[tuple[list[str], list[Tensor]]]:
     """The paths of the layers in which the image attends to text, and, once ``net`` ran, their probabilities.
 
     The layers themselves compute what they always do; the probabilities, which fused attention hides, are computed
     beside them from the same inputs. A checkpoint would recompute without these: none is made meanwhile. ``pieces``:
-    what to take of a layer's probabilities, where its positions are more than one picture's.
+    what to take of a layer's probabilities, where its positions are more than one picture's. ``known``: the layers, and
+    what works out their probabilities of what goes in, of networks of another build.
     """
-    layers = {path: module for path, module in net.named_modules() if _is_joint(module) or _is_cross(module)}
+    joint = {path: module for path, module in net.named_modules() if _is_joint(module) or _is_cross(module)}
+    layers, probabilities = known or (joint, _probabilities)
     if not layers:
         raise EditorError(
             f"{type(net).__name__} has no layer in which the image attends to text: choose another method"
@@ -32,7 +36,7 @@ def watched(
     def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         hidden = args[0] if args else kwargs.pop("hidden_states")
-        seen.extend(pieces(_probabilities(module, hidden, **kwargs)))
+        seen.extend(pieces(probabilities(module, hidden, **kwargs)))
 
     hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers.values()]
     checkpointed: list[Any] = [module for module in net.modules() if getattr(module, "gradient_checkpointing", False)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import EditorError, InputError
-from ..images import resize, to_uint8
+from ..images import to_uint8
 from ..noise import Seed, generators
 from ..types import Image, Latent, OnStep
+from .attention import watched
 from .folder import check, load_pipeline, settings
 from .latent import FlowEditor, report, run, wide
+from .sight import patches
 from .steps import Sampler
 
 PARTS = ("transformer", "vae", "text_encoder", "processor", "scheduler")
@@ -332,6 +335,22 @@ class QwenImage21(FlowEditor):
             return super().hidden(module, output, stream)
         return torch.cat([output[:, spans["reference"]], output[:, spans["target"]]], dim=1)
 
+    def attention(self) -> AbstractContextManager[tuple[list[str], list[Tensor]]]:
+        """As :meth:`Editor.attention` says, of the edit to come: the source stands before the prompt and sees none."""
+        layers = {path: layer for path, layer in self.net.named_modules() if path.endswith(".attn")}
+        return watched(self.net, known=(layers, self._attended))
+
+    def _attended(
+        self, layer: Any, hidden: Tensor, *, rotary_emb: Tensor, key_valid: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        query = _heads(layer, layer.to_q(hidden), layer.norm_q, rotary_emb)[:, :, self._spans["target"]]
+        key = _heads(layer, layer.to_k(hidden), layer.norm_k, rotary_emb)
+        scores = wide(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
+        if key_valid is not None:
+            scores = scores.masked_fill(~key_valid[:, None, None], float("-inf"))
+        words = scores.softmax(dim=-1)
+        return torch.cat([words[..., : self.before], words[..., self._spans["text"]]], dim=-1)
+
     def edit(
         self,
         x: Image,
@@ -411,25 +430,6 @@ BLANK = 32
 """Tokens after the picture that :meth:`QwenImage21.blank` counts: an instruction of some twenty words."""
 
 
-def patches(x: Image, processor: Any) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) in [0, 1] as a Qwen image processor cuts them up, and their grids (B, 3): differentiable.
-
-    The pixel values (B * patches, 3 * frames * side * side) are the processor's own but for its rounding to 8 bits.
-    """
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    side, merge, frames = processor.patch_size, processor.merge_size, processor.temporal_patch_size
-    least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
-    size = smart_resize(*x.shape[-2:], factor=side * merge, min_pixels=least, max_pixels=most)
-    colours = zip(resize(x, size).split(1, dim=1), processor.image_mean, processor.image_std, strict=True)
-    x = torch.cat([(colour - mean) / std for colour, mean, std in colours], dim=1)
-    high, wide = size[0] // side, size[1] // side
-    cut = x.reshape(len(x), 3, high // merge, merge, side, wide // merge, merge, side)
-    rows = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None].expand(-1, -1, -1, -1, -1, -1, frames, -1, -1)
-    grid = torch.stack([x.new_full((len(x),), n, dtype=torch.int64) for n in (1, high, wide)], dim=1)
-    return rows.reshape(len(x) * high * wide, -1), grid
-
-
 def read(encoder: Any, ids: Tensor, pixels: Tensor | None = None, grid: Tensor | None = None) -> Tensor:
     """A Qwen-VL's hidden states before its last norm for tokens (B, n), -1 after a row's end: (B, n, width).
 
@@ -463,13 +463,6 @@ def _processor() -> Any:
                 out: Tensor = super().__call__(attn, hidden_states, rotary_emb=rotary_emb, **rest)
                 return out
 
-            def heads(layer: nn.Module, norm: nn.Module | None = None) -> Tensor:
-                x = layer(hidden_states).unflatten(-1, (attn.heads, -1))
-                if norm is not None:
-                    pairs = torch.view_as_complex(norm(x).float().unflatten(-1, (-1, 2)))
-                    x = torch.view_as_real(pairs * rotary_emb[:, :, None]).flatten(3).to(x.dtype)
-                return x.transpose(1, 2)
-
             n = hidden_states.shape[1]
             seen = torch.ones(n, n, dtype=torch.bool, device=hidden_states.device)
             for start, end, is_text in rest["segments"]:
@@ -477,11 +470,19 @@ def _processor() -> Any:
                 if is_text:
                     seen[start:end, start:end].tril_()
             seen = seen & rest["key_valid"][:, None, None]
-            query, key, value = heads(attn.to_q, attn.norm_q), heads(attn.to_k, attn.norm_k), heads(attn.to_v)
+            query = _heads(attn, attn.to_q(hidden_states), attn.norm_q, rotary_emb)
+            key = _heads(attn, attn.to_k(hidden_states), attn.norm_k, rotary_emb)
+            value = attn.to_v(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
             return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
     return Rows()
+
+
+def _heads(attn: Any, x: Tensor, norm: nn.Module, rotary: Tensor) -> Tensor:
+    """Queries or keys (B, heads, positions, width), turned by their positions' angles, ([B,] positions, pairs)."""
+    pairs = torch.view_as_complex(norm(x.unflatten(-1, (attn.heads, -1))).float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary.unsqueeze(-2)).flatten(3).to(x.dtype).transpose(1, 2)
 
 
 def _packed(z: Latent) -> Tensor:

@@ -14,7 +14,7 @@ from ..types import Image
 def patches(x: Image, processor: Any) -> tuple[Tensor, Tensor]:
     """Pixel values (B * patches, 3 * frames * side * side) and grids (B, 3) of pictures (B, 3, H, W) in [0, 1].
 
-    ``processor``: the image processor, a Qwen2VLImageProcessor.
+    ``processor``: the image processor, a Qwen2VLImageProcessor. Does not wait for the device.
     """
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -22,10 +22,12 @@ def patches(x: Image, processor: Any) -> tuple[Tensor, Tensor]:
     height, width = smart_resize(
         *x.shape[-2:], factor=side * merge, min_pixels=limits["shortest_edge"], max_pixels=limits["longest_edge"]
     )
-    seen = resampled(x, (height, width), "bicubic")
-    mean, std = (seen.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-    rows, grid_h, grid_w = processor.patchify((seen - mean) / std, side, merge, processor.temporal_patch_size)
-    return rows.flatten(0, 1), torch.tensor([[1, grid_h, grid_w]] * len(x), device=x.device)
+    colours = resampled(x, (height, width), "bicubic").split(1, dim=1)
+    means = zip(colours, processor.image_mean, processor.image_std, strict=True)
+    seen = torch.cat([(colour - mean) / std for colour, mean, std in means], dim=1)
+    rows, *grid = processor.patchify(seen, side, merge, processor.temporal_patch_size)
+    grids = [x.new_full((len(x),), n, dtype=torch.int64) for n in (1, *grid)]
+    return rows.flatten(0, 1), torch.stack(grids, dim=1)
 
 
 def resampled(x: Image, size: tuple[int, int], kernel: Literal["bicubic", "lanczos"]) -> Image:

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..editors.qwen_image21 import Cond, assemble, patches
+from ..editors.qwen_image21 import Cond, assemble
+from ..editors.sight import patches
 from ..images import resize
 from . import codec16, language, train_vae, training, world
 from .pool import Drawn, Pool

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import QwenImage21Pipeline
 from PIL import Image as Pil
 from torch import Tensor
@@ -19,7 +20,7 @@ from fakes import images
 from methods.literal import close, gradient, somewhere
 from sifm_core import pipeline
 from sifm_core.editors import load_editor
-from sifm_core.editors.qwen_image21 import patches
+from sifm_core.editors.sight import patches
 from sifm_core.errors import EditorError, ImageError, InputError, LayerError
 from sifm_core.features import capture, resolve
 from sifm_core.images import to_uint8
@@ -348,12 +349,37 @@ def test_immunize_and_edit_by_the_verbs_keep_the_budget_and_leave_nothing_behind
 
 
 @pytest.mark.parametrize(
-    "method", ["mist", "sds", "ace", "photoguard_encoder", "photoguard_diffusion", "editshield", "sifm_plus"]
+    "method",
+    ["mist", "sds", "ace", "photoguard_encoder", "photoguard_diffusion", "editshield", "semantic_attack", "sifm_plus"],
 )
 def test_other_methods_run_on_it(qwen21_folder, method: str) -> None:
     editor, x = load_editor(qwen21_folder, device="cpu", steps=1), images(2, 64)
     done = pipeline.immunize(x, editor, prompt=PROMPTS, method=method, steps=1)
     assert 0 < float((done.image - x).abs().max()) <= 0.03 + 1e-7
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:1] * 2, PROMPTS])
+def test_what_is_seen_of_attention_is_what_the_blocks_compute(exact: Editor, prompts: list[str], monkeypatch) -> None:
+    """Of the edit's tokens to the words, before the picture and after it; the longer prompt has no padding to hide."""
+    x = images(2, SIZE).double()
+    z, cond, plain, computed = exact.encode(x), exact.prepare(prompts, x), F.scaled_dot_product_attention, []
+
+    def watch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any) -> Tensor:
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        computed.append((scores if attn_mask is None else scores.masked_fill(~attn_mask, -torch.inf)).softmax(dim=-1))
+        return plain(query, key, value, attn_mask, **rest)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    with exact.attention() as (paths, seen):
+        exact.denoise(z, normal(z.shape, 0).to(z), torch.full((2,), 500), cond)
+    n, before = z[0, 0].numel(), exact.before
+    whole = [p for p in computed if p.shape[-1] == cond.prompt.shape[1] + 2 * n and p.shape[-2] >= n]
+    assert len(paths) == len(seen) == len(whole) == 3
+    for ours, theirs in zip(seen, whole, strict=True):
+        of_edit = theirs[:, :, -n:]
+        words = torch.cat([of_edit[..., :before], of_edit[..., before + n : -n]], dim=-1)
+        assert ours.shape[-1] == cond.prompt.shape[1] and torch.allclose(ours, words, atol=1e-7)
+        assert not bool((ours * ~cond.valid[:, None, None]).any()), "what pads a prompt"
 
 
 def test_streams_that_it_has_not_are_refused(exact: Editor) -> None:

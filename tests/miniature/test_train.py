@@ -13,7 +13,8 @@ import torch
 
 from sifm_core import pipeline
 from sifm_core.editors import BUILTIN, load_editor
-from sifm_core.editors.qwen_image21 import patches, read
+from sifm_core.editors.qwen_image21 import read
+from sifm_core.editors.sight import patches
 from sifm_core.images import load_image
 from sifm_core.miniature import (
     codec,
