@@ -112,6 +112,9 @@ class Editor(ABC):
     """Of one that knows nothing but small drawings of its own: their longer side in pixels. None: a real editor."""
     layer_presets: Mapping[str, tuple[str, ...]]
     """Named sets of module-path globs, e.g. {"deep": ("mid_block", "up_blocks.0.resnets.*")}."""
+    telling: str = "mid"
+    """The one of them whose features, pushed away, undid most edits: of transformers that before the middle; where the
+    family was not measured, what its nearest relative's was (docs/results/beyond.md)."""
     entrances: tuple[str, ...] = ("vae",)
     """Where a picture enters: "vae", as the latent; "vlm", read by the text encoder beside the prompt (:meth:`see`)."""
     timeless: tuple[str, ...] = ()

@@ -101,7 +101,7 @@ class NativeEditor(Editor):
         self.network = network_of(self.net)
         self.family = recipe.family or self.network.family
         self.dtype: torch.dtype = model.model.get_dtype_inference()
-        self.layer_presets = self.network.layers(self.net)
+        self.layer_presets, self.telling = self.network.layers(self.net), self.network.telling
         self.name = f"{type(model.model).__name__} in ComfyUI"
         self._size = size or recipe.size
         self.settings = {

@@ -16,6 +16,8 @@ class Network:
     """A noise predictor of which nothing is known: it can be run, but not looked into."""
 
     family = "unknown"
+    telling = "mid"
+    """See :attr:`sifm_core.types.Editor.telling`."""
     in_place = False
     """Whether blocks add to their inputs in place."""
     positions_at_once = 4096
@@ -54,6 +56,7 @@ class UNet(Network):
     """Stable Diffusion 1, 2 and XL: the same sets of layers as of diffusers' U-Nets."""
 
     family = "unet"
+    telling = "last"
     positions_at_once = 40_960
     padding = "repeat"
 

@@ -63,6 +63,7 @@ class InstructPix2Pix(LatentEditor):
     """The source enters twice: as the clean latent that is noised to t, and unscaled as extra channels of the U-Net."""
 
     family = "instruct-pix2pix"
+    telling = "last"
     positions_at_once = 40_960  # 10 rows at 512x512
     bytes_per_position = 75_000
 

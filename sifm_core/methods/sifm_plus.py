@@ -43,8 +43,6 @@ PRESETS: dict[str, dict[str, Any]] = {"robust": {"eot": ("jpeg:60-95", "resize:0
 """robust: for a picture that is scaled and compressed on its way, as platforms do, before somebody edits it."""
 CANDIDATES = 4
 """How many instructions are tried for each that a picture is protected against."""
-UNETS = ("instruct-pix2pix",)
-"""Families whose network is a U-Net: its last layers do best, of a transformer those before its middle."""
 POOLS = Path(__file__).with_name("instructions.toml")
 OWN = "miniature"
 """The subject whose instructions stand alone: an editor of its own small language understands no others."""
@@ -72,8 +70,8 @@ def build(
     ] = 4,
     layers: Annotated[
         str | Sequence[str],
-        "presets of the editor or module paths with wildcards; auto: what measured best, last of a U-Net and mid of a "
-        "transformer",
+        "presets of the editor or module paths with wildcards; auto: what the editor says, such as last of a U-Net and "
+        "mid of a transformer",
     ] = "auto",
     avoid: Annotated[
         Sequence[Sequence[str]], "for an evaluation: per picture, instructions that are not drawn in any wording"
@@ -95,8 +93,7 @@ def build(
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {number!r}")
     pictures, size = len(x), (x.shape[-2], x.shape[-1])
-    measured = "last" if editor.family in UNETS else "mid" if "mid" in editor.layer_presets else "deep"
-    paths = resolve(editor.net, patterns(measured if layers == "auto" else layers, editor.layer_presets))
+    paths = resolve(editor.net, patterns(editor.telling if layers == "auto" else layers, editor.layer_presets))
     times = torch.tensor(times_of(timesteps, editor.num_train_timesteps))
     seeds = [seed] * pictures if isinstance(seed, int) else list(seed)
     wishes = [(text,) for text in instructions] or pool(_subject(editor, subject))

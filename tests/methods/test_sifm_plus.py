@@ -168,6 +168,20 @@ def test_values_out_of_range_are_refused(wrong: dict, said: str) -> None:
         sifm_plus.build(editor, images(1), editor.prepare(["a"]), layers="mid", **wrong)
 
 
+def test_layers_are_those_that_the_editor_says() -> None:
+    class Told(ToyEditor):
+        telling = "deep"
+
+    def grad(editor: Editor, **chosen) -> torch.Tensor:
+        x = images(1)
+        return sifm_plus.build(editor, x, editor.prepare(["a"]), instructions=POOL, runs=1, **chosen)(0.9 * x, 0).grad
+
+    mid, deep = (grad(ToyEditor(), layers=name) for name in ("mid", "deep"))
+    assert not mid.equal(deep) and grad(ToyEditor()).equal(mid) and grad(Told()).equal(deep)
+    assert grad(Told(), layers="mid").equal(mid)
+    assert [load_editor(name, device="cpu").telling for name in ("miniature-ip2p", "miniature-sd3")] == ["last", "mid"]
+
+
 # ---- the pools
 
 
