@@ -40,6 +40,7 @@ def rows(chosen: argparse.Namespace, editor: str) -> Iterator[dict[str, Any]]:
     end = time.perf_counter() + 60 * chosen.minutes
     device = torch.device(chosen.device or "meta")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    _tidy(device)
     start = time.perf_counter()
     try:
         model = skeleton(editor, device=device, dtype=dtype, size=chosen.size, text=False)
@@ -64,9 +65,13 @@ def rows(chosen: argparse.Namespace, editor: str) -> Iterator[dict[str, Any]]:
             yield case | measured(model, x, layers, timesteps, chosen.checkpointing)
         except (RuntimeError, MemoryError) as error:
             yield case | {"problem": _said(error)}
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _tidy(device)
+
+
+def _tidy(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def measured(model: Any, x: torch.Tensor, layers: str, timesteps: int, checkpointing: bool) -> dict[str, Any]:
