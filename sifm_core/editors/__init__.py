@@ -24,7 +24,7 @@ from .folder import NETWORKS, OnDownload, download, read_json, toy
 
 MINIATURES = Path(__file__).parents[1] / "miniature" / "weights"
 BUILTIN: dict[str, str] = {
-    **{name: str(MINIATURES / name) for name in ("miniature-ip2p", "miniature-hq-edit", "miniature-sd3")},
+    **{f"miniature-{kind}": str(MINIATURES / f"miniature-{kind}") for kind in ("ip2p", "hq-edit", "sd3", "qwen")},
     "instruct-pix2pix": "timbrooks/instruct-pix2pix",
     "hq-edit": "MudeHui/HQ-Edit",
     "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
@@ -114,7 +114,10 @@ def load_editor(
     folder = _folder(name, partial(download, weightless=NETWORKS if "weights" in extras else (), **given))
     extras |= check_extras([*folder.glob("loras/*.safetensors"), *files])
     with torch.inference_mode(False):
-        editor = family(read_json(folder / "model_index.json"), name).load(folder, name, number, options | extras)
+        try:
+            editor = family(read_json(folder / "model_index.json"), name).load(folder, name, number, options | extras)
+        except ImportError as error:
+            raise EditorError(f"{whole}: {error}; a newer diffusers has it: pip install -U diffusers") from error
         editor.name, editor.extras = whole, extras
         editor.toy = toy(folder)
         editor.place(where, offload, checkpointing)

@@ -26,12 +26,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("what", choices=["ip2p", "hq-edit", "sd3", "qwen", "vae", "qwen-vae", "judges"])
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, logs and checkpoints")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the shipped weights' own number)")
-    parser.add_argument("--batch", type=int, help="default: 32; 8 of qwen-vae")
+    parser.add_argument("--batch", type=int, help="default: 32; 128 of qwen")
     parser.add_argument("--rate", type=float, help="qwen: the highest learning rate (default: 1.5e-3)")
     parser.add_argument("--minutes", type=float, help="qwen, qwen-vae: end after these at the latest")
     parser.add_argument("--device", default="cpu", help="qwen, qwen-vae: cpu or cuda")
     parser.add_argument("--processes", type=int, default=1, help="qwen: processes that draw the pictures")
-    parser.add_argument("--scenes", type=int, default=12000, help="size of the pool of scenes for an editor")
+    parser.add_argument("--scenes", type=int, help="size of the pool of scenes for an editor (12000; 48000 of qwen)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -66,11 +66,12 @@ def main(argv: list[str] | None = None) -> None:
         train_judges.train(args.out, steps=args.steps, log=log, checkpoints=checkpoints)
     else:
         name = f"miniature-{args.what}"
-        common = {"steps": args.steps, "batch": args.batch or 32, "scenes": args.scenes, "log": log}
+        common = {"steps": args.steps, "batch": args.batch or 32, "scenes": args.scenes or 12_000, "log": log}
         checkpoint = checkpoints / f"{args.what}.pt"
         if args.what == "qwen":
-            chosen = {key: getattr(args, key) for key in ("rate", "minutes", "device", "processes")}
-            train_qwen.train(args.out / name, checkpoint=checkpoint, **common, **chosen)
+            named = ("steps", "batch", "scenes", "rate", "minutes", "device", "processes")
+            chosen = {key: getattr(args, key) for key in named}
+            train_qwen.train(args.out / name, checkpoint=checkpoint, log=log, **chosen)
             samples.edits(args.out / name, args.out / "qwen.png")
             return
         if args.what == "sd3":

@@ -34,8 +34,8 @@ SIDE = 2 * world.SIZE
 PLACES = (SIDE // 32) ** 2
 """Tokens of a picture in Qwen3-VL's sequence."""
 SETTINGS = {"steps": 4, "guidance_scale": 1.0, "size": SIDE}
-SEED, STEPS, PICTURES = 300, 3000, 1000
-DECODER_STEPS, DECODER_BATCH = 1000, 8
+SEED, STEPS, BATCH, SCENES = 300, 1800, 128, 48_000
+PICTURES, DECODER_STEPS, DECODER_BATCH = 1000, 1400, 32
 HEADS, HEAD, LAYERS, WIDTH = 5, 32, 8, 96
 SPECIAL = (
     "<|endoftext|>",
@@ -242,10 +242,10 @@ def train(
     out: Path,
     *,
     steps: int | None,
-    batch: int,
-    scenes: int,
     log: Any,
     checkpoint: Path,
+    batch: int | None = None,
+    scenes: int | None = None,
     rate: float | None = None,
     minutes: float | None = None,
     device: str = "cpu",
@@ -258,7 +258,7 @@ def train(
     """
     from diffusers import AutoencoderKLQwenImage21
 
-    steps, began = steps or STEPS, time.time()
+    steps, batch, scenes, began = steps or STEPS, batch or BATCH, scenes or SCENES, time.time()
     code = codec16.Code(*(_moved(part, device) for part in solve(out / "vae", log)))
     torch.manual_seed(SEED)
     kept = checkpoint.with_name("qwen-pool.pt")

@@ -76,6 +76,15 @@ def test_hq_edit_has_its_own_defaults_wherever_it_lies(
             assert (found["steps"], found["guidance_scale"], found["image_guidance_scale"]) == (30, 7.0, 1.5), source
 
 
+def test_a_library_that_is_too_old_for_a_family_is_said(ip2p_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise ImportError("cannot import name 'QwenImage21Pipeline' from 'diffusers'")
+
+    monkeypatch.setattr("sifm_core.editors.instruct_pix2pix.load", load)
+    with pytest.raises(EditorError, match=r"QwenImage21Pipeline.*pip install -U diffusers"):
+        load_editor(ip2p_folder)
+
+
 def test_prompts_are_remembered_once_and_no_prompt_once_for_all(ip2p_folder: Path, sd3_folder: Path) -> None:
     for folder in (ip2p_folder, sd3_folder):
         editor, calls = load_editor(folder, device="cpu"), []
