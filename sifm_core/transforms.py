@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -30,9 +30,9 @@ What a transform does at more pixels than these, the way down to an editor's wor
 
 
 class Kind(NamedTuple):
-    """A transform ``apply(x, strength, seed)`` of (1, 3, H, W), and the strengths it takes."""
+    """A transform ``apply(x, strengths, seeds)`` of (B, 3, H, W), one of each per image, and the strengths it takes."""
 
-    apply: Callable[[Image, float, int], Image]
+    apply: Callable[[Image, Sequence[float], Sequence[int]], Image]
     low: float
     high: float
     unit: str
@@ -58,13 +58,15 @@ def parse(specs: Sequence[str]) -> tuple[Transform, ...]:
 
 def through(x: Image, transforms: Sequence[Transform], seed: Seed) -> Image:
     """Each image of ``x`` (B, 3, H, W) after one of ``transforms``, drawn from its own seed; in [0, 1], same size."""
-    rows = []
-    for row, (generator,) in zip(x.split(1), ([g] for g in generators(seed, len(x))), strict=True):
-        draw = random.Random(generator.initial_seed())
-        chosen = draw.choice(transforms)
-        kind = KINDS[chosen.kind]
-        rows.append(kind.apply(row, draw.uniform(chosen.low, chosen.high), draw.getrandbits(62)))
-    return torch.cat(rows)
+    draws = [random.Random(generator.initial_seed()) for generator in generators(seed, len(x))]
+    chosen = [draw.choice(transforms) for draw in draws]
+    strengths = [draw.uniform(one.low, one.high) for draw, one in zip(draws, chosen, strict=True)]
+    seeds = [draw.getrandbits(62) for draw in draws]
+
+    def applied(x: Image, rows: Sequence[int]) -> Image:
+        return KINDS[chosen[rows[0]].kind].apply(x, [strengths[i] for i in rows], [seeds[i] for i in rows])
+
+    return _alike(x, [one.kind for one in chosen], applied)
 
 
 def uploaded(size: tuple[int, int]) -> tuple[int, int]:
@@ -73,8 +75,10 @@ def uploaded(size: tuple[int, int]) -> tuple[int, int]:
     return round(size[0] * factor), round(size[1] * factor)
 
 
-def jpeg(x: Image, quality: float) -> Image:
+def jpeg(x: Image, quality: float | Sequence[float]) -> Image:
     """``x`` (B, 3, H, W) in [0, 1] as a JPEG file of ``quality`` 1 to 100 gives it back, 4:2:0 as most files are.
+
+    One quality for all or one per image.
 
     ITU-T T.81 with the tables of its annex K scaled as libjpeg does, and JFIF's colours. The gradient is that of the
     same steps without rounding (straight-through), where the cosine transform and its inverse leave no trace.
@@ -95,22 +99,32 @@ def blur(x: Image, sigma: float) -> Image:
 
 def rescale(x: Image, factor: float) -> Image:
     """Down (or up) by ``factor`` and back, with the resize that everything else uses."""
-    size = (x.shape[-2], x.shape[-1])
-    small = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
-    return resize(resize(x, small), size)
+    return resize(resize(x, _scaled(x, factor)), (x.shape[-2], x.shape[-1]))
 
 
-def noisy(x: Image, sigma: float, seed: int) -> Image:
-    """Gaussian noise of standard deviation ``sigma``, clipped to [0, 1]."""
-    return clamp(x + sigma * normal(x.shape, seed).to(x))
+def noisy(x: Image, sigma: float | Sequence[float], seed: Seed) -> Image:
+    """Gaussian noise of standard deviation ``sigma``, one for all or one per image, clipped to [0, 1]."""
+    return clamp(x + _column(sigma).to(x) * normal(x.shape, seed).to(x))
 
 
 KINDS: dict[str, Kind] = {
-    "none": Kind(lambda x, strength, seed: x, 0, 0, "no strength"),
-    "jpeg": Kind(lambda x, strength, seed: jpeg(x, strength), 1, 100, "a quality from 1 to 100, such as jpeg:75"),
-    "resize": Kind(lambda x, strength, seed: rescale(x, strength), 0.1, 2, "a factor from 0.1 to 2, as in resize:0.5"),
+    "none": Kind(lambda x, strengths, seeds: x, 0, 0, "no strength"),
+    "jpeg": Kind(lambda x, strengths, seeds: jpeg(x, strengths), 1, 100, "a quality from 1 to 100, such as jpeg:75"),
+    "resize": Kind(
+        lambda x, strengths, seeds: _alike(
+            x, [_scaled(x, factor) for factor in strengths], lambda x, rows: rescale(x, strengths[rows[0]])
+        ),
+        0.1,
+        2,
+        "a factor from 0.1 to 2, as in resize:0.5",
+    ),
     "noise": Kind(noisy, 0, 0.5, "a deviation from 0 to 0.5 of the range, such as noise:0.02"),
-    "blur": Kind(lambda x, strength, seed: blur(x, strength), 0.1, 10, "a sigma from 0.1 to 10 pixels, such as blur:1"),
+    "blur": Kind(
+        lambda x, strengths, seeds: _alike(x, strengths, lambda x, rows: blur(x, strengths[rows[0]])),
+        0.1,
+        10,
+        "a sigma from 0.1 to 10 pixels, such as blur:1",
+    ),
 }
 """Name -> what it does. The strength "a-b" is drawn uniformly between the two."""
 
@@ -135,6 +149,27 @@ def _range(text: str) -> tuple[float, float]:
         return math.nan, math.nan
 
 
+def _alike(x: Image, keys: Sequence[Hashable], apply: Callable[[Image, Sequence[int]], Image]) -> Image:
+    """``apply(images, their numbers)`` to images of one key at once, in the order of ``x`` again."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    if len(groups) == 1:
+        return apply(x, range(len(x)))
+    order = [i for rows in groups.values() for i in rows]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat([apply(x[rows], rows) for rows in groups.values()])[back]
+
+
+def _scaled(x: Image, factor: float) -> tuple[int, int]:
+    return max(1, round(x.shape[-2] * factor)), max(1, round(x.shape[-1] * factor))
+
+
+def _column(values: float | Sequence[float]) -> Tensor:
+    """One number for all images, or one for each, to multiply (B, c, h, w) by."""
+    return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
+
+
 def _coded(x: Image, coded: Callable[[Tensor, Tensor], Tensor], rounded: Callable[[Tensor], Tensor]) -> Image:
     """To planes of brightness and, half as large, of colour, each ``coded`` with its table, and back."""
     height, width = x.shape[-2:]
@@ -147,7 +182,7 @@ def _coded(x: Image, coded: Callable[[Tensor, Tensor], Tensor], rounded: Callabl
     return rounded(clamp(back[..., :height, :width], 255)) / 255
 
 
-def _blocks(plane: Tensor, table: Tensor, quality: float) -> Tensor:
+def _blocks(plane: Tensor, table: Tensor, quality: float | Sequence[float]) -> Tensor:
     """Planes (B, c, H, W) of whole 8x8 blocks after the transform, quantisation and back."""
     batch, channels, height, width = plane.shape
     dct, steps = _dct().to(plane), _steps(table, quality).to(plane)
@@ -157,8 +192,10 @@ def _blocks(plane: Tensor, table: Tensor, quality: float) -> Tensor:
     return restored.transpose(3, 4).reshape(batch, channels, height, width)
 
 
-def _steps(table: Tensor, quality: float) -> Tensor:
-    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+def _steps(table: Tensor, quality: float | Sequence[float]) -> Tensor:
+    """What coefficients are divided by, (B or 1, 1, 1, 1, 8, 8)."""
+    q = _column(quality)[..., None, None]
+    scale = torch.where(q < 50, 5000 / q, 200 - 2 * q).float()
     return ((table * scale + 50) / 100).floor().clamp(1, 255)
 
 

@@ -90,6 +90,14 @@ def test_each_image_draws_its_own_and_a_batch_equals_its_images() -> None:
     batch = through(x, chosen, [7, 8, 9])
     for b in range(3):
         assert torch.equal(through(x[b : b + 1], chosen, 7 + b)[0], batch[b])
+    x = torch.cat([picture(seed=s) for s in range(12)]).requires_grad_()
+    chosen = parse(["jpeg:20-90", "noise:0-0.1", "blur:0.5-2", "resize:0.3-1.5", "none"])
+    whole, alone = through(x, chosen, range(12)), [through(x[b : b + 1], chosen, b) for b in range(12)]
+    assert torch.equal(whole, torch.cat(alone)), "several of a kind, of one size and another, in their own order"
+    weights = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0))
+    grads = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (whole, torch.cat(alone))]
+    assert torch.allclose(*grads, atol=1e-5)
+    x = x.detach()
     draws = {float(through(x[:1], chosen, fork(0, step)).sum()) for step in range(12)}
     assert len(draws) > 8, "another one in every iteration"
 
