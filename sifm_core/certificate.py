@@ -106,10 +106,10 @@ def write(about: Mapping[str, Any], picture: Path) -> None:
 def add(tested: Sequence[Mapping[str, Any]], picture: Path) -> Path | None:
     """Write what :mod:`sifm_core.holding` found into the certificate beside a picture, after what it says already.
 
-    Its page; None where there is no certificate, or where it is not true of the picture, which then says nothing of it.
+    Its page; None where there is nothing to say, or no certificate, or one that is not true of the picture.
     """
     file, page = paths(picture)
-    if not file.is_file():
+    if not tested or not file.is_file():
         return None
     about, found = check(picture)
     if not found[0].good:

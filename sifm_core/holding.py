@@ -132,7 +132,7 @@ class Holds:
     judges: tuple[str, ...]
     calibrations: tuple[Calibration, ...]
     change: float | None
-    editors: tuple[Mapping[str, str], ...]
+    editors: tuple[Mapping[str, Any], ...]
     instructions: tuple[str, ...]
     seeds: tuple[int, ...]
     ways: tuple[Way, ...]
@@ -144,14 +144,19 @@ class Holds:
 
     @property
     def tested(self) -> list[dict[str, Any]]:
-        """For a certificate, an entry for each editor: date, editor, judges, outcome; no instruction, and no path."""
+        """For a certificate, an entry for each editor: date, editor, judges, outcome; no instruction, and no path.
+
+        None of a demonstration, or where nobody judged.
+        """
+        if self.light is None or self.demonstration:
+            return []
         weakest = {row.editor: _said(row) for row in reversed(self.rows)}
         return [
             {
                 "date": self.date,
-                "editor": called(editor if editor["name"] in BUILTIN else {"family": editor["family"]}),
+                "editor": called({k: v for k, v in editor.items() if k != "name" or v in BUILTIN}),
                 "judges": list(self.judges),
-                "outcome": f"{self.light or 'not judged'}; weakest {weakest[editor['name']]}",
+                "outcome": f"{self.light}; weakest {weakest[editor['name']]}",
             }
             for editor in self.editors
         ]
@@ -164,7 +169,8 @@ class Holds:
             "green": "Green: whatever was done to it first, most edits fail that work on the original.",
             "amber": "Amber: it may or may not hold; what was tried does not tell.",
             "red": "Red: it does not hold in at least one case that was tried.",
-            None: "No light: nobody judged the edits. Look at the pictures, and judge for yourself.",
+            None: "No light: nobody judged the edits. Look at the pictures and judge for yourself, or name judges "
+            "(`sifm judges` lists those that can be asked here).",
         }[self.light]
         if self.light:
             yield f"Weakest: {_said(self.rows[0])}."
@@ -256,7 +262,7 @@ def holds(
         judges=tuple(_bare(judge.name) for judge in plan.judges),
         calibrations=calibrations,
         change=None if source is None else change(image, source)[0],
-        editors=tuple({"name": _label(e), "family": e.family, "fingerprint": e.fingerprint} for e in plan.editors),
+        editors=tuple(_about(editor) for editor in plan.editors),
         instructions=tuple(plan.instructions),
         seeds=tuple(plan.seeds),
         ways=tuple(plan.ways),
@@ -457,6 +463,11 @@ def _finds(one: Calibration) -> bool:
 def _said(row: Row) -> str:
     of = "that work on the original" if row.floor is not None else "in all"
     return f"{row.way}, {percent(row.rate.rate)} ({span(row.rate.low, row.rate.high)}) of {row.rate.n} edits {of} fail"
+
+
+def _about(editor: Editor) -> dict[str, Any]:
+    about = {"name": _label(editor), "family": editor.family, "fingerprint": editor.fingerprint}
+    return about if editor.toy is None else {**about, "toy": True}
 
 
 def _label(editor: Editor) -> str:

@@ -53,8 +53,8 @@ STRENGTHS: dict[str, Strength] = {
 CALIBRATION = 2
 """Steps that :func:`forecast` takes."""
 NOT_PROMISED = (
-    "Whether it holds was not tested: that depends on the picture. `sifm holds`, in ComfyUI Does It Hold?, tests it; "
-    "or give it to the editor yourself and look.",
+    "Whether it holds was not tested: that depends on the picture. The command sifm holds tests it, in ComfyUI Does It "
+    "Hold?; or give it to the editor yourself and look.",
     "It covers no other editors, no closed services, and none that are still to come. A public copy cannot be changed "
     "any more.",
     "There are tools that take protections off again (arXiv 2603.13028 describes one), and cropping, repainting or "
@@ -224,12 +224,12 @@ def at_hand() -> list[str]:
 
 
 def nothing_at_hand() -> EditorError:
-    """What to do where no editor is: which there are, how large, and how one comes here."""
-    listed = ", ".join(f"{name} ({size} GB)" for name, size in GIGABYTES.items())
+    """What to do where no editor is: how the smallest comes here, and that there are others."""
+    smallest, *_, largest = sorted(GIGABYTES.values())
     return EditorError(
-        "to protect a picture takes an editor to protect it against, and none that people use is on this machine. "
-        f"Fetch one, once, with {{against}} and {{local_files_only}}: {listed}. Or name the folder of a diffusers "
-        "pipeline that you have",
+        "to protect a picture, or to test it, takes an editor, and none that people use is on this machine. Fetch one, "
+        f"once, with {{against}} and {{local_files_only}}: {smallest} GB; `sifm list editors` has {len(GIGABYTES) - 1} "
+        f"more, of up to {largest} GB. Or name the folder of a diffusers pipeline that you have",
         against="instruct-pix2pix",
         local_files_only=False,
     )

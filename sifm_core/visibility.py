@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +136,17 @@ def visibility(source: Image, protected: Image) -> Visibility:
     change is largest in units of :func:`jnd`, at most three. Raises ImageError for pictures of two
     sizes.
     """
+    beyond, largest, typical, parts = _changed(source, protected)
+    losses = [_loss(_cut(source, part), _cut(protected, part)) for part in parts]
+    worst = max(range(len(parts)), key=lambda k: losses[k].value or 0.0)
+    return Visibility(losses[worst], beyond, largest, typical, parts[worst])
+
+
+Part: TypeAlias = tuple[int, int, int, int]
+
+
+def _changed(source: Image, protected: Image) -> tuple[float, float, float, list[Part]]:
+    """The share of pixels beyond their JND, the largest and the typical change, and the parts where it is largest."""
     for x, name in ((source, "source"), (protected, "protected")):
         if len(check_image(x, name)) != 1:
             raise ImageError(f"{name}: expected one picture, got a batch of {len(x)}; pass them one by one")
@@ -152,11 +163,12 @@ def visibility(source: Image, protected: Image) -> Visibility:
         squares += float(delta.double().square().sum())
         largest = max(largest, float(delta.max()))
         cells.append(F.avg_pool2d(F.pad(seen.square(), (0, -width % _CELL, 0, -seen.shape[-2] % _CELL)), _CELL))
-    parts = _parts(torch.cat(cells, dim=-2), height, width)
-    losses = [measure(_cut(source.cpu(), part), _cut(protected.cpu(), part), ["cvvdp"])["cvvdp"][0] for part in parts]
-    worst = max(range(len(parts)), key=lambda k: losses[k].value or 0.0)
-    pixels = height * width
-    return Visibility(losses[worst], beyond / pixels, largest, math.sqrt(squares / pixels / 3), parts[worst])
+    pixels, parts = height * width, _parts(torch.cat(cells, dim=-2), height, width)
+    return beyond / pixels, largest, math.sqrt(squares / pixels / 3), parts
+
+
+def _loss(source: Image, protected: Image) -> Metric:
+    return measure(source.cpu(), protected.cpu(), ["cvvdp"])["cvvdp"][0]
 
 
 def faded(source: Image, protected: Image, most: float, steps: int = 5) -> tuple[Image, float]:
@@ -165,20 +177,26 @@ def faded(source: Image, protected: Image, most: float, steps: int = 5) -> tuple
     (1, 3, H, W) on the 8-bit grid, like ``protected`` inside whatever budget that kept, and the factor, found by
     bisection in ``steps``: 1 where nothing had to be scaled. Raises ImageError where the loss cannot be measured.
     """
-    loss = visibility(source, protected).loss
-    if loss.value is None:
-        raise ImageError(f"a cap on visibility needs its measure: {loss.reason}")
-    if loss.value <= most:
+    parts = _changed(source, protected)[-1]
+    dither = torch.rand(1, 1, *source.shape[-2:], generator=torch.Generator().manual_seed(0)).to(source)
+
+    def kept(factor: float) -> bool:
+        """Where most is seen: a change that is made fainter everywhere is seen most where it was before."""
+        some = [[_cut(x, part) for x in (source, protected, dither)] for part in parts]
+        losses = [_loss(x, y if factor == 1 else _scaled(x, y, factor, noise)) for x, y, noise in some]
+        if losses[0].value is None:
+            raise ImageError(f"a cap on visibility needs its measure: {losses[0].reason}")
+        return max(loss.value or 0.0 for loss in losses) <= most
+
+    if kept(1):
         return protected, 1.0
-    low, high, found = 0.0, 1.0, source
-    for _ in range(steps):
+    low, high, step = 0.0, 1.0, 0.5**steps
+    while high - low > step:
         factor = (low + high) / 2
-        fainter = _scaled(source, protected, factor)
-        if (visibility(source, fainter).loss.value or 0.0) <= most:
-            low, found = factor, fainter
-        else:
-            high = factor
-    return found, low
+        low, high = (factor, high) if kept(factor) else (low, factor)
+    while low and (visibility(source, found := _scaled(source, protected, low, dither)).loss.value or 0.0) > most:
+        low -= step
+    return (found, low) if low else (source, 0.0)
 
 
 def is_grey(x: Image) -> bool:
@@ -186,11 +204,10 @@ def is_grey(x: Image) -> bool:
     return bool((x == x[:, :1]).all())
 
 
-def _scaled(source: Image, protected: Image, factor: float) -> Image:
+def _scaled(source: Image, protected: Image, factor: float, dither: Tensor) -> Image:
     """Dithered to 8 bits: each change is one of the two levels beside, so that on average it is what was asked for."""
     clean = (source * 255).round()
     levels = (protected * 255).round() - clean
-    dither = torch.rand(1, 1, *source.shape[-2:], generator=torch.Generator().manual_seed(0)).to(source)
     return (clean + (levels.abs() * factor + dither).floor() * levels.sign()) / 255
 
 
@@ -210,7 +227,7 @@ def _strips(x: Image) -> Iterator[tuple[slice, slice, slice]]:
         yield slice(top, end), slice(start, min(end + 2, height)), slice(top - start, end - start)
 
 
-def _parts(cells: Tensor, height: int, width: int) -> list[tuple[int, int, int, int]]:
+def _parts(cells: Tensor, height: int, width: int) -> list[Part]:
     """The tiles in which the cells' mean is largest, none within half a tile of another; where nothing changed, one."""
     sides = [min(TILE // _CELL, n) for n in cells.shape[-2:]]
     means = F.avg_pool2d(cells, sides, stride=1)[0, 0]
@@ -228,6 +245,6 @@ def _parts(cells: Tensor, height: int, width: int) -> list[tuple[int, int, int, 
     return parts
 
 
-def _cut(x: Image, part: tuple[int, int, int, int]) -> Image:
+def _cut(x: Tensor, part: Part) -> Tensor:
     top, left, height, width = part
     return x[..., top : top + height, left : left + width]

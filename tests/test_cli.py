@@ -299,6 +299,12 @@ def test_help_and_version_end_well(capsys):
 # ---- progress
 
 
+def test_no_command_shows_the_commands_and_nothing_else(capsys):
+    assert cli.main([]) == 2
+    shown = "".join(capsys.readouterr())
+    assert "protect" in shown and not any(line.strip() == "sifm:" for line in shown.splitlines())
+
+
 def test_progress_on_a_terminal_goes_to_stderr_alone(monkeypatch, capsys):
     from sifm_core.types import Step
 

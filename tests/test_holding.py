@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fakes import images
 from sifm_core import cli, holding, holds
+from sifm_core.certificate import add
 from sifm_core.errors import ImageError, InputError
 from sifm_core.holding import AS_IT_IS, SHOWN, Way, decided, forecast, known_uploads
 from sifm_core.images import resize, save_png
@@ -224,9 +225,9 @@ def test_unjudged_the_page_shows_every_way_of_an_instruction_and_says_what_it_le
     first = [attack for attack in found.attacks if attack.kind == "protected"][: len(found.ways)]
     assert {attack.instruction for attack in first} == {PROMPTS[0]}
     assert [attack.way for attack in first] == [way.name for way in found.ways]
-    text = page(found, groups=len(found.ways))
-    assert all(f"{way.name}</small>" in text for way in found.ways) and "30 more were tried and are not shown" in text
-    assert "not shown" not in page(found, groups=36)
+    text = page(found, most=len(found.ways))
+    assert all(f"{way.name}</small>" in text for way in found.ways) and "30 more edits were tried" in text
+    assert "not shown" not in page(found, most=36)
 
 
 def test_what_got_through_comes_first_and_the_weakest_row() -> None:
@@ -326,7 +327,7 @@ def test_the_rule(attacks, how, expected) -> None:
 
 
 def test_the_page_needs_nothing_else_and_shows_text_as_text() -> None:
-    text = page(test(), "<i>x</i>.png", groups=30)
+    text = page(test(), "<i>x</i>.png", most=60)
     assert "http" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text).replace("http-equiv", "")
     assert "paint it red &lt;b&gt;" in text and "<i>x</i>" not in text and 'class="green"' in text
     assert decided(test()).light == "green"
@@ -369,6 +370,18 @@ def test_the_command_says_how_long_it_takes_and_writes_a_page(tmp_path: Path, ca
     assert "Does it hold?" in text and item.instruction in text and str(tmp_path) not in text
 
 
+def test_unjudged_or_as_a_demonstration_a_test_says_nothing_in_a_certificate() -> None:
+    assert replace(test(), light=None).tested == [] == replace(test(), demonstration=True).tested
+
+
+def test_without_an_editor_the_command_says_how_one_comes_here(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sifm_core.protection.at_hand", list)
+    save_png(SOURCE, tmp_path / "a.png")
+    assert cli.main(["holds", str(tmp_path / "a.png")]) == 1
+    err = capsys.readouterr().err
+    assert "--against instruct-pix2pix" in err and "--download" in err and "4.3 GB" in err
+
+
 def test_a_certificate_gets_what_was_found_and_is_still_true(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     item = benchmark.load(1)[0]
@@ -376,20 +389,19 @@ def test_a_certificate_gets_what_was_found_and_is_still_true(tmp_path: Path, cap
     monkeypatch.setitem(STRENGTHS, "strong", STRENGTHS["strong"]._replace(steps=2))
     assert cli.main(["protect", "a.png", "--against", "miniature-ip2p", "--strength", "strong"]) == 0
     assert "Whether it holds was not tested" in capsys.readouterr().out
-    words = ["--against", "miniature-ip2p", "--instruction", item.instruction, "--instruction", item.unseen[0]]
-    for _ in range(2):
-        assert cli.main(["holds", "a_protected.png", "--source", "a.png", *words, "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out.split("\n}\n")[0] + "\n}")
-    assert shown["certificate"] == "a_protected.certificate.html"
-    about = json.loads(Path("a_protected.certificate.json").read_text())
+    words = ["--against", "miniature-ip2p", "--instruction", item.instruction]
+    assert cli.main(["holds", "a_protected.png", "--source", "a.png", *words, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    picture, file, page = (Path(f"a_protected.{kind}") for kind in ("png", "certificate.json", "certificate.html"))
+    assert shown["certificate"] == str(page) == str(add(shown["tested"], picture))
+    about = json.loads(file.read_text())
     assert [test["judges"] for test in about["tested"]] == 2 * [list(holding.TOY_JUDGES)]
     assert not any(sentence.startswith("Whether it holds") for sentence in about["not_promised"])
-    everything = Path("a_protected.certificate.json").read_text() + Path(shown["certificate"]).read_text()
+    everything = file.read_text() + page.read_text()
     assert item.instruction not in everything and str(tmp_path) not in everything
     assert shown["light"] in everything and "Nothing yet" not in everything
     assert cli.main(["certificate", "a_protected.png", "--source", "a.png"]) == 0
-    assert f"against miniature-ip2p: {shown['light']}" in capsys.readouterr().out
-    save_png(item.image, "a_protected.png")
-    assert cli.main(["holds", "a_protected.png", "--source", "a.png", *words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["certificate"] is None
-    assert len(json.loads(Path("a_protected.certificate.json").read_text())["tested"]) == 2
+    assert f"against miniature-ip2p (a toy): {shown['light']}" in capsys.readouterr().out
+    assert add([], picture) is None
+    save_png(item.image, picture)
+    assert add(shown["tested"], picture) is None and json.loads(file.read_text()) == about

@@ -333,7 +333,9 @@ def test_a_demonstration_says_so_in_name_words_and_certificate(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     save_png(fakes.images(1, (64, 72)), "photo.png")
     command = ["protect", "photo.png", "--against", "miniature-ip2p", "--device", "cpu"]
-    assert main(command) == 2 and "--demonstration" in capsys.readouterr().err
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "--demonstration" in said and "--against instruct-pix2pix" in said
     assert main([*command, "--demonstration"]) == 0
     made = Path("demonstration_photo_protected.png")
     assert "protects nothing" in capsys.readouterr().out and json.loads(png_text(made, "sifm"))["demonstration"]

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, SifmError):
             return _say(said(error, _command(given)), error.exit_code)
         if hasattr(error, "format_message"):  # a usage error of click, wherever typer keeps it
-            return _say(error.format_message(), 2)
+            return _say(message, 2) if (message := error.format_message()) else 2  # none where help was shown
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _say(bounded(f"{error.filename}: the name is too long for this computer: choose a shorter one"), 2)
         return _say(bounded(f"failed: {type(error).__name__}: {error}; --debug shows where"), 1)
@@ -78,6 +78,7 @@ def said(error: SifmError, command: Any) -> str:
 
     def words(name: str, value: Any) -> str:
         name, value = (OPPOSITE[name], not value) if name in OPPOSITE else (name, value)
+        name = "against" if name == "editor" and name not in flags else name
         flag = flags.get(name)
         if flag is None:
             text = value if isinstance(value, str) else json.dumps(value)

@@ -29,9 +29,11 @@ from .shared import (
 def holds(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The protected picture.", show_default=False)],
     against: Annotated[
-        list[str],
-        typer.Option("--against", metavar="NAME|FOLDER|HUB_ID", help="An editor; may be repeated.", show_default=False),
-    ],
+        list[str] | None,
+        typer.Option(
+            "--against", metavar="NAME|FOLDER|HUB_ID", help="May be repeated; default: the real editors already here."
+        ),
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--source", metavar="ORIGINAL", help="What it was made from; without it nothing is ever green."),
@@ -68,8 +70,8 @@ def holds(
     """Test whether a protected picture holds.
 
     It is edited as others may edit it: with several instructions and seeds, as it is, after uploads and after mild
-    purifiers. With judges green, amber or red, the weakest case first; always a page with pictures. A certificate
-    beside the picture then says so too.
+    purifiers. With judges green, amber or red, the weakest case first; always a page with pictures. Where there
+    is a light, a certificate beside the picture then says it too.
     """
     from ..certificate import add
     from ..checks import check_count
@@ -77,6 +79,7 @@ def holds(
     from ..holding import forecast, known_uploads
     from ..holding import holds as test
     from ..images import load_image
+    from ..protection import at_hand, nothing_at_hand
     from ..report.holds import page
 
     check_count(seeds, "seeds")
@@ -84,7 +87,9 @@ def holds(
     check_writable(target)
     x = load_image(picture, background)
     x0 = None if source is None else load_image(source, background)
-    editors = [load_editor(name, device, dtype, download) for name in against]
+    if not (names := against or at_hand()):
+        raise nothing_at_hand()
+    editors = [load_editor(name, device, dtype, download) for name in names]
     how: dict[str, Any] = {
         "source": x0,
         "instructions": instruction or (),
@@ -95,11 +100,11 @@ def holds(
         "demonstration": demonstration,
     }
     edits, seconds = forecast(x, editors, **how)
-    say(f"{edits} edits, about {max(1, round(seconds / 60))} min, and what the judges take")
+    say(f"{edits} edits, about {max(1, round(seconds / 60))} min" + ", and what the judges take" * bool(judges))
     with progress() as on_step:
         found = test(x, editors, **how, on_step=on_step(picture.name))
     write_atomically(target, page(found, picture.name).encode())
-    certified = None if found.demonstration else add(found.tested, picture)
+    certified = add(found.tested, picture)
     if as_json:
         plain = {
             "light": found.light,

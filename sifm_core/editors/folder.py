@@ -94,7 +94,10 @@ def download(
             f"{hub_id} has no model_index.json: it is not a diffusers pipeline; choose another id"
         ) from None
     except hub.LocalEntryNotFoundError:
-        how = "allow the download ({local_files_only})" if local_files_only else "check the connection"
+        from . import BUILTIN, GIGABYTES
+
+        known = next((f", {GIGABYTES[name]} GB" for name in GIGABYTES if BUILTIN[name] == hub_id), "")
+        how = f"allow the download{known} ({{local_files_only}})" if local_files_only else "check the connection"
         raise EditorError(
             f"{hub_id} is not in the local cache: {how}, or give the folder of a local copy", local_files_only=False
         ) from None

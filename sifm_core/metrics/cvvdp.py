@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -36,6 +37,7 @@ def cvvdp(reference: Image, distorted: Image) -> Tensor:
 def _metric(device: str) -> Any:
     if find_spec("pycvvdp") is None:
         raise SifmError("unavailable: pip install cvvdp")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on a machine with CUDA and no GPU it warns
     import pycvvdp
 
     return pycvvdp.cvvdp(display_name=DISPLAY, device=torch.device(device), quiet=True)

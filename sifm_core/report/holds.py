@@ -18,37 +18,32 @@ PIXEL_ART = 128
 SAID = {True: "the edit failed", False: "the edit works", None: "unclear"}
 
 
-def page(found: Holds, title: str = "", groups: int = 24) -> str:
-    """One HTML page that needs nothing else, with the edits of the first ``groups`` (instruction, editor, way)."""
+def page(found: Holds, title: str = "", most: int = 60) -> str:
+    """One HTML page that needs nothing else, with the first ``most`` edits, by instruction and editor."""
     environment = Environment(
         loader=PackageLoader("sifm_core"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
     clean = {attack.cell: attack for attack in found.attacks if attack.kind == "original"}
-    shown: dict[tuple[str, str, str], list[Attack]] = {}
-    for attack in found.attacks:
-        if attack.kind == "protected":
-            shown.setdefault((attack.instruction, attack.editor, attack.way), []).append(attack)
+    edits = [attack for attack in found.attacks if attack.kind == "protected"]
+    shown: dict[tuple[str, str], list[Attack]] = {}
+    for attack in edits[:most]:
+        shown.setdefault((attack.instruction, attack.editor), []).append(attack)
     return environment.get_template("holds.html").render(
         found=found,
         title=title,
         words=list(found.words()),
         rule=RULE,
         original=bool(clean),
-        hidden=max(0, len(shown) - groups),
-        groups=[_group(key, some, clean) for key, some in list(shown.items())[:groups]],
+        hidden=max(0, len(edits) - most),
+        groups=[
+            {"instruction": instruction, "about": editor, "cards": [_card(one, clean.get(one.cell)) for one in some]}
+            for (instruction, editor), some in shown.items()
+        ],
         facts=list(_facts(found)),
         bar=bar,
         percent=percent,
         span=span,
     )
-
-
-def _group(
-    key: tuple[str, str, str], attacks: list[Attack], clean: dict[tuple[str, str, str, int], Attack]
-) -> dict[str, Any]:
-    instruction, editor, way = key
-    cards = [_card(attack, clean.get(attack.cell)) for attack in attacks]
-    return {"instruction": instruction, "about": f"{editor}, {way}", "cards": cards}
 
 
 def _card(attack: Attack, clean: Attack | None) -> dict[str, Any]:
@@ -61,6 +56,7 @@ def _card(attack: Attack, clean: Attack | None) -> dict[str, Any]:
         "clean": "" if clean is None else _uri(clean.edited),
         "edit": _uri(attack.edited),
         "said": SAID[attack.failed] if judged else "not judged",
+        "way": attack.way,
         "about": " · ".join(filter(None, (floor, f"seed {attack.seed}"))),
         "details": [(v.judge, v.word if v.state == "ok" else v.state, v.reasons) for v in attack.verdicts],
     }
