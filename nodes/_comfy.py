@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sifm_core.errors import ImageError, SifmError
 from sifm_core.images import perturbation_view, resize, to_uint8
+from sifm_core.methods.entrances import Entrances
 from sifm_core.types import Editor, Image, OnStep, Step
 
 PREVIEW_SIDE = 256
@@ -151,8 +152,7 @@ class ManagedEditor:
             for managed in team:
                 managed.editor.device = managed.device
                 managed.editor.prepare(list(prompts))
-            memory = max(_working(managed.editor, image) for managed in team)
-            load = functools.partial(_load, team, memory)
+            load = functools.partial(_load, team, image)
             load()
             for managed in team:
                 rooms.enter_context(managed.loaded(load))
@@ -176,14 +176,27 @@ class ManagedEditor:
         finally:
             self._return = lambda: None
 
-    def fit(self, memory: int) -> None:
-        """Called before the networks are brought in, with the bytes that work will take beside them."""
+    def working(self, image: Image) -> int:
+        """Bytes of an iteration: the autoencoder's for every picture, the network's for the rows it runs at once."""
+        height, width = self.editor.work_size(*image.shape[-2:])
+        rows = max(len(image), min(TIMESTEPS * len(image), self.editor.rows(height, width)))
+        row: int = self.editor.row_bytes(height, width)
+        return len(image) * GRADIENT_BYTES_PER_PIXEL * height * width + rows * row
 
-    def examine(self, image: Image, prompt: str, layers: str | Sequence[str] | None) -> str:
+    def fit(self, memory: int) -> tuple[int, bool]:
+        """Called before the networks are brought in, with the bytes that work would take beside them.
+
+        Returns those that it will take, and whether all weights are to be on the device with them.
+        """
+        return memory, True
+
+    def examine(
+        self, image: Image, prompt: str, layers: str | Sequence[str] | None, entrances: Entrances = "vae"
+    ) -> str:
         """What was found out about the editor before it protects, in one line, inside :meth:`at_work`; "" for nothing.
 
-        ``layers`` that the method looks into; None: it uses the autoencoder alone. Raises EditorError where a
-        protection would be worth nothing.
+        ``layers`` that the method looks into; None: it uses the autoencoder alone. ``entrances`` by which its gradient
+        comes back. Raises EditorError where a protection would be worth nothing.
         """
         return ""
 
@@ -200,20 +213,14 @@ class ManagedEditor:
             self._return()
 
 
-def _working(editor: Editor, image: Image) -> int:
-    """Bytes of an iteration: the autoencoder's for every picture, the network's for the rows that it runs at once."""
-    height, width = editor.work_size(*image.shape[-2:])
-    rows = max(len(image), min(TIMESTEPS * len(image), editor.rows(height, width)))
-    return len(image) * GRADIENT_BYTES_PER_PIXEL * height * width + rows * editor.row_bytes(height, width)
-
-
-def _load(team: Sequence[ManagedEditor], memory: int) -> None:
+def _load(team: Sequence[ManagedEditor], image: Image) -> None:
     from comfy import model_management
 
-    for managed in team:
-        managed.fit(memory)
+    memory = max(managed.working(image) for managed in team)
+    fits = [managed.fit(memory) for managed in team]
     patchers = [patcher for managed in team for patcher in managed.patchers()]
-    model_management.load_models_gpu(patchers, memory_required=memory, force_full_load=True)
+    needed, whole = max(needed for needed, _ in fits), all(whole for _, whole in fits)
+    model_management.load_models_gpu(patchers, memory_required=needed, force_full_load=whole)
     for managed in team:
         managed.settle()
 

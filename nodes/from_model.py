@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from comfy_api.latest import io
@@ -12,7 +11,7 @@ from sifm_core.errors import InputError
 from . import sockets
 from ._comfy import engine_room
 from .native.editor import NativeEditor, Sampling
-from .native.gradients import resident
+from .native.gradients import resident, resident_in
 from .native.managed import NativeManaged
 from .native.recipes import RECIPES, recipe_of
 
@@ -23,12 +22,29 @@ class SifmEditorFromModel(io.ComfyNode):
         from comfy.samplers import SAMPLER_NAMES, SCHEDULER_NAMES
 
         folded: dict[str, Any] = {"optional": True, "advanced": True}
+
+        def usual(kind: Any, name: str, tooltip: str, *, step: float, **rest: Any) -> io.Input:
+            zero = type(step)(0)
+            told = f"{tooltip}; 0: as usual with this recipe."
+            made: io.Input = kind(name, default=zero, min=zero, step=step, tooltip=told, **rest)
+            return made
+
         return io.Schema(
             node_id="SIFM_EditorFromModel",
             display_name="SIFM Editor from Model",
             category="SIFM",
             description="Protect against the very model that is loaded in this graph, with its LoRAs and your sampler.",
-            search_aliases=["checkpoint", "single file", "lora", "gguf", "fp8", "kontext", "qwen image edit", "sdxl"],
+            search_aliases=[
+                "checkpoint",
+                "single file",
+                "lora",
+                "gguf",
+                "fp8",
+                "kontext",
+                "qwen edit",
+                "flux 2",
+                "sdxl",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="From any loader, with LoRAs and patches as you use them."),
                 io.Vae.Input("vae", tooltip="The VAE with which this model is used."),
@@ -44,44 +60,16 @@ class SifmEditorFromModel(io.ComfyNode):
                     options=["auto", *RECIPES],
                     tooltip="How the picture enters the model; auto: as the models of its class are usually run.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How closely to follow the text; 0: as usual with this recipe.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Of the attacker's sampler; 0: as usual with this recipe.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much of the schedule the attacker runs; 0: as usual with this recipe.",
-                ),
+                usual(io.Float.Input, "cfg", "How closely to follow the text", max=100.0, step=0.1),
+                usual(io.Int.Input, "steps", "Of the attacker's sampler", max=1000, step=1),
+                usual(io.Float.Input, "denoise", "How much of the schedule the attacker runs", max=1.0, step=0.01),
                 io.Combo.Input(
                     "sampler_name", options=SAMPLER_NAMES, default="euler", tooltip="The attacker's.", **folded
                 ),
                 io.Combo.Input(
                     "scheduler", options=SCHEDULER_NAMES, default="simple", tooltip="The attacker's.", **folded
                 ),
-                io.Int.Input(
-                    "size",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=8,
-                    tooltip="Longer side at which pictures are edited; 0: as usual with this recipe.",
-                    **folded,
-                ),
+                usual(io.Int.Input, "size", "Longer side at which pictures are edited", max=8192, step=8, **folded),
                 io.Mask.Input("mask", optional=True, tooltip="For inpainting: white is what the attacker repaints."),
                 io.Sampler.Input("sampler", optional=True, tooltip="In place of sampler_name."),
                 io.Sigmas.Input("sigmas", optional=True, tooltip="In place of steps, denoise and scheduler."),
@@ -122,10 +110,7 @@ class SifmEditorFromModel(io.ComfyNode):
                 denoise or chosen.denoise,
                 None if sigmas is None else sigmas.clone(),
             )
-            model, patcher = resident(model), resident(vae.patcher)
-            if patcher is not vae.patcher:
-                vae = copy.copy(vae)
-                vae.patcher, vae.first_stage_model = patcher, patcher.model
+            model, vae = resident(model), resident_in(vae, "first_stage_model")
             editor = NativeEditor(
                 chosen, model, vae, clip, sampling, positive=positive, negative=negative, size=size, mask=mask
             )

@@ -53,6 +53,14 @@ class SifmFeatureHook(io.ComfyNode):
                     tooltip=options["aggregation"].doc,
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "entrances",
+                    options=list(get_args(options["entrances"].type)),
+                    default=options["entrances"].default,
+                    tooltip="Of Qwen-Image-Edit and LongCat. " + options["entrances"].doc,
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 sockets.Hook.Output("hook"),
@@ -66,11 +74,19 @@ class SifmFeatureHook(io.ComfyNode):
         return choice_problem("layers", layers, (*PRESETS, "custom"))
 
     @classmethod
-    def execute(cls, editor: ManagedEditor, layers: dict[str, Any], timesteps: str, aggregation: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        editor: ManagedEditor,
+        layers: dict[str, Any],
+        timesteps: str,
+        aggregation: str,
+        entrances: str = "vae",
+    ) -> io.NodeOutput:
         engine, chosen = editor.editor, layers["layers"]
         patterns = layers["patterns"].replace(",", "\n").split() if chosen == "custom" else [chosen]
         if chosen != "custom" and chosen not in engine.layer_presets:
             raise unknown(f"layer preset of {engine.name} ({engine.family})", chosen, engine.layer_presets)
         paths = resolve(engine.net, [path for name in patterns for path in engine.layer_presets.get(name, (name,))])
         hook = {"layers": ",".join(patterns), "timesteps": timesteps.strip(), "aggregation": aggregation}
+        hook |= {} if entrances == "vae" else {"entrances": entrances}
         return io.NodeOutput(hook, "\n".join(paths), ui={"sifm_matches": list(paths)})

@@ -34,11 +34,9 @@ TAKEN = tuple(inspect.signature(pipeline.immunize).parameters)
 """Names that belong to the loop: an option of the same name keeps its default."""
 ROWS = "rows"
 """An option of several methods with one widget for all, the last one, so that saved graphs keep their places."""
-LATER = ("entrances",)
-"""Options younger than the saved graphs, whose widgets are counted: not among them."""
 ENCODER_ALONE = ("photoguard_encoder", "editshield")
 """Methods that never run the noise predictor."""
-HOOKED = ("layers", "timesteps", "aggregation")
+HOOKED = ("layers", "timesteps", "aggregation", "entrances")
 """SIFM's options that the Feature Hook node sets."""
 
 
@@ -56,7 +54,7 @@ class SifmImmunize(io.ComfyNode):
                 sockets.Hook.Input(
                     "hook", optional=True, tooltip="Layers and timesteps; without it the editor's deep layers."
                 ),
-                *method_inputs("sifm", skip=(*HOOKED, *LATER, ROWS)),
+                *method_inputs("sifm", skip=(*HOOKED, ROWS)),
                 *loop_inputs(),
                 marks_input(),
             ],
@@ -190,7 +188,8 @@ def _immunize(
             layers = options.get("layers", "deep") if method == "sifm" else "deep"
             looked = None if method in ENCODER_ALONE else layers
             learns = hasattr(methods.get_method(method), "build")
-            findings = [each.examine(original, prompt, looked) for each in (editor, *others) if learns]
+            entrances = options.get("entrances", "vae")
+            findings = [each.examine(original, prompt, looked, entrances) for each in (editor, *others) if learns]
             done = pipeline.immunize(
                 original,
                 engine,

@@ -53,7 +53,9 @@ def random_weights(module: torch.nn.Module, seed: int = 0) -> None:
             if not weight.is_floating_point() or "sigmas" in name:
                 continue
             numbers = torch.randn(weight.shape, generator=generator)
-            if weight.ndim < 2:
+            if name.endswith("running_var"):
+                numbers = 1 + numbers.abs()
+            elif weight.ndim < 2:
                 numbers = numbers * 0.1 + float("norm" in name and name.endswith("weight"))
             else:
                 numbers = numbers / weight[0].numel() ** 0.5
@@ -71,16 +73,18 @@ def model(kind: str, unet: dict[str, Any], dtype: torch.dtype = torch.float32, c
     return patcher(made)
 
 
-def vae(channels: int, shift: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-    """A VAE of the Stable Diffusion kind, f8."""
+def vae(channels: int, packed: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """A VAE of the Stable Diffusion kind, f8; ``packed``: FLUX.2's, with two by two positions as one."""
     import comfy.sd
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
-    params = {"ddconfig": KL | {"z_channels": channels}, "embed_dim": channels}
+    params = {"ddconfig": KL | {"z_channels": channels, "batch_norm_latent": packed}, "embed_dim": channels}
     network = AutoencoderKL(**params)
     random_weights(network, seed=1)
     made = comfy.sd.VAE(sd=network.state_dict(), config={"params": params}, dtype=dtype)
-    made.latent_channels = channels
+    made.latent_channels = channels * (4 if packed else 1)
+    for name in ("downscale_ratio", "upscale_ratio") if packed else ():  # as core finds them for such weights
+        setattr(made, name, 2 * getattr(made, name))
     return made
 
 
@@ -128,17 +132,32 @@ def sd3(**options: Any) -> Loaded:
     return Loaded(model("SD3", SD3 | {"context_embedder_config": linear}, **options), vae(16), clip())
 
 
+FLUX = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 16}
+FLUX |= {"context_in_dim": 16, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "theta": 10_000}
+FLUX |= {"depth_single_blocks": 2, "axes_dim": [4, 6, 6], "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}
+
+
 def kontext(**options: Any) -> Loaded:
-    unet = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 16}
-    unet |= {"context_in_dim": 16, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "theta": 10_000}
-    unet |= {
-        "depth_single_blocks": 2,
-        "axes_dim": [4, 6, 6],
-        "qkv_bias": True,
-        "guidance_embed": True,
-        "txt_ids_dims": [],
-    }
-    return Loaded(model("Flux", unet, **options), vae(16), clip())
+    return Loaded(model("Flux", FLUX, **options), vae(16), clip())
+
+
+def fill(**options: Any) -> Loaded:
+    return Loaded(model("FluxInpaint", FLUX | {"in_channels": 96}, **options), vae(16), clip())
+
+
+def flux2(**options: Any) -> Loaded:
+    unet = FLUX | {"image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "theta": 2000}
+    unet |= {"axes_dim": [4, 4, 4, 4], "qkv_bias": False, "vec_in_dim": None, "txt_ids_dims": [3], "mlp_ratio": 3.0}
+    unet |= {"global_modulation": True, "mlp_silu_act": True, "ops_bias": False, "default_ref_method": "index"}
+    return Loaded(model("Flux2", unet | {"ref_index_scale": 10.0}, **options), vae(32, packed=True), clip())
+
+
+def longcat(**options: Any) -> Loaded:
+    from comfy.text_encoders import longcat_image
+
+    unet = FLUX | {"vec_in_dim": None, "context_in_dim": 32, "guidance_embed": False, "txt_ids_dims": [1, 2]}
+    reader = vlm(longcat_image.LongCatImageTokenizer, longcat_image.te())
+    return Loaded(model("LongCatImage", unet, **options), vae(16), reader)
 
 
 def qwen(**options: Any) -> Loaded:
@@ -157,7 +176,11 @@ def wan_vae() -> Any:
     return comfy.sd.VAE(sd=network.state_dict(), dtype=torch.float32)
 
 
-def vlm() -> Any:
+def qwen_edit(**options: Any) -> Loaded:
+    return qwen(**options)
+
+
+def vlm(tokenizer: Any = None, encoder: Any = None) -> Any:
     """A CLIP that reads pictures: Qwen2.5-VL with two layers of 32 channels for the text, and two for the picture."""
     import comfy.sd
     from comfy import sd1_clip
@@ -183,7 +206,7 @@ def vlm() -> Any:
             about = {"textmodel_json_config": {}, "special_tokens": {"pad": 151643}, "layer_norm_hidden_state": False}
             super().__init__(device=device, dtype=dtype, model_class=Reader, model_options={}, **about, **masks)
 
-    target = ClipTarget(qwen_image.QwenImageTokenizer, qwen_image.te())
+    target = ClipTarget(tokenizer or qwen_image.QwenImageTokenizer, encoder or qwen_image.te())
     made = comfy.sd.CLIP(target, model_options={"qwen25_7b_class": Model, "dtype": torch.float32})
     random_weights(made.cond_stage_model, seed=2)
     return made
@@ -194,8 +217,8 @@ def small_scales() -> None:
     from comfy_extras import nodes_flux, nodes_qwen
 
     for name, module in list(sys.modules.items()):
-        if name.endswith("nodes.native.recipes.qwen_image_edit"):  # on a server the pack has another name
-            module.PIXELS = 64 * 64  # type: ignore[attr-defined]
+        if name.endswith("nodes.native.recipes.base"):  # on a server the pack has another name
+            module.MEGAPIXEL = 64 * 64  # type: ignore[attr-defined]
     nodes_flux.PREFERRED_KONTEXT_RESOLUTIONS[:] = [(48, 64), (64, 48), (64, 64)]
     for node in (nodes_qwen.TextEncodeQwenImageEdit, nodes_qwen.TextEncodeQwenImageEditPlus):
         function = node.execute.__func__
@@ -219,6 +242,7 @@ def graph(family: str, loaded: Loaded, x: torch.Tensor, prompt: str, seed: int, 
     sampling = loaded.model.get_model_object("model_sampling")
     total = int(steps / DENOISE.get(family, 1.0))
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", total)[-(steps + 1) :]
+    sigmas = latent.get("sigmas", lambda steps: sigmas)(steps)
     sampler = comfy.samplers.sampler_object("euler")
     sampled = custom.SamplerCustom.execute(loaded.model, True, seed, cfg, positive, negative, sampler, sigmas, latent)
     picture = loaded.vae.decode(sampled.args[0]["samples"])
@@ -268,8 +292,53 @@ def _qwen(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
     return *texts, {"samples": torch.zeros_like(texts[0][0][1]["reference_latents"][0])}
 
 
+def _fill(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
+    from comfy_extras.nodes_flux import FluxGuidance
+
+    return _inpainting(loaded, pixels, prompt, lambda words: FluxGuidance.execute(text(words), 30.0).args[0])
+
+
+def _megapixel(pixels: torch.Tensor, steps: int = 1) -> torch.Tensor:
+    vars(sys.modules["nodes"]).setdefault("MAX_RESOLUTION", 16384)  # core's module of that name has it
+    from comfy_extras.nodes_post_processing import ImageScaleToTotalPixels
+
+    return ImageScaleToTotalPixels.execute(pixels, "lanczos", 64 * 64 / 2**20, steps).args[0]
+
+
+def _flux2(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
+    from comfy_extras.nodes_edit_model import ReferenceLatent
+    from comfy_extras.nodes_flux import EmptyFlux2LatentImage, Flux2Scheduler, FluxGuidance
+
+    large = _megapixel(pixels)
+    size = large.shape[2], large.shape[1]
+    latent = {"samples": loaded.vae.encode(large)}
+    guided = (FluxGuidance.execute(text(words), 4.0).args[0] for words in (prompt, ""))
+    texts = [ReferenceLatent.execute(words, latent).args[0] for words in guided]
+    empty = EmptyFlux2LatentImage.execute(*size).args[0]
+    return *texts, empty | {"sigmas": lambda steps: Flux2Scheduler.execute(steps, *size).args[0]}
+
+
+def _longcat(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
+    from comfy_extras.nodes_flux import FluxGuidance, FluxKontextMultiReferenceLatentMethod
+
+    positive, negative, latent = _qwen_edit(loaded, _megapixel(pixels, 16), prompt, text)
+    guided = (FluxGuidance.execute(words, 4.5).args[0] for words in (positive, negative))
+    return *(FluxKontextMultiReferenceLatentMethod.execute(words, "index").args[0] for words in guided), latent
+
+
+def _qwen_edit(loaded: Loaded, pixels: torch.Tensor, prompt: str, text: Any) -> Any:
+    from comfy_extras.nodes_qwen import TextEncodeQwenImageEdit as Encode
+
+    texts = [Encode.execute(loaded.clip, words, loaded.vae, pixels).args[0] for words in (prompt, "")]
+    return *texts, {"samples": torch.zeros_like(texts[0][0][1]["reference_latents"][0])}
+
+
 START = {
     "qwen": _qwen,
+    "qwen_edit": _qwen_edit,
+    "flux2": _flux2,
+    "fill": _fill,
+    "longcat": _longcat,
     "instruct_pix2pix": _ip2p,
     "sd15": _noised,
     "inpainting": _inpainting,

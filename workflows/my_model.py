@@ -136,5 +136,54 @@ MY_MODEL: dict[str, tuple[str, Any]] = {
             checkpoint("instruct-pix2pix-00-22000.safetensors"),
         ),
     ),
+    "my_model_flux2": (
+        "FLUX.2",
+        protect(
+            "FLUX.2",
+            "`flux2_dev_fp8mixed.safetensors`, `flux2-vae.safetensors` and `mistral_3_small_flux2_fp8.safetensors` (or "
+            "those of FLUX.2 Klein)",
+            "diffusion_models`, `vae` and `text_encoders",
+            parts(
+                "flux2_dev_fp8mixed.safetensors",
+                "flux2-vae.safetensors",
+                "CLIPLoader",
+                clip_name="mistral_3_small_flux2_fp8.safetensors",
+                type="flux2",
+            ),
+        ),
+    ),
+    "my_model_fill": (
+        "FLUX Fill",
+        protect(
+            "FLUX Fill",
+            "`flux1-fill-dev.safetensors`, `ae.safetensors`, `clip_l.safetensors` and "
+            "`t5xxl_fp8_e4m3fn_scaled.safetensors`",
+            "diffusion_models`, `vae` and `text_encoders",
+            parts(
+                "flux1-fill-dev.safetensors",
+                "ae.safetensors",
+                "DualCLIPLoader",
+                clip_name1="clip_l.safetensors",
+                clip_name2="t5xxl_fp8_e4m3fn_scaled.safetensors",
+                type="flux",
+            ),
+            mask=True,
+        ),
+    ),
+    "my_model_longcat": (
+        "LongCat-Image-Edit",
+        protect(
+            "LongCat-Image-Edit",
+            "`longcat_image_edit_bf16.safetensors`, `ae.safetensors` and `qwen_2.5_vl_7b_fp8_scaled.safetensors`",
+            "diffusion_models`, `vae` and `text_encoders",
+            parts(
+                "longcat_image_edit_bf16.safetensors",
+                "ae.safetensors",
+                "CLIPLoader",
+                clip_name="qwen_2.5_vl_7b_fp8_scaled.safetensors",
+                type="longcat_image",
+            ),
+        ),
+    ),
 }
 """Workflow -> what its title says of it, how it is made."""

@@ -7,7 +7,9 @@ block has changed in place, shows beside features that were copied the moment th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from sifm_core.errors import EditorError
 from sifm_core.features import capture, resolve
+from sifm_core.methods.entrances import Entrances, entering
 from sifm_core.methods.sifm import patterns
 from sifm_core.noise import normal
 from sifm_core.types import Cond, Image
@@ -29,14 +32,23 @@ STEP, LONG_STEPS = 3e-4, (1e-3, 4e-3)
 ALIKE, ROUGHLY_ALIKE = 1e-3, 0.1
 """How far features may be from those of core's own run, relatively."""
 TIMESTEP = 500
+RECENT = 2
+"""Among how many tensors that were kept last one is looked for: memory that was freed is soon another's."""
+
+
+class Taken(NamedTuple):
+    """Bytes that the autoencoder and a row of the network keep for their gradients, for a picture of ``pixels``."""
+
+    encoder: int
+    row: int
+    pixels: int
 
 
 class Finding(NamedTuple):
-    """Relative errors of gradient and features, and what a row keeps for its gradient, in bytes."""
+    """Relative errors of gradient and features."""
 
     gradient: float
     features: float | None
-    row_bytes: int
     exact: bool
 
     @property
@@ -47,37 +59,50 @@ class Finding(NamedTuple):
         return f"gradient within {self.gradient:.2%} of finite differences (allowed: {tolerance:.0%}){shown}"
 
 
-def check(editor: Any, x: Image, cond: Cond, layers: str | Sequence[str] | None = "deep") -> Finding:
+def measured(editor: Any, x: Image, cond: Cond, layers: str | Sequence[str]) -> Taken:
+    """What a gradient will keep, found by a run that keeps nothing; ``x`` (1, 3, h, w) at the working size."""
+    hidden = _hidden(editor, layers)
+    with torch.enable_grad(), smooth():
+        encoder = _kept(lambda: editor.encode(x.detach().clone().requires_grad_()))
+        with torch.no_grad():
+            z = editor.encode(x)
+        row = _kept(lambda: hidden(z.detach().requires_grad_(), cond))
+    return Taken(encoder, row, x.shape[-2] * x.shape[-1])
+
+
+def check(
+    editor: Any, x: Image, cond: Cond, layers: str | Sequence[str] | None = "deep", entrances: Entrances = "vae"
+) -> Finding:
     """What is found on one picture ``x`` (1, 3, h, w) at the working size; ``layers`` None: the latent alone.
 
     Must be called inside ``editor.learning()``. Raises EditorError, with cause and cure, where a tolerance is missed.
     """
+    with _whole_floats():
+        return _checked(editor, x, cond, layers, entrances)
+
+
+def _checked(editor: Any, x: Image, cond: Cond, layers: str | Sequence[str] | None, entrances: Entrances) -> Finding:
+    paths, hidden = _paths(editor, layers), _hidden(editor, layers)
     with torch.no_grad(), smooth():
         z = editor.encode(x)
-    noise, t = normal(z.shape, 1).to(z), torch.full((1,), TIMESTEP, device=z.device)
-    paths = () if layers is None else resolve(editor.net, patterns(layers, editor.layer_presets))
+        enter, told = entering(editor, x, [cond], entrances)
 
-    def hidden(z: Tensor) -> list[Tensor]:
-        if not paths:
-            return [z]
-        return list(capture(editor.net, paths, lambda: editor.denoise(z, noise, t, cond), editor.hidden).values())
+    def seen(x: Image) -> list[Tensor]:
+        latent, again = told(enter(x))
+        return hidden(latent, cond if again is None else again(cond))
 
     exact = min(_bits(editor, paths)) >= 32
     weights: list[Tensor] = []
 
     def loss(x: Image) -> Tensor:
-        features = [
-            feature.to(torch.promote_types(feature.dtype, torch.float32)) for feature in hidden(editor.encode(x))
-        ]
+        features = [feature.to(torch.promote_types(feature.dtype, torch.float32)) for feature in seen(x)]
         if not weights:
             weights.extend(normal(f.shape, 2 + k).to(f) / f.numel() ** 0.5 for k, f in enumerate(features))
         return torch.stack([(w * f).sum() for w, f in zip(weights, features, strict=True)]).sum()
 
-    kept = _Kept()
     with smooth():
         leaf = x.detach().clone().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
-            value = loss(leaf)
+        value = loss(leaf)
         if not value.requires_grad:
             raise EditorError(
                 f"no gradient comes from {editor.name} to the picture: something on the way, a patch or a custom node, "
@@ -93,7 +118,7 @@ def check(editor: Any, x: Image, cond: Cond, layers: str | Sequence[str] | None 
             "patches off, start ComfyUI without --lowvram and with --use-pytorch-cross-attention, or choose 'encoder "
             "only'"
         )
-    features = _apart(editor, partial(hidden, z), paths) if paths else None
+    features = _apart(editor, partial(hidden, z, cond), paths) if paths else None
     alike = ALIKE if exact else ROUGHLY_ALIKE
     if features is not None and not features <= alike:
         raise EditorError(
@@ -101,7 +126,21 @@ def check(editor: Any, x: Image, cond: Cond, layers: str | Sequence[str] | None 
             f"{alike:.1%}): a block changes them in place, or a patch acts differently where there is a gradient; "
             "choose other layers or take patches off"
         )
-    return Finding(error, features, kept.bytes, exact)
+    return Finding(error, features, exact)
+
+
+@contextmanager
+def _whole_floats() -> Iterator[None]:
+    """Inside, a GPU's float32 is float32: of TF32's ten bits a small step of finite differences drowns in the last."""
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 def _off(loss: Callable[[Image], Tensor], x: Image, grad: Tensor, exact: bool) -> float:
@@ -148,26 +187,49 @@ def _apart(editor: Any, run: Callable[[], list[Tensor]], paths: Sequence[str]) -
     return max(float((mine - other).norm() / other.norm().clamp_min(1e-12)) for mine, other in pairs)
 
 
-class _Kept:
-    """Counts what a forward pass keeps for its gradient, each memory once, weights aside."""
+def _paths(editor: Any, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if layers is None else tuple(resolve(editor.net, patterns(layers, editor.layer_presets)))
 
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self.bytes = 0
 
-    def pack(self, tensor: Tensor) -> Tensor:
+def _hidden(editor: Any, layers: str | Sequence[str] | None) -> Callable[[Tensor, Cond], list[Tensor]]:
+    """What a method looks into, as a function of latent and condition; without layers the latent itself."""
+    paths = _paths(editor, layers)
+
+    def hidden(z: Tensor, cond: Cond) -> list[Tensor]:
+        if not paths:
+            return [z]
+        noise, t = normal(z.shape, 1).to(z), torch.full((1,), TIMESTEP, device=z.device)
+        return list(capture(editor.net, paths, lambda: editor.denoise(z, noise, t, cond), editor.hidden).values())
+
+    return hidden
+
+
+def _kept(run: Callable[[], object]) -> int:
+    """Bytes that a forward pass would keep for its gradient, weights aside; what is kept twice in a row counts once."""
+    last: deque[tuple[int, int]] = deque(maxlen=RECENT)
+    kept = 0
+
+    def count(tensor: Tensor) -> None:
+        nonlocal kept
         if not isinstance(tensor, torch.nn.Parameter) and type(tensor) is Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._seen:
-                self._seen.add(storage.data_ptr())
-                self.bytes += storage.nbytes()
-        return tensor
+            memory = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+            kept += 0 if memory in last else memory[1]
+            last.append(memory)
 
-    @staticmethod
-    def unpack(tensor: Tensor) -> Tensor:
-        return tensor
+    def never(_: None) -> Tensor:
+        raise RuntimeError("a run that keeps nothing has no gradient")
+
+    with torch.autograd.graph.saved_tensors_hooks(count, never):
+        run()
+    return kept
 
 
 def _bits(editor: Any, paths: Sequence[str]) -> list[int]:
     """Of the numbers that are computed with, not stored."""
-    return [8 * editor.vae.vae_dtype.itemsize, *([8 * editor.dtype.itemsize] if paths else [])]
+    network = [8 if _multiplies_quantized(editor.net) else 8 * editor.dtype.itemsize] if paths else []
+    return [8 * editor.vae.vae_dtype.itemsize, *network]
+
+
+def _multiplies_quantized(net: torch.nn.Module) -> bool:
+    """Whether some layer rounds what it is given too, which a step of finite differences can be lost in."""
+    return any(getattr(m, "quant_format", None) and not getattr(m, "_full_precision_mm", True) for m in net.modules())

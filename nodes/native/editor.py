@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -19,7 +19,8 @@ from sifm_core.images import resize
 from sifm_core.noise import Seed, generators
 from sifm_core.types import Editor, Image, Latent, OnStep, Step
 
-from .gradients import differentiable, recomputed
+from .doctor import Taken
+from .gradients import differentiable, recomputed, resident_in
 from .networks import network_of
 from .recipes.base import Conditioning, Recipe, Start
 from .recipes.encoder_only import EncoderOnly
@@ -114,14 +115,17 @@ class NativeEditor(Editor):
             **({"scheduler": sampling.scheduler} if sampling.sigmas is None else {"sigmas": sampling.sigmas.tolist()}),
         }
         self._texts: dict[str, Conditioning] = {}
-        self._room: AbstractContextManager[None] | None = None
+        self._padding = recipe.padding or self.network.padding
+        self._room: ExitStack | None = None
         self._attention: list[Tensor] | None = None
-        self._tokens = self._positions = 0
-        self.measured: tuple[int, int] | None = None
+        self._tokens = self._words = self._positions = 0
+        self.measured: Taken | None = None
         if recipe.reads_pictures and clip is not None and positive is None:
             self.entrances = ("vae", "vlm")
         self.sees = False
         """Whether the text encoder is among what gradients pass, and must stay on the device."""
+        self.sparing = False
+        """Whether blocks keep their inputs alone inside :meth:`learning`, for want of memory."""
         self.bring: Callable[[], None] = lambda: None
         shift, scale = self._format()
         self.latent_shift, self.latent_scale = shift, scale
@@ -147,9 +151,9 @@ class NativeEditor(Editor):
     def row_bytes(self, height: int, width: int) -> int:
         """What a row keeps for its gradient: as the doctor measured it, before that four times core's own estimate."""
         if self.measured is not None:
-            kept, positions = self.measured
-            return kept * (height * width) // positions
-        shape = [1, self.model.model.latent_format.latent_channels, height // 8, width // 8]
+            return self.measured.row * (height * width) // self.measured.pixels
+        smaller = self.vae.spacial_compression_encode()
+        shape = [1, self.model.model.latent_format.latent_channels, height // smaller, width // smaller]
         return 4 * int(self.model.model.memory_required(shape))
 
     def encode(self, x: Image, noise: Latent | None = None) -> Latent:
@@ -195,35 +199,35 @@ class NativeEditor(Editor):
         return nn.utils.rnn.pad_sequence([row.positive[0][0][0] for row in cond.rows], batch_first=True)
 
     def words(self, cond: Cond) -> Tensor:
-        found = [prompt_words(self.clip, row.prompt, row.positive[0][0].shape[1]) for row in cond.rows]
+        lengths = (row.positive[0][0].shape[1] for row in cond.rows)
+        found = [
+            prompt_words(self.clip, row.prompt, length, self.recipe.ending)
+            for row, length in zip(cond.rows, lengths, strict=True)
+        ]
         return nn.utils.rnn.pad_sequence(found, batch_first=True).to(self.device)
 
     def mix(self, t: Tensor, like: Latent) -> tuple[Tensor, Tensor]:
         """What the network sees of latent and noise, by core's own noise_scaling and calculate_input."""
-        sigma = self._sigmas(t, torch.float64)
-        one, none = torch.ones_like(sigma), torch.zeros_like(sigma)
-        shares = (self._seen(sigma, latent, noise) for latent, noise in ((one, none), (none, one)))
-        return tuple(share.reshape(-1, 1, 1, 1).to(like) for share in shares)  # type: ignore[return-value]
+        latent, noise = self._shares(t, self._seen)
+        return latent.to(like), noise.to(like)
 
     def target(self, z: Latent, noise: Latent, t: Tensor) -> Tensor:
         """The output of which core's calculate_denoised makes the clean latent: epsilon, v or flow."""
-        sigma = self._sigmas(t, torch.float64)
-        one, none = torch.ones_like(sigma), torch.zeros_like(sigma)
-        sampling = self._sampling
-        clean, drawn = (self._noised(sigma, *pair) for pair in ((one, none), (none, one)))
-        by_input = sampling.calculate_denoised(sigma, none, one)
-        by_output = sampling.calculate_denoised(sigma, one, none)
+        clean, drawn = self._shares(t, self._noised)
+        by_output, by_input = self._shares(t, self._sampling.calculate_denoised)
         of_clean, of_noise = (1 - by_input * clean) / by_output, -by_input * drawn / by_output
-        return of_clean.reshape(-1, 1, 1, 1).to(z) * z + of_noise.reshape(-1, 1, 1, 1).to(z) * noise
+        return of_clean.to(z) * z + of_noise.to(z) * noise
 
     def denoise(self, z: Latent, noise: Latent, t: Tensor, cond: Cond) -> Tensor:
         """The raw output of core's network, run by core's own calc_cond_batch with its patches and options.
 
         Of several views the first is noised; the others, which no network predicts, are given as :meth:`target`.
         """
+        from comfy.model_management import throw_exception_if_processing_interrupted
         from comfy.samplers import calc_cond_batch
 
-        self._runs()
+        throw_exception_if_processing_interrupted()  # a large model's iteration takes many seconds
+        self.check_runs()
         views, first = self._views(z), self._views(noise)[0]
         sigma, model = self._sigmas(t, torch.float32), self.model.model
         clean, drawn = (self._framed(value) for value in (views[0], first))
@@ -259,7 +263,7 @@ class NativeEditor(Editor):
         """
         from comfy.samplers import KSAMPLER
 
-        self._runs()
+        self.check_runs()
         chosen = self._chosen(options)
         sampler = self.sampling.sampler
         if isinstance(sampler, KSAMPLER):  # core's samplers run under no_grad
@@ -271,7 +275,8 @@ class NativeEditor(Editor):
             views = self.recipe.views(x[k : k + 1], mask)
             raws = [self._framed(self._raw(view, None)) for view in views]
             given = {name: self._given([row], name, raws) for name in ("positive", "negative")}
-            start = Start(given["positive"], given["negative"], self.recipe.begin(raws), mask)
+            size = tuple(views[0].shape[-2:])
+            start = Start(given["positive"], given["negative"], self.recipe.begin(raws), mask, size)  # type: ignore[arg-type]
             latent = self._sampled(start, drawn[0][k : k + 1], int(drawn[1][k]), sampler, chosen)
             latent = latent[:, :, 0] if latent.ndim == 5 else latent
             pictures.append(self.decode(self._into(latent)))
@@ -295,7 +300,7 @@ class NativeEditor(Editor):
         **options: Any,
     ) -> Image:
         """The edit by core's own nodes and sampler, as in a graph of them, picture by picture."""
-        self._runs()
+        self.check_runs()
         chosen = self._chosen({"steps": steps, "guidance_scale": guidance_scale} | options)
         seeds = [row.initial_seed() for row in generators(seed, len(x))]
         if len(cond.rows) != len(x):
@@ -320,7 +325,7 @@ class NativeEditor(Editor):
             return super().see(cond, x)
         if not self.sees and self._room is not None:
             with self.resting():
-                self.sees = True
+                self.clip, self.sees = resident_in(self.clip, "cond_stage_model"), True
                 self.bring()
         texts = [self.recipe.text(self.clip, row.prompt, x[k : k + 1]) for k, row in enumerate(cond.rows)]
         return nn.utils.rnn.pad_sequence([text[0][0][0] for text in texts], batch_first=True)
@@ -350,7 +355,7 @@ class NativeEditor(Editor):
             self._attention = before
 
     def recomputing(self) -> AbstractContextManager[None]:
-        return recomputed(self.network.blocks(self.net))
+        return nullcontext() if self.sparing and self._room is not None else recomputed(self.network.blocks(self.net))
 
     # -- where gradients come through
 
@@ -366,7 +371,7 @@ class NativeEditor(Editor):
             room, self._room = self._room, None  # edits may have left and entered it again
             if room is not None:
                 room.__exit__(None, None, None)
-            model.current_patcher, self.sees = patcher, False
+            model.current_patcher, self.sees, self.sparing = patcher, False, False
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -383,11 +388,15 @@ class NativeEditor(Editor):
 
     def _enter(self) -> None:
         networks = [self.model.model, self.vae.first_stage_model, *([self.clip.cond_stage_model] if self.sees else [])]
-        room = differentiable(networks, [self.net] if self.network.in_place else [])
-        room.__enter__()
-        self._room = room
+        with ExitStack() as rooms:
+            rooms.enter_context(differentiable(networks, [self.net] if self.network.in_place else []))
+            if self.sparing:
+                encoder = [p for p in self.vae.first_stage_model.modules() if type(p).__name__ == "ResnetBlock"]
+                rooms.enter_context(recomputed([*encoder, *self.network.blocks(self.net)]))
+            self._room = rooms.pop_all()
 
-    def _runs(self) -> None:
+    def check_runs(self) -> None:
+        """Raise EditorError where the network is never run, or would run with another clone's patches."""
         if isinstance(self.recipe, EncoderOnly):
             raise EditorError(
                 f"{self.name} was connected as 'encoder only', so its network is never run: choose photoguard_encoder "
@@ -407,17 +416,12 @@ class NativeEditor(Editor):
         pixels = self.vae.process_input(pixels).to(self.device, self.vae.vae_dtype)
         network = self.vae.first_stage_model
         pixels = pixels.unsqueeze(2) if self.vae.latent_dim == 3 else pixels
-        seen: list[Tensor] = []
-        hooks = [] if noise is None else [_watch_moments(network, seen)]
+        hook = None if noise is None else _drawing(network, noise)
         try:
             raw = _wide(network.encode(pixels))
         finally:
-            for hook in hooks:
+            if hook is not None:
                 hook.remove()
-        if noise is not None:
-            mean, log_variance = _wide(seen[0]).chunk(2, dim=1)
-            deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
-            raw = mean + deviation * noise.reshape(mean.shape).to(mean)
         return raw[:, :, 0] if raw.ndim == 5 else raw
 
     def _into(self, raw: Latent) -> Latent:
@@ -477,6 +481,13 @@ class NativeEditor(Editor):
         index = (t * len(table) // TIMES - int(flow)).clamp(min=0)
         return table.to(dtype=dtype, device=self.device)[index.to(self.device)]
 
+    def _shares(self, t: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """How much of each of its two tensors a linear function of the sigmas at ``t`` takes, (B, 1, 1, 1) float64."""
+        sigma = self._sigmas(t, torch.float64)
+        one, none = torch.ones_like(sigma), torch.zeros_like(sigma)
+        first, second = function(sigma, one, none), function(sigma, none, one)
+        return first.reshape(-1, 1, 1, 1), second.reshape(-1, 1, 1, 1)
+
     def _noised(self, sigma: Tensor, latent: Tensor, noise: Tensor) -> Tensor:
         return self._sampling.noise_scaling(sigma, noise.clone(), latent)
 
@@ -508,7 +519,7 @@ class NativeEditor(Editor):
         if self.mask is not None:
             factor = self.vae.spacial_compression_encode()
             mask = self._mask(raws[0].new_empty(1, 1, *(side * factor for side in raws[0].shape[-2:])))
-        return self.recipe.given([_stacked([getattr(row, name) for row in rows], self.network.padding)], raws, mask)
+        return self.recipe.given([_stacked([getattr(row, name) for row in rows], self._padding)], raws, mask)
 
     def _processed(self, conds: dict[str, Conditioning], noise: Tensor, latent: Tensor) -> dict[str, Any]:
         """What core makes of conditionings before it samples."""
@@ -516,11 +527,14 @@ class NativeEditor(Editor):
         from comfy.samplers import process_conds
 
         converted = {name: convert_cond(conditioning) for name, conditioning in conds.items()}
-        self._tokens = max((c["cross_attn"].shape[1] for c in converted["positive"] if "cross_attn" in c), default=0)
+        self._words = max((c["cross_attn"].shape[1] for c in converted["positive"] if "cross_attn" in c), default=0)
         patch = getattr(self.net, "patch_size", 1)
         patch = patch if isinstance(patch, int) else 1
         self._positions = math.prod(-(-side // patch) for side in latent.shape[-2:])
-        return process_conds(self.model.model, noise, converted, self.device, latent, None, 0)
+        processed: dict[str, Any] = process_conds(self.model.model, noise, converted, self.device, latent, None, 0)
+        texts = (part["model_conds"].get("c_crossattn") for part in processed["positive"])
+        self._tokens = max((text.cond.shape[1] for text in texts if text is not None), default=0)  # perhaps padded
+        return processed
 
     def _options(self) -> dict[str, Any]:
         """The model's options with an attention that has a gradient, watched where a method asks for it."""
@@ -535,7 +549,7 @@ class NativeEditor(Editor):
         def attend(function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
             if seen is not None:
                 found = _probabilities(q, k, heads, kwargs.get("skip_reshape", False), self._tokens, self._positions)
-                seen.extend([] if found is None else [found])
+                seen.extend([] if found is None else [found[..., -self._words :]])  # padding stands in front
             if own is not None or function.__name__ not in exact:
                 function = core.attention_pytorch
             return function(q, k, v, heads, *args, **kwargs)
@@ -555,8 +569,11 @@ class NativeEditor(Editor):
         steps = given.get("steps", self.settings["steps"])
         return {"steps": steps, "cfg": float(given.get("guidance_scale", self.sampling.cfg))}
 
-    def schedule(self, steps: int) -> Tensor:
-        """Core's sigmas for so many steps at this denoise; of given ones, as many of them, spread evenly."""
+    def schedule(self, steps: int, size: tuple[int, int] = (0, 0)) -> Tensor:
+        """Core's sigmas for so many steps at this denoise; of given ones, as many of them, spread evenly.
+
+        ``size`` (height, width) of the picture, for models whose own scheduler goes by it.
+        """
         from comfy.samplers import calculate_sigmas
 
         if self.sampling.sigmas is not None:
@@ -565,7 +582,9 @@ class NativeEditor(Editor):
                 return given
             return given[torch.linspace(0, len(given) - 1, steps + 1).round().long()]
         total = steps if self.sampling.denoise > 0.9999 else int(steps / self.sampling.denoise)
-        return calculate_sigmas(self._sampling, self.sampling.scheduler, total)[-(steps + 1) :]
+        own = self.recipe.sigmas(total, size) if self.sampling.scheduler == "simple" else None
+        every: Tensor = calculate_sigmas(self._sampling, self.sampling.scheduler, total) if own is None else own
+        return every[-(steps + 1) :]
 
     def _start(self, row: Row, pixels: Tensor) -> Start:
         return self.recipe.start(pixels, self, row)
@@ -596,7 +615,7 @@ class NativeEditor(Editor):
             add_wrapper(WrappersMP.PREPARE_SAMPLING, _as_loaded, guider.model_options, is_model_options=True)
         guider.set_conds(start.positive, start.negative)
         guider.set_cfg(chosen["cfg"])
-        sigmas = self.schedule(chosen["steps"])
+        sigmas = self.schedule(chosen["steps"], start.size)
         return guider.sample(noise, latent, sampler, sigmas, start.mask, report, disable_pbar=True, seed=seed)
 
     @cached_property
@@ -612,12 +631,19 @@ def _as_loaded(executor: Any, model: Any, noise_shape: Any, conds: Any, **_: Any
     return model.model, conds, []
 
 
-def _watch_moments(network: Any, seen: list[Tensor]) -> Any:
-    """A hook that keeps mean and log variance of an autoencoder's posterior, side by side."""
+def _drawing(network: Any, noise: Latent) -> Any:
+    """A hook by which an autoencoder's mode becomes the draw from its posterior that ``noise`` makes."""
+
+    def drawn(moments: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = _wide(moments).chunk(2, dim=1)
+        deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
+        draw = mean + deviation * noise.reshape(mean.shape).to(mean)
+        return draw.to(moments), log_variance.to(moments)
+
     if hasattr(network, "regularization"):
-        return network.regularization.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        return network.regularization.register_forward_hook(lambda module, args, output: (drawn(args[0])[0], output[1]))
     if hasattr(network, "conv1"):  # Wan's
-        return network.conv1.register_forward_hook(lambda module, args, output: seen.append(output))
+        return network.conv1.register_forward_hook(lambda module, args, output: torch.cat(drawn(output), dim=1))
     raise EditorError(f"the VAE {type(network).__name__} has no posterior to draw from: use its mode")
 
 
@@ -660,6 +686,8 @@ def _stacked(conditionings: Sequence[Conditioning], padding: str) -> list[Any]:
         longest = max(lengths)
         about["attention_mask"] = torch.tensor([[1] * n + [0] * (longest - n) for n in lengths], device=texts[0].device)
         texts = tuple(nn.functional.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts)
+    elif len(set(lengths)) > 1 and padding == "front":
+        texts = tuple(nn.functional.pad(text, (0, 0, max(lengths) - text.shape[1], 0)) for text in texts)
     elif len(set(lengths)) > 1:
         raise EditorError(
             f"instructions of {', '.join(map(str, sorted(set(lengths))))} tokens do not fit into one batch of this "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,15 +22,18 @@ def differentiable(networks: Sequence[nn.Module], in_place: Sequence[nn.Module] 
 
     Weights are neither copied nor changed: normal tensors that share their memory stand in for them, and at the end the
     originals return, but for slots that somebody else has filled meanwhile (another clone of the model that was
-    loaded). ``in_place``: networks whose blocks add to their inputs in place. Whatever is raised inside, nothing stays.
+    loaded). Those that are not on the device come there each into memory of its own, not into a buffer that the next
+    layer fills again. ``in_place``: networks whose blocks add to their inputs in place. Whatever is raised inside,
+    nothing stays.
     """
     from comfy import model_management
 
-    training = model_management.in_training
+    training, stream = model_management.in_training, model_management.get_offload_stream
     hooks: list[Any] = []
     slots: list[tuple[MutableMapping[str, Any], str, Tensor, Tensor]] = []
     try:
         model_management.in_training = True  # the fused kernels of rope and modulation have no gradient
+        model_management.get_offload_stream = own_memory
         for network in networks:
             for holder, name, tensor in _foreign(network):
                 alias = _alias(tensor)
@@ -46,7 +50,11 @@ def differentiable(networks: Sequence[nn.Module], in_place: Sequence[nn.Module] 
         for holder, name, original, alias in slots:
             if holder.get(name) is alias:
                 holder[name] = original
-        model_management.in_training = training
+        model_management.in_training, model_management.get_offload_stream = training, stream
+
+
+def own_memory(device: torch.device) -> None:
+    """In place of core's stream for weights that are off the device: its buffer is one for all layers."""
 
 
 def resident(patcher: Any) -> Any:
@@ -64,6 +72,17 @@ def resident(patcher: Any) -> Any:
             f"wrong gradients, and its loader cannot load it again without ({error}): take one of ComfyUI's own "
             "loaders, or start it with --disable-dynamic-vram"
         ) from error
+
+
+def resident_in(holder: Any, network: str) -> Any:
+    """The same of a VAE or CLIP, which has the patcher's model as its attribute ``network``, too."""
+    patcher = resident(holder.patcher)
+    if patcher is holder.patcher:
+        return holder
+    made = copy.copy(holder)
+    made.patcher = patcher
+    setattr(made, network, patcher.model)
+    return made
 
 
 @contextmanager
@@ -128,14 +147,22 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    """A normal tensor on the same memory that asks for no gradient; of a quantised one, each of its parts."""
+    """A normal tensor on the same memory that asks for no gradient; of a quantised one, each of its parts.
+
+    A loader's own class of tensors (GGUF's) stays what it is, with all that it knows of itself.
+    """
     if is_traceable_wrapper_subclass(tensor):
         names, about = tensor.__tensor_flatten__()
         parts = {name: _alias(getattr(tensor, name)) for name in names}
         made = type(tensor).__tensor_unflatten__(parts, about, tensor.shape, tensor.stride())
     else:
-        made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        made.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        plain = tensor.as_subclass(Tensor)
+        made = torch.empty(0, dtype=plain.dtype, device=plain.device)
+        made.set_(plain.untyped_storage(), plain.storage_offset(), plain.shape, plain.stride())
+        if type(tensor) not in (Tensor, nn.Parameter):
+            made = made.as_subclass(type(tensor))
+            made.__dict__.update(vars(tensor))
+            return made
     if isinstance(tensor, nn.Parameter):
         made = nn.Parameter(made, requires_grad=False)
     return made

@@ -6,6 +6,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -34,14 +35,19 @@ def fingerprint(editor: Any) -> str:
 
 
 def _patched(patcher: Any) -> str:
+    from comfy.utils import get_attr
+
     state = f"{patcher.patches_uuid if patcher.patches else ''} {sorted(patcher.object_patches)}"
     known = _KNOWN.setdefault(patcher.model, {})
     if state not in known:
         digest = hashlib.sha256()
-        for key, (base, *patches) in sorted(patcher.get_key_patches().items()):
-            digest.update(key.encode())
-            for piece in _pieces([base[0], patches]):
-                digest.update(piece)
+        for key in sorted(patcher.model_state_dict()):
+            kept = patcher.backup.get(key)  # as it was before patches changed it
+            with suppress(AttributeError):  # GGUF loaders' state dicts name what is not there
+                weight = get_attr(patcher.model, key) if kept is None else kept.weight
+                digest.update(key.encode())
+                for piece in _pieces([weight, patcher.patches.get(key, [])]):
+                    digest.update(piece)
         for name, patch in sorted(patcher.object_patches.items()):
             digest.update(f"{name} {type(patch).__name__}".encode())
             if isinstance(patch, torch.nn.Module):
@@ -71,7 +77,7 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
             for name in names:
                 yield from _pieces(getattr(value, name))
             return
-        data = value.detach().cpu().contiguous()
+        data = value.as_subclass(Tensor).detach().cpu().contiguous()
         yield f"{data.dtype} {tuple(data.shape)}".encode()
         yield data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b""
     elif isinstance(value, dict):

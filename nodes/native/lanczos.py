@@ -35,10 +35,14 @@ def center_scaled(x: Image, size: tuple[int, int]) -> Image:
     old, new = width / height, size[1] / size[0]
     left = round((width - width * (new / old)) / 2) if old > new else 0
     top = round((height - height * (old / new)) / 2) if old < new else 0
-    cut = x[..., top : height - top, left : width - left]
-    levels = _through(255 * cut, torch.floor)
-    across = _through(levels @ _weights(cut.shape[-1], size[1]).T.to(levels), _level)
-    return _through(_weights(cut.shape[-2], size[0]).to(across) @ across, _level) / 255
+    return scaled(x[..., top : height - top, left : width - left], size)
+
+
+def scaled(x: Image, size: tuple[int, int]) -> Image:
+    """The same without the crop: ``common_upscale(x, width, height, "lanczos", "disabled")``."""
+    levels = _through(255 * x, torch.floor)
+    across = _through(levels @ _weights(x.shape[-1], size[1]).T.to(levels), _level)
+    return _through(_weights(x.shape[-2], size[0]).to(across) @ across, _level) / 255
 
 
 def _level(values: Tensor) -> Tensor:

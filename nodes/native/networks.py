@@ -24,7 +24,7 @@ class Network:
     """Latent positions (height x width) that are run at once with gradients, in 16 bits a number."""
 
     padding = ""
-    """How texts of different lengths stand in one batch: "repeat", "mask", or "", not at all."""
+    """How texts of different lengths stand in one batch: "repeat", "mask", zeros in "front", or "", not at all."""
 
     def multiple(self, net: Any) -> int:
         """What the sides of a picture are multiples of."""

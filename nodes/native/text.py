@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 
-def prompt_words(clip: Any, prompt: str, length: int) -> Tensor:
+def prompt_words(clip: Any, prompt: str, length: int, ending: int = 0) -> Tensor:
     """(length,) bool: the tokens that set the prompt apart from an empty one; none without a CLIP.
 
-    Encoders may cut the beginning of what they read, or put pictures into it, but not the end.
+    Encoders may cut the beginning of what they read, or put pictures into it; of the end they cut ``ending`` tokens.
     """
     found = torch.zeros(length, dtype=torch.bool)
     if clip is None:
@@ -21,7 +21,7 @@ def prompt_words(clip: Any, prompt: str, length: int) -> Tensor:
     names = [name for name in ours if name != "g" or "l" not in ours]  # the positions of two CLIPs are the same
     if len(names) > 1 and sum(len(ours[name]) for name in names) > length:
         names.remove("l")  # which gives a pooled text alone
-    end = length
+    end = length + ending
     for name in reversed(names):
         start, stop = _apart(ours[name], empty[name])
         n = len(ours[name])

@@ -15,7 +15,7 @@ from sifm_core.errors import EditorError
 pytestmark = pytest.mark.usefixtures("comfy")
 SIZE = 32
 FAMILIES = ["instruct_pix2pix", "sd3", "kontext", "qwen"]
-FURTHER = ["sd15", "sdxl", "inpainting"]
+FURTHER = ["sd15", "sdxl", "inpainting", "fill", "flux2", "longcat", "qwen_edit"]
 SHORT = {"sifm": {"timesteps": 2}, "semantic_attack": {"timesteps": 2}, "photoguard_diffusion": {"edit_steps": 2}}
 """Options that make a method quick."""
 STEPS = {"steps": 2, "cfg": 2.0}
@@ -49,9 +49,9 @@ def models(comfy):
 def managed(loaded, recipe: str = "auto", **chosen):
     from nodes.from_model import SifmEditorFromModel
 
-    given = STEPS | {"denoise": 0.0, "size": SIZE, "clip": loaded.clip} | chosen
-    if type(loaded.model.model).__name__ in ("Flux", "QwenImage"):
-        given["size"] = 0  # core's nodes scale
+    scales = type(loaded.model.model).__name__ in ("Flux", "Flux2", "LongCatImage", "QwenImage")  # by core's nodes
+    size = 0 if scales and "mask" not in chosen else SIZE
+    given = STEPS | {"denoise": 0.0, "size": size, "clip": loaded.clip} | chosen
     return SifmEditorFromModel.execute(loaded.model, loaded.vae, recipe, **given)[0]
 
 
@@ -154,11 +154,12 @@ def test_further_models_are_protected_and_attacked_by_cores_graph(models, furthe
     loaded, x = models(further), pictures()
     mask = torch.zeros(1, SIZE, SIZE)
     mask[:, : SIZE // 2] = 1
-    editor = managed(loaded, mask=mask) if further == "inpainting" else managed(loaded)
+    recipe = "Qwen-Image-Edit" if further == "qwen_edit" else "auto"
+    editor = managed(loaded, recipe, **({"mask": mask} if further in ("inpainting", "fill") else {}))
     theirs = core_models.graph(further, loaded, x, "make it night", 5, **STEPS)
     assert torch.equal(edit(editor, x, seed=5), fitted(theirs, x))
     before = state(loaded)
-    for method in ("sifm", "mist", "ace"):
+    for method in ("sifm", "mist"):
         assert 0 < (immunize(editor, x, method).image - x).abs().max() <= 8.001 / 255
     assert state(loaded) == before and examine(editor, x).gradient < 0.01
 
@@ -193,16 +194,29 @@ def examine(editor, x, layers="deep"):
 
 def test_gradients_agree_with_finite_differences_through_every_layer(editor, family):
     found = examine(editor, pictures(), "all")
-    assert found.gradient < 0.005 and found.features < 1e-5 and found.row_bytes > 10_000
+    assert found.gradient < 0.005 and found.features < 1e-5
 
 
 class Stop(BaseException):
     """As ComfyUI's interrupt is."""
 
 
-@pytest.mark.parametrize("phase", ["a step", "the encoder", "the network", "core's sampler", "the swap"])
+PHASES = [
+    "a step",
+    "the encoder",
+    "the network",
+    "core's sampler",
+    "the swap",
+    "loading",
+    "the doctor",
+    "a block again",
+]
+
+
+@pytest.mark.parametrize("phase", PHASES)
 def test_nothing_is_left_when_a_protection_is_interrupted(editor, loaded, family, phase, monkeypatch):
     from nodes.native import gradients
+    from nodes.native.managed import NativeManaged
 
     x = pictures()
     immunize(editor, x, "random_noise")
@@ -225,8 +239,25 @@ def test_nothing_is_left_when_a_protection_is_interrupted(editor, loaded, family
             return stop() if len(made) > 9 else alias(tensor)
 
         monkeypatch.setattr(gradients, "_alias", few)
+    elif phase == "loading":
+        monkeypatch.setattr("comfy.model_management.load_models_gpu", stop)
+    elif phase == "the doctor":
+        monkeypatch.setattr("comfy.model_management.throw_exception_if_processing_interrupted", stop)
+    elif phase == "a block again":
+        monkeypatch.setattr(NativeManaged, "fit", lambda self, memory: spared(self, memory))
+        monkeypatch.setattr(gradients, "_on_copies", stop)
+
+    def spared(managed, memory):
+        managed.editor.sparing = True
+        return memory, True
+
     with pytest.raises(Stop):
-        edit(editor, x) if phase == "core's sampler" else immunize(editor, x, on_step=stop)
+        if phase == "core's sampler":
+            edit(editor, x)
+        elif phase == "the doctor":
+            examine(editor, x)
+        else:
+            immunize(editor, x, on_step=stop)
     monkeypatch.undo()
     assert state(loaded) == before
 
@@ -345,11 +376,101 @@ def test_sums_into_buffers_have_a_gradient_inside(comfy):
         assert torch.add(x, x, out=torch.empty(3)).requires_grad
 
 
-def test_a_model_that_is_partly_on_the_device_is_refused(loaded, editor, monkeypatch):
-    monkeypatch.setattr(loaded.model.model, "model_lowvram", True)
+def test_what_an_autoencoder_holds_off_the_device_is_refused(loaded, editor, monkeypatch):
+    monkeypatch.setattr(loaded.vae.first_stage_model, "model_lowvram", True, raising=False)
     monkeypatch.setattr("comfy.model_management.load_models_gpu", lambda *_, **__: None)
     with pytest.raises(EditorError, match="partly"):
         immunize(editor, pictures())
+
+
+def test_weights_off_the_device_come_into_memory_of_their_own(comfy):
+    """Core's stream has one buffer for all layers: what a gradient needs of one would be the next one's."""
+    from comfy import model_management
+
+    from nodes.native.gradients import differentiable
+
+    before = model_management.get_offload_stream
+    with pytest.raises(Stop), differentiable([]):
+        assert model_management.get_offload_stream(torch.device("cuda")) is None
+        raise Stop
+    assert model_management.get_offload_stream is before
+
+
+def only(monkeypatch, free: int):
+    """A device with so many bytes left, and nothing on it."""
+
+    def left(dev=None, torch_free_too=False):
+        return (free, free) if torch_free_too else free
+
+    known = "comfy.model_management."
+    monkeypatch.setattr(f"{known}get_free_memory", left)
+    monkeypatch.setattr(f"{known}current_loaded_models", [])
+    monkeypatch.setattr(f"{known}get_total_memory", lambda *_, **__: 10**12)
+
+
+def room(monkeypatch, editor, share: float):
+    """So much of a device, in shares of the model's weights beside all of the autoencoder's."""
+    free = int(editor.editor.vae.patcher.model_size() + share * editor.editor.model.model_size())
+    only(monkeypatch, free)
+
+
+def test_what_does_not_fit_is_run_twice_or_stays_off_the_device_or_is_refused(editor, monkeypatch):
+    from nodes.native import managed as module
+
+    size = editor.editor.model.model_size()
+    monkeypatch.setattr(editor, "device", torch.device("cuda"))
+    monkeypatch.setattr(editor.editor, "measured", True)
+    found = []
+    for share in (2.1, 1.9, 1.1, 0.1):
+        room(monkeypatch, editor, share)
+        editor.editor.sparing = False
+        try:
+            needed, whole = editor.fit(size)
+            found.append((needed / size, whole, editor.editor.sparing))
+        except EditorError as error:
+            found.append(str(error))
+    *three, refused = found
+    spared = pytest.approx(module.SPARED, rel=0.01)
+    assert three == [(1, True, False), (spared, True, True), (spared, False, True)] and "GB" in refused
+    editor.editor.sparing = False
+
+
+def test_blocks_that_are_run_twice_give_the_same_protection_and_leave_nothing(editor, loaded, monkeypatch, family):
+    x = pictures()
+    plain, edited = immunize(editor, x), edit(editor, x)
+    before, taken = state(loaded), editor.editor.measured
+    with editor.at_work(prompt(x), x):
+        line = editor.examine(x, "make it night", "deep")
+    assert "twice" not in line and taken is None
+    few = sum(patcher.model_size() for patcher in editor.patchers()) + editor.working(x) // 2
+    only(monkeypatch, few)
+    with editor.at_work(prompt(x), x) as engine:
+        assert engine.sparing and "twice" in editor.examine(x, "make it night", "deep")
+        spared = pipeline.immunize(x, engine, prompt="make it night", steps=2, eps=8 / 255, **SHORT["sifm"])
+        assert torch.equal(pipeline.edit(x, engine, prompt="make it night", seed=3), edited)
+    assert torch.equal(spared.image, plain.image)
+    monkeypatch.undo()
+    assert state(loaded) == before and not editor.editor.sparing
+
+
+def test_what_a_row_keeps_is_measured_without_keeping_it(editor, family):
+    from nodes.native.doctor import _hidden, measured
+
+    x, seen, held = pictures(), {}, 0
+
+    def keep(tensor):
+        if type(tensor) is torch.Tensor:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with editor.at_work(prompt(x), x) as engine:
+        cond = engine.prepare(prompt(x), x)
+        row = measured(engine, x, cond, "deep").row
+        z = engine.encode(x).detach().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = _hidden(engine, "deep")(z, cond)
+        held = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+        assert hidden and 0.8 * held < row < 1.3 * held
 
 
 def test_of_a_model_with_dynamic_vram_a_copy_without_is_taken(models, monkeypatch):
@@ -411,6 +532,7 @@ def test_scaling_is_cores_lanczos(comfy, size):
     assert apart.max() < 1.01 and (apart > 0.5).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "longcat"], indirect=True)
 def test_words_are_the_prompts_own(loaded, editor, family):
     with editor.at_work([""], pictures()) as engine:
         cond = engine.prepare(["make it night", ""])
@@ -418,8 +540,9 @@ def test_words_are_the_prompts_own(loaded, editor, family):
     assert words[0].sum() == 3 and words[1].sum() == 0 and words.shape == engine.embeddings(cond).shape[:2]
 
 
-@pytest.mark.parametrize("family", ["qwen"], indirect=True)
+@pytest.mark.parametrize("family", ["qwen", "longcat"], indirect=True)
 def test_a_gradient_comes_through_what_the_text_encoder_sees_and_both_entrances_add_up(editor, loaded, family):
+    from nodes.native.lanczos import smooth
     from sifm_core.methods.sifm import build
 
     x, grads = pictures(size=56), {}
@@ -433,8 +556,9 @@ def test_a_gradient_comes_through_what_the_text_encoder_sees_and_both_entrances_
             grads[entrance] = grad_fn(x, 0).grad
         leaf, d = x.clone().requires_grad_(), torch.ones_like(x) * 3e-4
         weight = torch.randn(engine.embeddings(cond).shape, generator=torch.Generator().manual_seed(0))
-        (grad,) = torch.autograd.grad((weight * engine.see(cond, leaf)).sum(), leaf)
-        with torch.no_grad():
+        with smooth():
+            (grad,) = torch.autograd.grad((weight * engine.see(cond, leaf)).sum(), leaf)
+        with torch.no_grad(), smooth():
             found = ((weight * (engine.see(cond, x + d) - engine.see(cond, x - d))).sum()) / 6e-4
     assert abs(found - grad.sum()) < 0.01 * grad.norm() * x.numel() ** 0.5
     assert grads["vlm"].abs().max() > 0

@@ -137,14 +137,7 @@ def test_stable_diffusion_3_is_one_editor_in_both(comfy, tmp_path):
     linear = {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 192}}
     config = core_models.SD3 | {"adm_in_channels": 32, "context_embedder_config": linear}
     model = core_models.model("SD3", config)
-    network, theirs = model.model.diffusion_model, ours.net.state_dict()
-    own = network.state_dict()
-    for key, place in comfy.utils.mmdit_to_diffusers({"depth": 3, "num_blocks": 3}).items():
-        if key in theirs:
-            name, part, change = (place, None, None) if isinstance(place, str) else (*place, None)[:3]
-            room = own[name].narrow(*part) if part else own[name]
-            room.copy_((change(theirs[key]) if change else theirs[key]).reshape(room.shape))
-    network.load_state_dict(own)
+    convert(ours.net, model.model.diffusion_model, comfy.utils.mmdit_to_diffusers({"depth": 3, "num_blocks": 3}))
     flat = type("Flow", (ModelSamplingDiscreteFlow, CONST), {})(model.model.model_config)
     flat.set_parameters(shift=1.0)
     model.add_object_patch("model_sampling", flat)
@@ -153,3 +146,70 @@ def test_stable_diffusion_3_is_one_editor_in_both(comfy, tmp_path):
     cond = ours.prepare(["abc"], x)
     managed = native(loaded, (cond.prompt, cond.pooled), (cond.empty, cond.empty_pooled), "auto")
     agree(ours, managed, (500, 500), x, (("transformer_blocks.1",), ("joint_blocks.1",)))
+    n = STEPS * 3 // 4
+    ours.pipe.scheduler.set_timesteps(STEPS)
+    sigmas = ours.pipe.scheduler.sigmas[-(n + 1) :]
+    managed = native(loaded, (cond.prompt, cond.pooled), (cond.empty, cond.empty_pooled), "auto", sigmas=sigmas)
+    with managed.at_work(["abc"], x) as engine:
+        drawn = engine.draws(x, 3)
+        edited = engine.generate(x, engine.prepare(["abc"], x), drawn)
+        assert (edited.clamp(0, 1) - engine.edit(x, engine.prepare(["abc"], x), seed=3)).abs().max() < 1e-5
+    mode = torch.zeros_like(drawn[0])  # core encodes to it, the pipeline draws
+    theirs = ours.generate(x, cond, (mode, drawn[0]), steps=STEPS, guidance_scale=2.0, strength=0.75)
+    assert (edited - theirs).abs().max() < 1e-5
+
+
+def convert(network, core, places) -> None:
+    """Core's network gets the weights of diffusers'; ``places``: core's map of names, parts and changes."""
+    theirs, own = network.state_dict(), core.state_dict()
+    for key, place in places.items():
+        if key in theirs:
+            name, part, change = (place, None, None) if isinstance(place, str) else (*place, None)[:3]
+            room = own[name].narrow(*part) if part else own[name]
+            room.copy_((change(theirs[key]) if change else theirs[key]).reshape(room.shape))
+    core.load_state_dict(own)
+
+
+def test_kontext_is_one_editor_in_both(comfy, tmp_path):
+    import comfy.utils
+    from comfy.model_sampling import CONST, ModelSamplingFlux
+    from comfy_extras import nodes_flux
+    from diffusers import FluxTransformer2DModel
+
+    import fakes
+    import packed_fakes
+    from sifm_core.editors import load_editor
+
+    nodes_flux.PREFERRED_KONTEXT_RESOLUTIONS[:] = [(SIZE, SIZE)]
+    ours = load_editor(str(packed_fakes.flux_kontext(tmp_path)), device="cpu")
+    vae = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "latent_channels": 16, "layers_per_block": 1}
+    kind = {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 16}
+    transformer = FluxTransformer2DModel(
+        in_channels=64, num_layers=2, num_single_layers=2, guidance_embeds=True, axes_dims_rope=(4, 6, 6), **kind
+    )
+    ours.pipe.register_modules(
+        vae=settled(fakes.autoencoder(**VAE | vae)).eval().requires_grad_(False),
+        transformer=settled(transformer, 6).eval().requires_grad_(False),
+    )
+    ours.pipe.vae_scale_factor = 8
+    ours = type(ours)("flux-kontext", tmp_path, ours.pipe, {**ours.settings, "size": SIZE})
+    config = core_models.FLUX | {"context_in_dim": 32, "mlp_ratio": 4.0}
+    model = core_models.model("Flux", config)
+    convert(ours.net, model.model.diffusion_model, comfy.utils.flux_to_diffusers(config))
+    straight = type("Flow", (ModelSamplingFlux, CONST), {})(model.model.model_config)
+    straight.set_parameters(shift=0.0)
+    model.add_object_patch("model_sampling", straight)
+    loaded = core_models.Loaded(model, converted_vae(ours.pipe.vae, 16), None)
+    x = pictures()
+    cond = ours.prepare(["abc"], x)
+    theirs = ours.edit(x, cond, seed=3, steps=STEPS, guidance_scale=2.5)
+    sigmas = ours._sampler(x, {"steps": STEPS}).scheduler.sigmas.cpu()
+    text = [(cond.prompt, cond.pooled)] * 2
+    managed = native(loaded, *text, "auto", cfg=1.0, sigmas=sigmas)
+    for conditioning in (managed.editor.positive, managed.editor.negative):
+        conditioning[0][1]["guidance"] = 2.5
+    layers = ("transformer_blocks.1", "single_transformer_blocks.0"), ("double_blocks.1", "single_blocks.0")
+    agree(ours, managed, (500, 500), x, layers)
+    with managed.at_work(["abc"], x) as engine:
+        edited = engine.edit(x, engine.prepare(["abc"], x), seed=3)
+    assert (edited - theirs).abs().max() < 1e-5

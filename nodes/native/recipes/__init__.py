@@ -8,13 +8,18 @@ from sifm_core.errors import EditorError
 
 from .base import Recipe
 from .encoder_only import EncoderOnly
+from .flux2 import Flux2
 from .image_to_image import ImageToImage
-from .inpainting import Inpainting
+from .inpainting import Fill, Inpainting
 from .instruct_pix2pix import InstructPix2Pix
 from .kontext import Kontext
+from .longcat import LongCat
 from .qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 
-KINDS = (InstructPix2Pix, ImageToImage, Inpainting, Kontext, QwenImageEditPlus, QwenImageEdit, EncoderOnly)
+KINDS: tuple[type[Recipe], ...] = (
+    *(InstructPix2Pix, ImageToImage, Inpainting, Kontext, QwenImageEditPlus, QwenImageEdit, EncoderOnly),
+    *(Flux2, Fill, LongCat),
+)
 RECIPES: dict[str, type[Recipe]] = {recipe.title: recipe for recipe in KINDS}
 """What the widget shows -> recipe."""
 
@@ -33,6 +38,8 @@ CLASSES: dict[str, Usual] = {
     "SDXL": Usual(ImageToImage),
     "SD3": Usual(ImageToImage, {"cfg": 4.5}),
     "Flux": Usual(Kontext),
+    "Flux2": Usual(Flux2),
+    "LongCatImage": Usual(LongCat),
     "QwenImage": Usual(QwenImageEditPlus),
 }
 """Class of ``MODEL.model``; one with channels for a mask is an :class:`Inpainting` model whatever its class."""
@@ -51,7 +58,8 @@ def recipe_of(model: Any, chosen: str = "auto") -> Recipe:
                 f"no recipe says how a picture enters a {kind} (known: {', '.join(CLASSES)}): choose the recipe that "
                 "your graph follows, or 'encoder only', which protects through the VAE alone"
             )
-        made: Recipe = (Inpainting if _has_mask(model) else usual.recipe)()
+        masked = Fill if kind == "Flux" else Inpainting
+        made: Recipe = (masked if _has_mask(model) else usual.recipe)()
     else:
         made = RECIPES[chosen]()
     if usual is not None and made.size is not None:

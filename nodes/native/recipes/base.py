@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,15 +12,21 @@ from sifm_core.types import Image
 
 Conditioning = list[Any]
 """Core's: a list of [tensor, dict]."""
+MEGAPIXEL = 1024 * 1024
+"""To which core's graphs scale what an editing model is shown."""
 
 
 class Start(NamedTuple):
-    """What core's sampler is given: conditionings with the source in them, the latent, and where it may change."""
+    """What core's sampler is given: conditionings with the source in them, the latent, and where it may change.
+
+    ``size`` (height, width) of the picture as the model sees it.
+    """
 
     positive: Conditioning
     negative: Conditioning
     latent: Tensor
     mask: Tensor | None = None
+    size: tuple[int, int] = (0, 0)
 
 
 class Recipe:
@@ -36,6 +43,10 @@ class Recipe:
     needs_mask = False
     reads_pictures = False
     """Whether the text encoder sees the picture too."""
+    ending = 0
+    """How many tokens at the end of a text its encoder cuts off."""
+    padding = ""
+    """As :attr:`..networks.Network.padding`; "": the network's."""
 
     def text(self, clip: Any, prompt: str, x: Image | None) -> Conditioning:
         """The encoded prompt, by core; ``x`` (1, 3, H, W) for encoders that read pictures."""
@@ -53,6 +64,10 @@ class Recipe:
         """The latent that the sampler starts from, with a gradient."""
         return raws[0]
 
+    def sigmas(self, steps: int, size: tuple[int, int]) -> Tensor | None:
+        """Those of the model's own scheduler for a picture of ``size``, in place of the scheduler "simple"; or None."""
+        return None
+
     def start(self, pixels: Tensor, editor: Any, row: Any) -> Start:
         """The same by core's own nodes, from ``pixels`` (1, H, W, 3): by default VAE Encode and the texts as they are.
 
@@ -64,3 +79,9 @@ class Recipe:
 def with_values(conditioning: Conditioning, **values: Any) -> Conditioning:
     """The conditioning with these values in each of its parts."""
     return [[text, about | values] for text, about in conditioning]
+
+
+def of_a_megapixel(height: int, width: int, multiple: int = 1) -> tuple[int, int]:
+    """The (height, width) that core's nodes scale a picture of that size to."""
+    scale = math.sqrt(MEGAPIXEL / (height * width))
+    return round(height * scale / multiple) * multiple, round(width * scale / multiple) * multiple

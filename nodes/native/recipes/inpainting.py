@@ -31,3 +31,16 @@ class Inpainting(Recipe):
         node = import_module("nodes").NODE_CLASS_MAPPINGS["InpaintModelConditioning"]()  # core's module of that name
         positive, negative, latent = node.encode(row.positive, row.negative, pixels, editor.vae, editor.mask)
         return Start(positive, negative, latent["samples"], latent["noise_mask"])
+
+
+class Fill(Inpainting):
+    """FLUX.1 Fill, with the guidance of core's template."""
+
+    title = "FLUX Fill"
+    family = "flux-fill"
+    size = 1024
+    cfg = 1.0
+    guidance = 30.0
+
+    def text(self, clip: Any, prompt: str, x: Image | None) -> Conditioning:
+        return with_values(super().text(clip, prompt, x), guidance=self.guidance)

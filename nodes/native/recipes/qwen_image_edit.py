@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,7 @@ from torch import Tensor
 
 from sifm_core.types import Image
 
-from .base import Conditioning, Recipe, Start, with_values
-
-PIXELS = 1024 * 1024
-"""To which core's nodes scale the reference."""
+from .base import Conditioning, Recipe, Start, of_a_megapixel, with_values
 
 
 class QwenImageEdit(Recipe):
@@ -32,10 +28,8 @@ class QwenImageEdit(Recipe):
     def views(self, x: Image, mask: Tensor | None) -> Sequence[Image]:
         from comfy.utils import common_upscale
 
-        height, width = x.shape[-2:]
-        scale = math.sqrt(PIXELS / (height * width))
-        size = (round(side * scale / self.rounding) * self.rounding for side in (width, height))
-        return [common_upscale(x, *size, "area", "disabled")]
+        height, width = of_a_megapixel(x.shape[-2], x.shape[-1], self.rounding)
+        return [common_upscale(x, width, height, "area", "disabled")]
 
     def given(self, conditioning: Conditioning, raws: Sequence[Tensor], mask: Tensor | None) -> Conditioning:
         return with_values(conditioning, reference_latents=[raws[0]])
