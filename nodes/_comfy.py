@@ -235,8 +235,11 @@ def said(text: str) -> None:
         server.send_progress_text(text, context.node_id)
 
 
-def reporter(original: Image | None = None, eps: float = 1.0, every: int = 5) -> OnStep:
-    """Progress bar, live preview every few steps, and the user's interrupt, which is looked for at every step."""
+def reporter(original: Image | None = None, eps: float = 1.0, every: int = 5, preview: bool = True) -> OnStep:
+    """Progress bar, live preview every few steps, and the user's interrupt, which is looked for at every step.
+
+    A node that ends by showing a picture has no ``preview``: the editor would go on showing the last one instead.
+    """
     from comfy import model_management
     from comfy.utils import ProgressBar
 
@@ -244,9 +247,9 @@ def reporter(original: Image | None = None, eps: float = 1.0, every: int = 5) ->
 
     def on_step(step: Step) -> None:
         model_management.throw_exception_if_processing_interrupted()
-        due = step.i == 1 or step.i == step.n or step.i % every == 0
-        preview = _preview(step.preview, original, eps) if due and step.preview is not None else None
-        bar.update_absolute(step.i, step.n, preview)
+        due = preview and (step.i == 1 or step.i == step.n or step.i % every == 0)
+        seen = _preview(step.preview, original, eps) if due and step.preview is not None else None
+        bar.update_absolute(step.i, step.n, seen)
 
     return on_step
 

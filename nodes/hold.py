@@ -54,6 +54,7 @@ class SifmDoesItHold(io.ComfyNode):
                 ),
                 io.String.Input(
                     "words",
+                    display_name="what they may ask",
                     default="",
                     multiline=True,
                     optional=True,
@@ -128,7 +129,10 @@ class SifmDoesItHold(io.ComfyNode):
             )
             for r in found.rows
         ]
-        elements: list[Element] = [Heading(first), Items(rest), Table(head, tuple(rows)), Text([f"`{_write(found)}`"])]
+        elements: list[Element] = [Heading(first), Items(rest)]
+        if judges:
+            elements.append(Table(head, tuple(rows)))
+        elements.append(Text([f"All of it, on a page of its own: `{_write(found)}` in ComfyUI's output folder."]))
         if (more := sum(attack.kind == "protected" for attack in found.attacks) - MOST) > 0:
             elements.append(Text([f"{more} more edits were tried and are not shown here."]))
         ui = shown_as(elements, sifm_light=[str(found.light or "")], sifm_cards=_cards(found, protected, original))

@@ -59,6 +59,7 @@ class SifmProtectImage(io.ComfyNode):
                 ),
                 io.String.Input(
                     "words",
+                    display_name="what they may ask",
                     default="",
                     optional=True,
                     placeholder="what somebody may ask for (may stay empty)",
@@ -94,7 +95,6 @@ class SifmProtectImage(io.ComfyNode):
                     advanced=True,
                     tooltip="Folder and name in the output folder.",
                 ),
-                *compare_inputs(),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The protected picture, as read back from its file."),
@@ -128,7 +128,6 @@ class SifmProtectImage(io.ComfyNode):
         variant: int = 0,
         demonstration: bool = False,
         filename_prefix: str = "SIFM/protected",
-        compare: Any = None,
     ) -> io.NodeOutput:
         managed = editor or at_hand(against, demonstration)
         masks, alphas = to_masks(image, mask, mask_marks)
@@ -154,7 +153,7 @@ class SifmProtectImage(io.ComfyNode):
         sides = zip(found, to_engine(image).split(1), strict=True)
         crops = [[each.visibility.crop(x)[0] for x in (original, each.image)] for each, original in sides]
         ui = shown(_report(found, [file.shown for file in files]), images=[file.result for file in files])
-        ui["a_images"], ui["b_images"] = ([whole_picture(pair[side]) for pair in crops] for side in (0, 1))
+        ui["sifm_sides"] = [[whole_picture(side) for side in pair] for pair in crops]
         ui["sifm_demonstration"] = [any(each.demonstration for each in found)]
         return io.NodeOutput(to_comfy(read), done, managed, ui=ui)
 
@@ -178,11 +177,6 @@ def demonstration_input() -> io.Input:
         tooltip="Let a miniature, which is a toy, show how it goes: it stains the picture and protects nothing, and "
         "the file is called a demonstration.",
     )
-
-
-def compare_inputs() -> list[io.Input]:
-    """Before and after, one over the other, where this ComfyUI has it."""
-    return [io.ImageCompare.Input("compare", optional=True)] if hasattr(io, "ImageCompare") else []
 
 
 def against_problem(against: str | None, editor: Any, demonstration: bool | None) -> bool | str:
@@ -215,7 +209,7 @@ def _protected(original: Image, mask: Tensor | None, managed: ManagedEditor, how
     def compute() -> tuple[Image, dict[str, Any]]:
         with managed.at_work([how["instruction"]], original) as engine:
             said(f"{protection.forecast(original, engine, mask=mask, **how)}, from {time.strftime('%H:%M')}")
-            done = protection.protect(original, engine, mask=mask, on_step=reporter(original, 0.04), **how)
+            done = protection.protect(original, engine, mask=mask, on_step=reporter(preview=False), **how)
         return done.image, {name: getattr(done, name) for name in KEPT}
 
     uses = {"picture": original, "mask": mask, **how, "editor": editor_id(managed.editor)}

@@ -6,10 +6,13 @@ const ours = (node) => node.comfyClass?.startsWith("SIFM_");
 const everywhere = () => app.ui?.settings?.getSettingValue?.("Comfy.Node.AlwaysShowAdvancedWidgets") ?? false;
 
 export function folds(node) {
-  const bare = (widget) => widget.type === "imagecompare" && !globalThis.LiteGraph?.vueNodesMode; // tables.js draws it there
-  const folded = (widget) => bare(widget) || widget.options?.advanced && !node.showAdvanced && !everywhere() && node.getSlotFromWidget?.(widget)?.link == null;
-  const visible = node.isWidgetVisible, layout = node.getLayoutWidgets;
-  node.isWidgetVisible = (widget) => !folded(widget) && visible.call(node, widget);
+  const linked = (widget) => node.isInputConnected?.(node.inputs?.findIndex((slot) => slot.widget?.name === widget.name) ?? -1) ?? false;
+  const folded = (widget) => widget.options?.advanced && !node.showAdvanced && !everywhere() && !linked(widget);
+  const layout = node.getLayoutWidgets;
+  for (const shown of ["isWidgetVisible", "isWidgetRowVisible"].filter((name) => node[name])) { // the latter since front end 1.5x
+    const visible = node[shown];
+    node[shown] = (widget) => !folded(widget) && visible.call(node, widget);
+  }
   node.getLayoutWidgets = () => layout.call(node).filter((widget) => !folded(widget));
   node.hasAdvancedWidgets = () => (node.widgets ?? []).some((widget) => widget.options?.advanced);
   const toggle = node.toggleAdvanced;

@@ -21,6 +21,7 @@ const STYLE = `
 .slide { position: relative; } .slide img { display: block; } .slide img + img { position: absolute; inset: 0; height: 100%; }
 .sifm-full .slide { width: min(40vw, 62vh); } .sifm-full input[type=range] { width: min(40vw, 62vh); }
 .sifm-full .slide img { width: 100%; display: block; image-rendering: pixelated; }
+.sifm-full .whole, .sifm-full .whole img { width: auto; }
 `;
 document.head.append(make("style", { textContent: STYLE }));
 
@@ -45,13 +46,13 @@ export const inRun = (run) => (id) => api.apiURL(`/sifm/runs/${run}/pictures/${i
 export const inTemp = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
 
 // Before and after, one over the other, with the slider that moves the border between them.
-export function compare(before, after) {
+export function compare(before, after, kind = "") {
   const top = make("img", { src: after, alt: "after" });
   const range = make("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: "before and after" });
   const move = () => (top.style.clipPath = `inset(0 0 0 ${range.value}%)`);
   range.addEventListener("input", move);
   move();
-  return [make("div", { className: "slide" }, make("img", { src: before, alt: "before" }), top), range];
+  return [make("div", { className: `slide ${kind}` }, make("img", { src: before, alt: "before" }), top), range];
 }
 
 function slider(before, after, title, said) {

@@ -3,13 +3,13 @@ import { app } from "../../scripts/app.js";
 import { ask, make } from "./gallery.js";
 import { say } from "./words.js";
 
-const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(bytes < 1e7 ? 3 : 2)} GB`;
+const size = (bytes) => (bytes < 1e9 ? `${Math.ceil(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
 
 function storage() {
-  const box = make("div", { className: "sifm-storage" });
-  const draw = ({ parts, cleared }) => box.replaceChildren(...Object.entries(parts).map(([part, bytes]) => make("div", {},
-    `${say(part)}: ${gigabytes(bytes)} `,
-    cleared.includes(part) && bytes ? make("button", { textContent: say("Clear"), onclick: () => change({ clear: part }, say(part)) }) : null)));
+  const box = make("div", { style: "display: grid; grid-template-columns: auto auto 70px; gap: 4px 14px; align-items: center" });
+  const draw = ({ parts, cleared }) => box.replaceChildren(...Object.entries(parts).flatMap(([part, bytes]) => [
+    make("span", { textContent: say(part) }), make("span", { textContent: size(bytes), style: "text-align: right" }),
+    cleared.includes(part) && bytes ? make("button", { textContent: say("Clear"), onclick: () => change({ clear: part }, say(part)) }) : make("span")]));
   const change = async (body, what) => {
     if (!(await app.extensionManager.dialog.confirm({ title: "SIFM", message: `${say("Clear")}: ${what}?` }))) return;
     draw(await ask("/sifm/storage", body));

@@ -35,7 +35,7 @@ async function recall() {
     const node = found(id);
     if (!node || (drawn.get(node) ?? 0) >= asked) continue; // a run was quicker
     node.onExecuted?.(output);
-    if (output.images || output.a_images) app.nodeOutputs[id] ??= output;
+    if (output.images) app.nodeOutputs[id] ??= output;
   }
 }
 

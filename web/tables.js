@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { shows } from "./shown.js";
 import { say } from "./words.js";
-import { ask, attacked, compare, gallery, inRun, inTemp, inline, make } from "./gallery.js";
+import { ask, attacked, compare, gallery, inRun, inTemp, inline, make, overlay } from "./gallery.js";
 
 const WAITS = {
   SIFM_DoesItHold: "The light, the weakest cases and the pictures appear here after a run.",
@@ -14,12 +14,14 @@ const WAITS = {
   SIFM_ClipScore: "The table appears here after a run.",
   SIFM_MLLMJudge: "The edits with their verdicts appear here after a run.",
 };
+const HEIGHTS = { SIFM_MLLMJudge: 240, SIFM_ProtectImage: 440, SIFM_DoesItHold: 560 };
 const STYLE = `
-.sifm-box { position: relative; height: 100%; min-height: 120px; } /* so that a long table scrolls and does not stretch its node */
+.sifm-box { position: relative; height: 100%; } /* so that a long table scrolls and does not stretch its node */
 .sifm-text { position: absolute; inset: 0; box-sizing: border-box; overflow: auto; padding: 4px 8px; font: 12px/1.45 sans-serif; color: var(--fg-color, #ddd); background: var(--comfy-input-bg, #222); border-radius: 5px; user-select: text; cursor: auto; }
 .sifm-text .sifm-toy { margin: 0 0 6px; padding: 5px 8px; border-radius: 4px; background: #b3261e; color: #fff; font-weight: bold; }
 .sifm-light { height: 10px; border-radius: 5px; margin: 2px 0 6px; } .sifm-green { background: #3fa463; } .sifm-amber { background: #e0a030; } .sifm-red { background: #d9534f; }
-.sifm-sides { width: fit-content; } .sifm-sides input { width: 100%; }
+.sifm-sides { width: min(100%, 340px); margin: 6px 0; } .sifm-sides input { width: 100%; } .sifm-sides img { width: 100%; }
+.sifm-sides button { font: inherit; color: inherit; background: none; border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 2px 8px; cursor: pointer; }
 .sifm-text h4 { margin: 10px 0 2px; font-size: 12px; font-weight: bold; }
 .sifm-text p, .sifm-text ul, .sifm-text small { color: var(--descrip-text, #999); } .sifm-text p, .sifm-text ul { margin: 6px 0; } .sifm-text ul { padding-left: 16px; }
 .sifm-text table { border-collapse: collapse; margin: 4px 0 8px; }
@@ -58,15 +60,20 @@ async function edits({ sifm_cards: cards, sifm_run: runs }) {
   return gallery(records, inRun(runs.at(-1)), attacked);
 }
 
-// The part in which a change is seen most, at 100%: in ComfyUI's own widget where that is drawn, in Nodes 2.0, else here.
-function sides(node, { a_images: before = [], b_images: after = [] }) {
-  const widget = node.widgets?.find(({ type }) => type === "imagecompare");
-  if (widget && before.length) {
-    widget.value = { beforeImages: before.map(inTemp), afterImages: after.map(inTemp) };
-    widget.callback?.(widget.value);
-  }
-  if (globalThis.LiteGraph?.vueNodesMode) return [];
-  return before.map((file, i) => make("div", { className: "sifm-sides" }, make("small", { textContent: say("100%: before, then protected") }), ...compare(inTemp(file), inTemp(after[i]))));
+// The part in which a change is seen most, with the slider above it; at a click pixel by pixel.
+function sides(pair) {
+  const urls = pair.map(inTemp);
+  const look = () => {
+    const { close } = overlay(...compare(...urls, "whole"), make("button", { textContent: say("Close (Esc)"), onclick: () => close() }));
+  };
+  const button = make("button", { textContent: say("Before, then protected: look at 100%"), onclick: look });
+  return make("div", { className: "sifm-sides" }, ...compare(...urls).reverse(), button);
+}
+
+// What a report says, each picture's sides under its heading.
+function drawn(elements, pairs) {
+  const left = [...pairs];
+  return elements.flatMap((element) => [DRAWN[element.kind](element), ...(element.kind === "heading" && left.length ? [sides(left.shift())] : [])]);
 }
 
 app.registerExtension({
@@ -76,20 +83,20 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (!WAITS[node.comfyClass]) return;
+    const height = HEIGHTS[node.comfyClass] ?? 120;
     const element = make("div", { className: "sifm-text" }, make("p", { textContent: say(WAITS[node.comfyClass]) }));
     element.addEventListener("wheel", (event) => event.stopPropagation()); // scrolls the table, not the canvas
-    const widget = node.addDOMWidget("sifm_table", "sifm_table", make("div", { className: "sifm-box", style: node.comfyClass === "SIFM_ProtectImage" ? "min-height: 190px" : "" }, element), {
-      serialize: false, hideOnZoom: false, getMinHeight: () => ({ SIFM_MLLMJudge: 240, SIFM_ProtectImage: 190 }[node.comfyClass] ?? 120),
+    const widget = node.addDOMWidget("sifm_table", "sifm_table", make("div", { className: "sifm-box", style: `min-height: ${height}px` }, element), {
+      serialize: false, hideOnZoom: false, getMinHeight: () => height,
     });
     widget.serialize = false;
     shows(node, (output) => {
-      const shown = (output.sifm_document ?? []).map((element) => DRAWN[element.kind](element));
+      const shown = drawn(output.sifm_document ?? [], output.sifm_sides ?? []);
       if (output.sifm_demonstration?.some(Boolean)) shown.unshift(make("p", { className: "sifm-toy", textContent: say("A demonstration by a toy. It protects nothing.") }));
-      shown.push(...sides(node, output));
       const light = output.sifm_light?.at(-1);
       if (light) shown.unshift(make("div", { className: `sifm-light sifm-${light}` }));
       element.replaceChildren(...shown);
-      edits(output).then((drawn) => element.replaceChildren(...shown, drawn), (error) => element.append(make("p", { textContent: error.message })));
+      edits(output).then((cards) => element.replaceChildren(...shown, cards), (error) => element.append(make("p", { textContent: error.message })));
     });
   },
 });

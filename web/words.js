@@ -2,6 +2,9 @@
 import { app } from "../../scripts/app.js";
 
 const WORDS = {
+  en: {
+    results: "Results, so that nothing is computed twice", shown: "What nodes show", runs: "Runs of Results Table", "judges.sqlite": "Answers of paid judges", "annotations.jsonl": "Judgements of people",
+  },
   zh: {
     "The table and the edits appear here after a run.": "运行后，表格与编辑结果显示在这里。",
     "The table and the edits that are disputed appear here after a run.": "运行后，表格与有分歧的编辑显示在这里。",
@@ -11,7 +14,7 @@ const WORDS = {
     "How visible it is, and what it does not promise, stands here after a run.": "运行后，这里说明改动有多明显，以及它不保证什么。",
     "The loss curve appears here after a run.": "运行后，损失曲线显示在这里。",
     "A demonstration by a toy. It protects nothing.": "玩具模型的演示，不提供任何保护。",
-    "100%: before, then protected": "100%：原图与受保护图",
+    "Before, then protected: look at 100%": "原图与受保护图：以 100% 查看",
     "SIFM runs": "SIFM 运行记录", "← Runs": "← 运行记录", "Pictures": "图片", "Start": "开始", "your name": "你的名字", "Close (Esc)": "关闭 (Esc)",
     "None yet. A graph with a SIFM Results Table makes one.": "还没有。带有 SIFM 结果表的工作流会生成一个。",
     "Can the judges be trusted?": "评判可信吗？", "Judge the edits yourself, blind": "自己来评判（不显示保护方式）",
@@ -30,7 +33,7 @@ const WORDS = {
     "How visible it is, and what it does not promise, stands here after a run.": "実行すると、どれほど目立つか、何を保証しないかがここに表示されます。",
     "The loss curve appears here after a run.": "実行すると、損失の曲線がここに表示されます。",
     "A demonstration by a toy. It protects nothing.": "おもちゃのモデルによる実演です。何も保護しません。",
-    "100%: before, then protected": "100%表示：元の画像と保護後",
+    "Before, then protected: look at 100%": "元の画像と保護後：100%で見る",
     "SIFM runs": "SIFM の実行記録", "← Runs": "← 実行記録", "Pictures": "画像", "Start": "開始", "your name": "お名前", "Close (Esc)": "閉じる (Esc)",
     "None yet. A graph with a SIFM Results Table makes one.": "まだありません。SIFM 結果表のあるワークフローを実行すると作られます。",
     "Can the judges be trusted?": "判定は信頼できるか", "Judge the edits yourself, blind": "自分で判定する（保護の方法は伏せて）",
@@ -46,5 +49,5 @@ export const LANGUAGES = Object.keys(WORDS);
 
 export function say(text) {
   const language = String(app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en").split("-")[0];
-  return WORDS[language]?.[text] ?? text;
+  return (WORDS[language] ?? WORDS.en)[text] ?? text;
 }

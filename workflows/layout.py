@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 PAD, HEAD, GAP, BETWEEN = 24, 76, 72, 90
 """Pixels: inside a group, its title with that of its first node, between nodes, between groups."""
-ROW, WIDGET, REST, MULTILINE = 20, 24, 26, 36
-"""Pixels: a socket, a widget, what every node has beside, what a text box has more."""
+ROW, WIDGET, REST, MULTILINE, ADVANCED = 20, 24, 26, 36, 30
+"""Pixels: a socket, a widget, what every node has beside, what a text box has more, the line of Nodes 2.0 below which
+expert settings are."""
 CURVE, PREVIEW = 118, 240
 """Pixels of an immunize node's loss curve, and of the live preview that it shows while it works."""
 ZOOM = 0.62
 """At which a workflow opens, on its first group: notes and settings can be read there."""
 EXTRA = {
-    "SIFM_ProtectImage": 620,
+    "SIFM_ProtectImage": 760,
     "SIFM_DoesItHold": 700,
     "SIFM_Immunize": CURVE + PREVIEW,
     "SIFM_SaveProtected": 330,
@@ -117,7 +118,7 @@ class Graph:
         self.form = {"inputs": list(inputs), "outputs": list(outputs)}
 
     def _extra(self) -> dict[str, Any]:
-        view = {"ds": {"scale": ZOOM, "offset": [170, 210]}}
+        view: dict[str, Any] = {"ds": {"scale": ZOOM, "offset": [170, 210]}, "sifm_opens_here": True}
         if not self.form:
             return view
         inputs = [[node.id, name] for node, name in self.form["inputs"]]
@@ -314,7 +315,8 @@ class Graph:
         ]
         seeds = sum(bool(spec[1].get("control_after_generate")) for _, spec in seen) + (node.kind == "LoadImage")
         boxes = sum(bool(spec[1].get("multiline")) for _, spec in seen)
-        return rows * ROW + (len(seen) + seeds) * WIDGET + boxes * MULTILINE + REST + extra
+        folded = any(self._is_folded(node, name, spec) for name, spec in self._expanded(node) if _is_widget(spec))
+        return rows * ROW + (len(seen) + seeds) * WIDGET + boxes * MULTILINE + REST + folded * ADVANCED + extra
 
     def _is_folded(self, node: Node, name: str, spec: Any) -> bool:
         """Is it an expert setting that the editor shows on demand? One that is linked is always in sight."""

@@ -1,6 +1,7 @@
 """The workflows' thumbnails: each is run on a server, on the miniature with few pictures, and what came out is shown.
 
-``python workflows/thumbnails.py http://127.0.0.1:8188 [NAME ...]``.
+``python workflows/thumbnails.py http://127.0.0.1:8188 [NAME ...]``. The artist's show a photograph under the
+strengths of ``docs/strengths.png``, which ``python -m benchmarks.strengths`` makes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,22 @@ from typing import Any
 
 from graphs import FILES
 from my_model import MY_MODEL
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 HERE = Path(__file__).parent
-RUNS = {"protect_my_image": (1, 100), "protect_and_test": (3, 60), "test_my_image": (1, 60)}
+RUNS = {"protect_and_test": (3, 60), "test_my_image": (1, 60)}
 RUNS |= {"purification_robustness": (3, 20), "paper_figure3_clip": (3, 0), "paper_figure4_pictures": (2, 15)}
 OTHERS = (2, 5)
 """(pictures, iterations): enough to see what a protection does; the tables are only to show what they are about."""
 SIDE, GAP, BACK = 160, 8, (24, 24, 28)
+STRENGTHS = ("before", "subtle", "normal", "strong")
+"""The columns of docs/strengths.png."""
+ARTIST = {
+    "protect_my_image": ("before", "normal"),
+    "does_it_hold": ("normal",),
+    "immunize_my_image": ("subtle", "normal", "strong"),
+}
+LIGHTS = ("#d9534f", "#e0a030", "#3fa463")
 
 Graph = dict[str, Any]
 
@@ -106,6 +115,25 @@ def picture(server: Server, name: str) -> Image.Image:
     return sheet
 
 
+def photograph(name: str) -> Image.Image:
+    """The photograph under the strengths that the workflow is about; the test's beside its three lights."""
+    sheet = Image.new("RGB", (4 * SIDE, 3 * SIDE), BACK)
+    draw, columns = ImageDraw.Draw(sheet), ARTIST[name]
+    with Image.open(HERE.parent / "docs" / "strengths.png") as strengths:
+        step = strengths.width // len(STRENGTHS) + 2
+        shown = [strengths.crop((i * step, 0, i * step + step - GAP, 256)) for i in map(STRENGTHS.index, columns)]
+    parts = len(columns) + (name == "does_it_hold")
+    width, height = (sheet.width - (parts + 1) * GAP) // parts, sheet.height - 6 * GAP
+    for k, (column, image) in enumerate(zip(columns, shown, strict=True)):
+        x = GAP + k * (width + GAP)
+        sheet.paste(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS), (x, GAP))
+        draw.text((x + width // 2, sheet.height - 3 * GAP), column, "white", ImageFont.load_default(24), anchor="mm")
+    if name == "does_it_hold":
+        for k, colour in enumerate(LIGHTS):
+            draw.circle((3 * SIDE, (k + 0.5) * height / 3 + GAP), 0.13 * height, colour)
+    return sheet
+
+
 def card(name: str) -> Image.Image:
     """What a workflow is about whose models nobody has here: a picture made up for it would be a lie."""
     sheet = Image.new("RGB", (4 * SIDE, 2 * SIDE), BACK)
@@ -123,7 +151,8 @@ def card(name: str) -> Image.Image:
 
 def main(url: str, *names: str) -> None:
     for name in names or FILES:
-        shown = card(name) if name in MY_MODEL else picture(Server(url), name)
+        draw = photograph if name in ARTIST else card if name in MY_MODEL else None
+        shown = draw(name) if draw else picture(Server(url), name)
         shown.save(HERE / f"{FILES[name]}.jpg", quality=85)
         print(name, flush=True)
 

@@ -92,6 +92,7 @@ class Server:
                     *(str(self.comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)),
                     *("--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"),
                     "--disable-api-nodes",
+                    *(["--front-end-root", front] if (front := os.environ.get("SIFM_FRONT_END")) else []),
                 ],
                 cwd=self.comfyui,
                 env=os.environ

@@ -49,7 +49,7 @@ def test_each_picture_gets_a_file_inside_its_budget_and_a_certificate_without_wh
         assert about["protection"]["strength"] == "subtle" and all(finding.good is not False for finding in findings)
         assert "sly" not in json.dumps(about) and "secret" not in json.dumps(dict(Image.open(file).text))
     shown = out.ui
-    assert len(shown["a_images"]) == len(shown["b_images"]) == len(shown["images"]) == 2
+    assert len(shown["images"]) == 2 and [len(pair) for pair in shown["sifm_sides"]] == [2, 2]
     assert "levels" in shown["text"][0] and "and nothing else" in shown["text"][0]
     assert out[2] is editor and shown["sifm_demonstration"] == [False]
 

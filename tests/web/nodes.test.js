@@ -91,3 +91,16 @@ test("a node shows the edits of its own cards, or of the run that it made, or sa
   assert.equal(run.all("img")[1].src, "/api/sifm/runs/last/pictures/e");
   assert.ok((await shown({ sifm_run: ["gone"] })).textContent.includes("no such run"));
 });
+
+test("each picture's sides stand under its heading, and open pixel by pixel", async () => {
+  const made = created("sifm.tables", "SIFM_ProtectImage"), file = (filename) => ({ filename, subfolder: "sifm", type: "temp" });
+  const report = [1, 2].flatMap((i) => [{ kind: "heading", text: `picture ${i}` }, { kind: "items", texts: ["said"] }]);
+  made.onExecuted({ sifm_document: report, sifm_sides: [[file("a"), file("b")], [file("c"), file("d")]] });
+  await settled();
+  const [element] = made.widgets[0].element.children;
+  assert.deepEqual(element.children.map((child) => child.tagName), ["h4", "div", "ul", "h4", "div", "ul"]);
+  const second = element.all(".sifm-sides")[1];
+  assert.deepEqual(second.all("img").map((image) => image.src.match(/filename=(.)/)[1]), ["c", "d"]);
+  second.all("button")[0].click();
+  assert.equal(document.body.all(".whole").length, 1);
+});

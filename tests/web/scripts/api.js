@@ -57,5 +57,11 @@ export const api = {
     const body = typeof answer === "function" ? answer(options && JSON.parse(options.body)) : answer;
     return { ok: !body?.error, statusText: "", json: async () => body };
   },
+  refused: null, // the node errors of what is queued
+  async queuePrompt() {
+    if (api.refused) throw Object.assign(new Error("refused"), { response: { node_errors: api.refused } });
+    return { prompt_id: "p" };
+  },
+  async getWorkflowTemplates() { return { other: ["b", "a"], sifm: ["10 c", "Paper", "2 b", "1 a.app"] }; },
   addEventListener(kind, listener) { api.heard[kind] = listener; },
 };

@@ -8,7 +8,7 @@ export const app = {
   registerExtension(extension) { app.extensions[extension.name] = extension; },
   extensionManager: {
     registerSidebarTab: (tab) => app.tabs.push(tab),
-    toast: { add: (toast) => app.toasts.push(toast) },
+    toast: { add: (toast) => app.toasts.push(toast), remove: (toast) => { app.toasts = app.toasts.filter((one) => one !== toast); } },
   },
 };
 
