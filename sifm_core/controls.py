@@ -6,12 +6,12 @@ How the four controls are made and counted: :mod:`sifm_core.judges.calibration`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .judges import parted
-from .judges.calibration import Calibration, Gold, Rate, counted, cross_fitted, fitted, gold_controls
+from .judges.calibration import Calibration, Gold, Rate, alike, counted, cross_fitted, fitted, gold_controls
 from .judges.scores import named
 from .store import Store
 from .types import Case, Editor, Judge, OnStep, Verdict
@@ -91,15 +91,26 @@ def calibrated(spec: str, judge: Judge, golds: Sequence[Gold], *, on_step: OnSte
     return known(spec, judge.name, golds, verdicts)
 
 
-def known(spec: str, name: str, golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> list[Calibration]:
-    """The same of its verdicts."""
+def known(
+    spec: str,
+    name: str,
+    golds: Sequence[Gold],
+    verdicts: Sequence[Verdict],
+    more: Mapping[str, Sequence[Verdict]] | None = None,
+) -> list[Calibration]:
+    """The same of its verdicts; ``more``: those of asking once more, by way (see :func:`.calibration.others_of`)."""
+    more = more or {}
     plain = counted(name, golds, verdicts)
+    plain = replace(plain, same={way: alike(golds, verdicts, said) for way, said in more.items()})
     thresholds = fitted(golds, verdicts)
     if not thresholds:
         return [plain]
     backend, model, address = parted(spec)
     better = f"{backend}:{named(model, thresholds)}" + (f"@{address}" if address else "")
     tuned = counted(better, golds, cross_fitted(golds, verdicts))
+    first = [verdict.decided(thresholds) for verdict in verdicts]
+    then = {way: [verdict.decided(thresholds) for verdict in said] for way, said in more.items()}
+    tuned = replace(tuned, same={way: alike(golds, first, said) for way, said in then.items()})
     return [plain, tuned] if plain.unclear < plain.n else [tuned]
 
 
@@ -119,4 +130,6 @@ def kept(store: Store, judges: Iterable[str]) -> dict[str, Calibration]:
 
 def _calibration(value: dict[str, Any]) -> Calibration:
     groups = ("sensitivity", "specificity", "by_kind")
-    return Calibration(**value | {g: {name: Rate(**rate) for name, rate in value[g].items()} for g in groups})
+    rates = {g: {name: Rate(**rate) for name, rate in value[g].items()} for g in groups}
+    same = {way: {axis: Rate(**rate) for axis, rate in row.items()} for way, row in value.get("same", {}).items()}
+    return Calibration(**value | rates | {"same": same})

@@ -38,6 +38,10 @@ def calibrate(
         Path | None, typer.Option("--run", metavar="DIR", help="Keep the result in this run, for its report.")
     ] = None,
     *,
+    stability: Annotated[
+        bool,
+        typer.Option("--stability", help="Ask all of it once more, and once with the two pictures in the other order."),
+    ] = False,
     asking: AskingAlone,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -48,12 +52,13 @@ def calibrate(
 
     Clean edits, unedited pictures, pure noise, and edits made with another instruction: what share of failed edits does
     each judge find, what share of sound ones does it clear? Of a judge that gives numbers also the threshold that tells
-    them apart best, as the name by which to ask it from then on, counted on pictures that it was not found on.
+    them apart best, as the name by which to ask it from then on, counted on pictures that it was not found on. With
+    --stability also how often it contradicts itself, at three times the cost.
     """
     from .. import controls
     from ..bench.config import samples as samples_of
     from ..checks import check_count
-    from ..judges.calibration import together
+    from ..judges.calibration import others_of, together
     from ..noise import check_seed
 
     check_count(images, "images")
@@ -65,12 +70,18 @@ def calibrate(
     loaded = load_judges(specs, asking)
     found: list[Calibration] = []
     said: dict[str, list[Verdict]] = {}
+    more: dict[str, dict[str, list[Verdict]]] = {}
     with progress() as on_step:
         golds = controls.controls(samples, load_editor(editor, device, dtype, download), seed=seed, on_step=on_step(""))
+        cases = [gold.case for gold in golds]
         for spec, judge in zip(specs, loaded, strict=True):
-            said[judge.name] = judge.judge([gold.case for gold in golds], on_step=on_step(judge.name))
-            found += controls.known(spec, judge.name, golds, said[judge.name])
-    found += together(golds, said)
+            said[judge.name] = judge.judge(cases, on_step=on_step(judge.name))
+            once_more = {}
+            for way, other in (others_of(judge) if stability else {}).items():
+                once_more[way] = other.judge(cases, on_step=on_step(f"{judge.name}, {way}"))
+                more.setdefault(way, {})[judge.name] = once_more[way]
+            found += controls.known(spec, judge.name, golds, said[judge.name], once_more)
+    found += together(golds, said, more)
     for one in found:
         if store:
             controls.keep(store, one)
@@ -82,3 +93,6 @@ def calibrate(
             tell(f"  {axis:24} sensitivity {one.sensitivity[axis]}, specificity {one.specificity[axis]}")
         for kind, rate in one.by_kind.items():
             tell(f"  says failed of {kind:18} {rate}")
+        for way, rates in one.same.items():
+            for axis, rate in rates.items():
+                tell(f"  {axis:24} the same {way}: {rate}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InputError
 from ..format import percent
@@ -72,7 +72,8 @@ class Calibration:
 
     ``sensitivity`` and ``specificity`` by axis (see :data:`AXES`): the share of cases with and without the defect that
     the judge answers rightly; ``by_kind``: of each kind of control, the share that the judge says failed (what would be
-    a success of the immunization); ``unclear``: cases without an answer, left out of every rate.
+    a success of the immunization); ``unclear``: cases without an answer, left out of every rate; ``same``: by way of
+    asking once more (:func:`others_of`) and axis, the share of cases that it answers alike.
     """
 
     judge: str
@@ -81,6 +82,7 @@ class Calibration:
     sensitivity: Mapping[str, Rate]
     specificity: Mapping[str, Rate]
     by_kind: Mapping[str, Rate]
+    same: Mapping[str, Mapping[str, Rate]] = field(default_factory=dict)
 
     def corrected(self, raw: Isr) -> Corrected | None:
         """The judge's own rate without its errors on such cases as these controls; None where that cannot be told.
@@ -98,6 +100,7 @@ class Calibration:
         said = (
             f"{self.judge} on {self.n} gold controls: finds {finds} of failed edits and clears {clears} of sound ones"
         )
+        said += "".join(f"; {way}, it says the same of {rates['success']}" for way, rates in self.same.items())
         return said + (f"; {self.unclear} unclear" if self.unclear else "")
 
 
@@ -124,6 +127,33 @@ def gold_controls(cases: Sequence[Case], wrong_edits: Sequence[Tensor], *, seed:
     return golds
 
 
+AGAIN, SWAPPED = "asked again", "shown the edit before its source"
+
+
+def others_of(judge: Judge) -> dict[str, Judge]:
+    """Ways of asking a judge the same once more, which ought to change nothing: a second time, and where it is shown
+    both pictures in one prompt, with these in the other order."""
+    from .vlm import VlmJudge
+
+    if isinstance(judge, VlmJudge):
+        return {AGAIN: judge.again(), SWAPPED: judge.swapped()}
+    return {AGAIN: judge}
+
+
+def alike(golds: Sequence[Gold], first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, Rate]:
+    """By axis, how many of the cases that both columns answer they answer alike."""
+    found = {}
+    for axis in AXES:
+        pairs = [
+            (one == other, gold.picture)
+            for gold, *both in zip(golds, first, second, strict=True)
+            for one, other in [[getattr(verdict, axis) for verdict in both]]
+            if one is not None and other is not None
+        ]
+        found[axis] = _rate(pairs)
+    return found
+
+
 def calibrate(judge: Judge, golds: Sequence[Gold], *, on_step: OnStep | None = None) -> Calibration:
     """Ask the judge about every control and count."""
     return counted(judge.name, golds, judge.judge([gold.case for gold in golds], on_step=on_step))
@@ -138,19 +168,29 @@ def panel(how: str, judges: Iterable[str]) -> str:
     return f"{how}: {' + '.join(sorted(judges))}"
 
 
-def together(golds: Sequence[Gold], columns: Mapping[str, Sequence[Verdict]]) -> list[Calibration]:
+Columns: TypeAlias = Mapping[str, Sequence[Verdict]]
+"""Judge -> its verdicts on the same controls."""
+
+
+def together(golds: Sequence[Gold], columns: Columns, more: Mapping[str, Columns] | None = None) -> list[Calibration]:
     """What the controls say of several judges together: all agreeing, and of three or more the majority.
 
     Counted of their joint answers to the same controls, so that errors which they share count as what they are. Empty
-    for fewer than two.
+    for fewer than two. ``more``: way of asking once more -> the same judges' answers, of those that can be so asked.
     """
-    columns = {judge: verdicts for judge, verdicts in columns.items() if judge != TRUTH}
-    rows = list(zip(*columns.values(), strict=True))
-    ways = {UNANIMOUS: consensus, MAJORITY: majority} if len(columns) > 2 else {UNANIMOUS: consensus}
+    judges = [judge for judge in columns if judge != TRUTH]
+    ways = {UNANIMOUS: consensus, MAJORITY: majority} if len(judges) > 2 else {UNANIMOUS: consensus}
     found = []
-    for how, decide in ways.items() if len(columns) > 1 else ():
-        verdicts = [_joint(how, {question: decide(row, question) for question in AXES}) for row in rows]
-        found.append(counted(panel(how, columns), golds, verdicts))
+    for how, decide in ways.items() if len(judges) > 1 else ():
+
+        def joint(said: Columns, how: str = how, decide: Any = decide) -> list[Verdict]:
+            rows = zip(*(said[judge] for judge in judges), strict=True)
+            return [_joint(how, {question: decide(row, question) for question in AXES}) for row in rows]
+
+        verdicts = joint(columns)
+        others = {way: {**columns, **said} for way, said in (more or {}).items()}
+        same = {way: alike(golds, verdicts, joint(said)) for way, said in others.items()}
+        found.append(replace(counted(panel(how, judges), golds, verdicts), same=same))
     return found
 
 
@@ -208,9 +248,7 @@ def counted(judge: str, golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> C
                 answers.setdefault(("kind", gold.kind), []).append((said, gold.picture))
 
     def rate(group: str, name: str) -> Rate:
-        found = answers.get((group, name), [])
-        right, pictures = [value for value, _ in found], [picture for _, picture in found]
-        return Rate(sum(right), len(right), *clustered_wilson(right, pictures))
+        return _rate(answers.get((group, name), []))
 
     return Calibration(
         judge=judge,
@@ -220,6 +258,12 @@ def counted(judge: str, golds: Sequence[Gold], verdicts: Sequence[Verdict]) -> C
         specificity={axis: rate("specificity", axis) for axis in AXES},
         by_kind={kind: rate("kind", kind) for kind in dict.fromkeys(gold.kind for gold in golds)},
     )
+
+
+def _rate(found: Sequence[tuple[bool, int]]) -> Rate:
+    """Of (right, picture) pairs."""
+    right, pictures = [value for value, _ in found], [picture for _, picture in found]
+    return Rate(sum(right), len(right), *clustered_wilson(right, pictures))
 
 
 def _cut(known: Sequence[tuple[float, bool]]) -> float:

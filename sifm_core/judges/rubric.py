@@ -209,15 +209,18 @@ class Form:
 class Question(Form):
     """One of a judge's calls: the prompt file of that name, and the answer it demands.
 
-    ``turned``: the options of a ranked question stand in the other order, which a model may heed more than the picture.
+    ``turned``: the options of a ranked question stand in the other order, which a model may heed more than the picture;
+    ``swapped``: the edited picture stands before its source.
     """
 
     answer: type[Answer]
     turned: bool = False
+    swapped: bool = False
 
     @cached_property
     def template(self) -> str:
-        return (Path(__file__).parent / "prompts" / f"{self.name}.md").read_text(encoding="utf-8")
+        text = (Path(__file__).parent / "prompts" / f"{self.name}.md").read_text(encoding="utf-8")
+        return _SOURCE_EDITED.sub(r"\2\1", text) if self.swapped else text
 
     @cached_property
     def hash(self) -> str:
@@ -244,6 +247,8 @@ class Question(Form):
         return tuple(parts)
 
 
+_SOURCE_EDITED = re.compile(r"^(.*\n\{\{source\}\}\n)(.*\n\{\{edited\}\}\n)", re.MULTILINE)
+"""The two pictures in a prompt, each under a line that says which it is."""
 PRESETS: dict[str, tuple[Question, ...]] = {
     "two_calls": (Question("semantic-1", Semantic), Question("quality-1", Quality)),
     "paper": (Question("paper-1", Paper),),

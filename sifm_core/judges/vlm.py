@@ -6,6 +6,7 @@ which may have been paid, and they would do it outside the ledger.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import threading
@@ -128,14 +129,31 @@ class VlmJudge:
         self._warned: set[str] = set()
         for served in self.cache.served(name):
             self._heed(served)
-        kept = {"thresholds": dict(thresholds)} if thresholds else {}
-        self.served = key_of(config=dict(client.config), prompt=self.prompt_hash, repeat=repeat, **kept)[:12]
-        """What else than the name this judge's answers depend on: part of what a run keeps them under."""
+        self._named = {"thresholds": dict(thresholds)} if thresholds else {}
         if max_cost is not None and not priced and not offline:
             raise JudgeError(
                 f"max_cost needs a price to hold: none is known for {client.backend} model {client.model!r}; "
                 f'give one with prices="FILE.toml" (the form is that of sifm_core/judges/models.toml)'
             )
+
+    @property
+    def served(self) -> str:
+        """What else than the name this judge's answers depend on: part of what a run keeps them under."""
+        config = dict(self.client.config)
+        return key_of(config=config, prompt=self.prompt_hash, repeat=self._repeat, **self._named)[:12]
+
+    def again(self) -> VlmJudge:
+        """The same judge, by another draw of each answer."""
+        other = copy.copy(self)
+        other._repeat += 1
+        return other
+
+    def swapped(self) -> VlmJudge:
+        """The same judge, shown the edited picture before its source."""
+        other = copy.copy(self)
+        other.questions = tuple(replace(question, swapped=not question.swapped) for question in self.questions)
+        other.prompt_hash = preset_hash(other.questions)
+        return other
 
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:
         round_ = _Round(self._ask_in_jobs(cases, on_step))

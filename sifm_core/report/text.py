@@ -133,6 +133,10 @@ def as_csv(report: Report) -> str:
             right = rate["success"]
             counts = (right.value, right.low, right.high, right.n)
             rows.append(["calibration", judge, "judge", name, *counts, *[None] * (len(CSV) - 8)])
+        for way, alike in calibration.same.items():
+            again = alike["success"]
+            counts = (again.value, again.low, again.high, again.n)
+            rows.append(["calibration", judge, "judge", f"the same {way}", *counts, *[None] * (len(CSV) - 8)])
     out = io.StringIO()
     csv.writer(out).writerows([cell(value) for value in row] for row in rows)
     return out.getvalue()

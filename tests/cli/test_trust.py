@@ -131,6 +131,9 @@ def test_calibrate_prints_and_keeps(run, sifm, monkeypatch):
     assert [one["judge"] for one in json.loads(out)] == [TRUTH]
     with Store("run/store", create=False) as store:
         assert kept(store, [TRUTH])[TRUTH].n == 8
+    code, out, err = sifm(*words, "--judge", "miniature:conv", "--stability")
+    assert code == 0 and "success                  the same asked again: 100% (8/8, 95% " in out, err
+    assert "asked again, it says the same of 100% (8/8" in out.splitlines()[0]
 
 
 def test_clip_prefers_what_its_scores_say(run, sifm, tmp_path):

@@ -28,8 +28,8 @@ def keyless(monkeypatch):
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """(address with pictures, address without them, the folder of the same weights for transformers)."""
-    pytest.importorskip("gguf", reason="llama.cpp is not tried: pip install gguf xllamacpp")
-    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not tried: pip install gguf xllamacpp")
+    pytest.importorskip("gguf", reason="llama.cpp is not tried: pip install .[llama]")
+    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not tried: pip install .[llama]")
     from judges.tiny_gguf import write_gguf
     from judges.tiny_qwen import write_qwen
 
