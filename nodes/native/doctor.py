@@ -37,11 +37,15 @@ RECENT = 2
 
 
 class Taken(NamedTuple):
-    """Bytes that the autoencoder and a row of the network keep for their gradients, for a picture of ``pixels``."""
+    """Bytes that the autoencoder and a row of the network keep for their gradients, for a picture of ``pixels``.
+
+    ``spared``: the share that is left of them where blocks keep their inputs alone: these, and one block at a time.
+    """
 
     encoder: int
     row: int
     pixels: int
+    spared: float
 
 
 class Finding(NamedTuple):
@@ -63,11 +67,11 @@ def measured(editor: Any, x: Image, cond: Cond, layers: str | Sequence[str]) -> 
     """What a gradient will keep, found by a run that keeps nothing; ``x`` (1, 3, h, w) at the working size."""
     hidden = _hidden(editor, layers)
     with torch.enable_grad(), smooth():
-        encoder = _kept(lambda: editor.encode(x.detach().clone().requires_grad_()))
+        encoder, less = _kept(lambda: editor.encode(x.detach().clone().requires_grad_()), editor.spared())
         with torch.no_grad():
             z = editor.encode(x)
-        row = _kept(lambda: hidden(z.detach().requires_grad_(), cond))
-    return Taken(encoder, row, x.shape[-2] * x.shape[-1])
+        row, least = _kept(lambda: hidden(z.detach().requires_grad_(), cond), editor.spared())
+    return Taken(encoder, row, x.shape[-2] * x.shape[-1], (less + least) / (encoder + row))
 
 
 def check(
@@ -132,7 +136,7 @@ def _checked(editor: Any, x: Image, cond: Cond, layers: str | Sequence[str] | No
 @contextmanager
 def _whole_floats() -> Iterator[None]:
     """Inside, a GPU's float32 is float32: of TF32's ten bits a small step of finite differences drowns in the last."""
-    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    places: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [place.allow_tf32 for place in places]
     try:
         for place in places:
@@ -204,10 +208,14 @@ def _hidden(editor: Any, layers: str | Sequence[str] | None) -> Callable[[Tensor
     return hidden
 
 
-def _kept(run: Callable[[], object]) -> int:
-    """Bytes that a forward pass would keep for its gradient, weights aside; what is kept twice in a row counts once."""
+def _kept(run: Callable[[], object], blocks: Sequence[torch.nn.Module]) -> tuple[int, int]:
+    """Bytes that a forward pass would keep for its gradient, and those if ``blocks`` kept their inputs alone.
+
+    Weights aside; what is kept twice in a row counts once.
+    """
     last: deque[tuple[int, int]] = deque(maxlen=RECENT)
-    kept = 0
+    kept, entered, inputs = 0, 0, 0
+    inside: list[int] = []
 
     def count(tensor: Tensor) -> None:
         nonlocal kept
@@ -219,9 +227,20 @@ def _kept(run: Callable[[], object]) -> int:
     def never(_: None) -> Tensor:
         raise RuntimeError("a run that keeps nothing has no gradient")
 
-    with torch.autograd.graph.saved_tensors_hooks(count, never):
-        run()
-    return kept
+    def enter(module: Any, args: Any, kwargs: Any) -> None:
+        nonlocal entered, inputs
+        entered = kept
+        inputs += sum(value.nbytes for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+    hooks = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in blocks]
+    hooks += [block.register_forward_hook(lambda *_: inside.append(kept - entered)) for block in blocks]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(count, never):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept, kept - sum(inside) + inputs + max(inside, default=0)
 
 
 def _bits(editor: Any, paths: Sequence[str]) -> list[int]:

@@ -357,6 +357,11 @@ class NativeEditor(Editor):
     def recomputing(self) -> AbstractContextManager[None]:
         return nullcontext() if self.sparing and self._room is not None else recomputed(self.network.blocks(self.net))
 
+    def spared(self) -> list[nn.Module]:
+        """The blocks that can keep their inputs alone: the network's, and those of an autoencoder that has such."""
+        encoder = [part for part in self.vae.first_stage_model.modules() if type(part).__name__ == "ResnetBlock"]
+        return [*encoder, *self.network.blocks(self.net)]
+
     # -- where gradients come through
 
     @contextmanager
@@ -391,8 +396,7 @@ class NativeEditor(Editor):
         with ExitStack() as rooms:
             rooms.enter_context(differentiable(networks, [self.net] if self.network.in_place else []))
             if self.sparing:
-                encoder = [p for p in self.vae.first_stage_model.modules() if type(p).__name__ == "ResnetBlock"]
-                rooms.enter_context(recomputed([*encoder, *self.network.blocks(self.net)]))
+                rooms.enter_context(recomputed(self.spared()))
             self._room = rooms.pop_all()
 
     def check_runs(self) -> None:

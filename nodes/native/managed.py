@@ -17,7 +17,7 @@ from .editor import NativeEditor
 
 GB = 1e9
 SPARED = 0.25
-"""What blocks that are run twice keep, at most, of what they else would: their inputs, and one of them all."""
+"""What blocks that are run twice keep, at most, of what they else would, as long as it is not measured."""
 
 
 class NativeManaged(ManagedEditor):
@@ -67,7 +67,7 @@ class NativeManaged(ManagedEditor):
         room = min(total, model_management.get_free_memory(self.device) + held)
         weights = sum(sizes.values())
         blocks = len(editor.network.blocks(editor.net))
-        sparing = int(memory * SPARED) if blocks else memory
+        sparing = int(memory * (SPARED if editor.measured is None else editor.measured.spared)) if blocks else memory
         resident = weights - sizes[editor.model] if blocks and self.device.type != "cpu" else weights
         if resident + sparing > room:
             raise EditorError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import packed_weights
 import pytest
 import torch
 from test_native import edit, examine, immunize, managed, pictures
 
 import core_models
+from benchmarks import native_models
 from benchmarks.native_files import rows
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -52,3 +55,10 @@ def test_packed_weights_and_loras_on_them_have_exact_gradients_and_stay_as_they_
     now = [p for p in loaded.model.model.parameters() if isinstance(p, packed_weights.Packed)]
     assert all(torch.equal(p.as_subclass(torch.Tensor), r) for p, r in zip(now, raw, strict=True))
     assert [p.tensor_shape for p in now] == [p.tensor_shape for p in weights] and not any(p.patches for p in now)
+
+
+def test_core_models_at_full_size_are_measured_as_small_ones_are_here(comfy, capsys):
+    native_models.main(["--tiny", "--device", "cpu", "--json", "--only", "sd3-medium bfloat16 whole"])
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines()[-1:])
+    assert "of finite differences" in row["doctor"] and row["unchanged"] and "problem" not in row
+    assert row["T=10"] > row["T=4"] > 0 and row["T=4 graph"] is None and row["edit s"] > 0
