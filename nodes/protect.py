@@ -208,9 +208,11 @@ def at_hand(against: str, demonstration: bool) -> ManagedEditor:
 def _protected(original: Image, mask: Tensor | None, managed: ManagedEditor, how: dict[str, Any]) -> Protected:
     def compute() -> tuple[Image, dict[str, Any]]:
         with managed.at_work([how["instruction"]], original) as engine:
+            looked = managed.examine(original, how["instruction"], "deep")
             said(f"{protection.forecast(original, engine, mask=mask, **how)}, from {time.strftime('%H:%M')}")
             done = protection.protect(original, engine, mask=mask, on_step=reporter(preview=False), **how)
-        return done.image, {name: getattr(done, name) for name in KEPT}
+        kept = {name: getattr(done, name) for name in KEPT}
+        return done.image, kept | {"settings": {**done.settings, **({"doctor": looked} if looked else {})}}
 
     uses = {"picture": original, "mask": mask, **how, "editor": editor_id(managed.editor)}
     image, about = recall("protect", uses, compute)
@@ -248,7 +250,7 @@ def _report(found: list[Protected], files: list[str]) -> list[Element]:
         first, *rest = each.words()
         elements += [
             Heading(first),
-            Items(rest),
+            Items([*rest, *filter(None, [each.settings.get("doctor")])]),
             Text([f"`{file}`, with its certificate beside it, in ComfyUI's output folder."]),
         ]
     return elements

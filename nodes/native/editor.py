@@ -167,7 +167,7 @@ class NativeEditor(Editor):
         raw = self._out_of(self._views(z)[0])
         network = self.vae.first_stage_model
         raw = raw.unsqueeze(2) if self.vae.latent_dim == 3 else raw
-        pixels = network.decode(raw.to(self.device, self.vae.vae_dtype))
+        pixels = network.decode(raw.to(self.vae.device, self.vae.vae_dtype)).to(self.device)
         pixels = pixels[:, :, 0] if pixels.ndim == 5 else pixels
         return _wide(pixels) / 2 + 0.5
 
@@ -417,12 +417,12 @@ class NativeEditor(Editor):
     def _raw(self, view: Image, noise: Latent | None) -> Latent:
         """What the VAE puts out for a view, the mode or a draw, (B, c, h, w)."""
         pixels = self.vae.vae_encode_crop_pixels(view.movedim(1, -1)).movedim(-1, 1)
-        pixels = self.vae.process_input(pixels).to(self.device, self.vae.vae_dtype)
+        pixels = self.vae.process_input(pixels).to(self.vae.device, self.vae.vae_dtype)
         network = self.vae.first_stage_model
         pixels = pixels.unsqueeze(2) if self.vae.latent_dim == 3 else pixels
         hook = None if noise is None else _drawing(network, noise)
         try:
-            raw = _wide(network.encode(pixels))
+            raw = _wide(network.encode(pixels)).to(self.device)
         finally:
             if hook is not None:
                 hook.remove()

@@ -100,8 +100,10 @@ class NativeManaged(ManagedEditor):
         weights, off = (sum(size(p) for p in self.patchers()) for size in (_weights, _off))
         row = "" if layers is None else f", {editor.measured.row / GB:.2f} GB a row"
         spared = f"; for want of memory each block is run twice, {off / GB:.2f} GB of weights are off the device"
+        where = f"{str(editor.dtype).removeprefix('torch.')} on {editor.device}"
+        where += "" if editor.vae.device == editor.device else f", autoencoder on {editor.vae.device}"
         return (
-            f"{editor.name} ({editor.recipe.title}, {str(editor.dtype).removeprefix('torch.')} on {editor.device}): "
+            f"{editor.name} ({editor.recipe.title}, {where}): "
             f"{found.line}; {weights / GB:.2f} GB of weights{row}{spared if editor.sparing else ''}"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -513,6 +514,36 @@ def test_a_gradient_that_is_cut_or_wrong_is_refused(editor, monkeypatch):
     monkeypatch.setattr(editor.editor, "encode", lambda x, noise=None, encode=editor.editor.encode: encode(x).detach())
     with pytest.raises(EditorError, match="no gradient comes"):
         examine(editor, pictures())
+
+
+@pytest.mark.parametrize("family", ["kontext"], indirect=True)
+def test_the_artists_door_is_checked_by_the_doctor_too(editor, tmp_path, monkeypatch):
+    import folder_paths
+
+    from nodes.protect import SifmProtectImage
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    node = SifmProtectImage.PREPARE_CLASS_CLONE(None)
+    node.hidden = SimpleNamespace(prompt={}, extra_pnginfo={})
+    given = pictures().movedim(1, -1), "miniature-ip2p", "subtle"
+    shown = node.execute(*given, editor=editor).ui["text"][0]
+    assert "of finite differences" in shown and "GB a row" in shown
+    monkeypatch.setattr(editor.editor, "encode", lambda x, noise=None, encode=editor.editor.encode: encode(x).detach())
+    with pytest.raises(EditorError, match="no gradient comes"):
+        node.execute(*given, editor=editor, variant=1)
+
+
+@pytest.mark.parametrize("family", ["sd3"], indirect=True)
+def test_an_autoencoder_works_on_its_own_device(loaded, editor, monkeypatch):
+    """ComfyUI started with --cpu-vae, or a node that says where."""
+    network, seen = loaded.vae.first_stage_model, []
+    monkeypatch.setattr(loaded.vae, "device", torch.device("meta"))
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(network, name, lambda given: seen.append(given.device.type) or torch.zeros(1, 16, 4, 4))
+    with torch.inference_mode(False):
+        z = editor.editor.encode(pictures())
+        editor.editor.decode(z)
+    assert seen == ["meta", "meta"] and z.device.type == "cpu"
 
 
 def test_three_pictures_are_not_a_video(editor):
