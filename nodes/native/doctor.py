@@ -31,6 +31,8 @@ STEP, LONG_STEPS = 3e-4, (1e-3, 4e-3)
 """How far a pixel is moved for them; in short numbers the better of two, between rounding and the network's bends."""
 ALIKE, ROUGHLY_ALIKE = 1e-3, 0.1
 """How far features may be from those of core's own run, relatively."""
+LEVELS = 2
+"""How far a scaled picture may be from core's, whose rounding at 8 bits is followed up to a level."""
 TIMESTEP = 500
 RECENT = 2
 """Among how many tensors that were kept last one is looked for: memory that was freed is soon another's."""
@@ -49,10 +51,11 @@ class Taken(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Relative errors of gradient and features."""
+    """Relative errors of gradient and features; how far the picture is from core's own scaling, in levels of 8 bits."""
 
     gradient: float
     features: float | None
+    levels: float
     exact: bool
 
     @property
@@ -60,6 +63,7 @@ class Finding(NamedTuple):
         """One sentence for the result."""
         tolerance = EXACT if self.exact else ROUGH
         shown = "" if self.features is None else f"; features are core's own up to {self.features:.1e}"
+        shown += f", its scaling up to {self.levels:.1f} levels" if self.levels > 1e-3 else ""
         return f"gradient within {self.gradient:.2%} of finite differences (allowed: {tolerance:.0%}){shown}"
 
 
@@ -130,7 +134,22 @@ def _checked(editor: Any, x: Image, cond: Cond, layers: str | Sequence[str] | No
             f"{alike:.1%}): a block changes them in place, or a patch acts differently where there is a gradient; "
             "choose other layers or take patches off"
         )
-    return Finding(error, features, exact)
+    levels = _levels(editor, x)
+    if not levels <= LEVELS:
+        raise EditorError(
+            f"the picture as {editor.recipe.title} scales it is {levels:.1f} levels of 255 away from what core's nodes "
+            f"make of it (allowed: {LEVELS}): this ComfyUI scales in another way than this pack knows; update one of "
+            "them, or scale the picture to the model's size yourself"
+        )
+    return Finding(error, features, levels, exact)
+
+
+@torch.no_grad()
+def _levels(editor: Any, x: Image) -> float:
+    """How far the two paths' pictures are apart, of gradient and attack."""
+    ours = editor.recipe.views(x, torch.zeros_like(x[:, 0]))[0].float().cpu()
+    theirs = editor.recipe.scaled(x.float().cpu().movedim(1, -1)).movedim(-1, 1)
+    return float((ours - theirs).abs().max()) * 255
 
 
 @contextmanager

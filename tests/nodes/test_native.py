@@ -195,7 +195,18 @@ def examine(editor, x, layers="deep"):
 
 def test_gradients_agree_with_finite_differences_through_every_layer(editor, family):
     found = examine(editor, pictures(), "all")
-    assert found.gradient < 0.005 and found.features < 1e-5
+    assert found.gradient < 0.005 and found.features < 1e-5 and found.levels < 1.01
+
+
+@pytest.mark.parametrize("family", ["kontext", "flux2", "longcat"], indirect=True)
+def test_a_core_that_scales_in_another_way_is_refused(editor, family, monkeypatch):
+    x = pictures(size=40)
+    assert examine(editor, x, None).levels < 1.01
+    recipe = editor.editor.recipe
+    other = recipe.views(1 - x, None)[0].movedim(1, -1)
+    monkeypatch.setattr(type(recipe), "scaled", lambda self, pixels: other)
+    with pytest.raises(EditorError, match="levels of 255"):
+        examine(editor, x, None)
 
 
 class Stop(BaseException):

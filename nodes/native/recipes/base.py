@@ -56,6 +56,10 @@ class Recipe:
         """The pictures whose latents the network is given, from the picture at the working size: differentiable."""
         return [x]
 
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """The first of :meth:`views` by core's own nodes, (1, H, W, 3)."""
+        return pixels
+
     def given(self, conditioning: Conditioning, raws: Sequence[Tensor], mask: Tensor | None) -> Conditioning:
         """The conditioning with the source in it: ``raws``, the latents of :meth:`views` as the VAE put them out."""
         return conditioning

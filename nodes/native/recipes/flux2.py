@@ -30,6 +30,9 @@ class Flux2(Recipe):
     def views(self, x: Image, mask: Tensor | None) -> Sequence[Image]:
         return [scaled(x, base.of_a_megapixel(x.shape[-2], x.shape[-1]))]
 
+    def scaled(self, pixels: Tensor) -> Tensor:
+        return to_a_megapixel(pixels)
+
     def given(self, conditioning: Conditioning, raws: Sequence[Tensor], mask: Tensor | None) -> Conditioning:
         return with_values(conditioning, reference_latents=[raws[0]])
 
@@ -45,7 +48,7 @@ class Flux2(Recipe):
     def start(self, pixels: Tensor, editor: Any, row: Any) -> Start:
         from comfy_extras.nodes_edit_model import ReferenceLatent
 
-        large = to_a_megapixel(pixels)
+        large = self.scaled(pixels)
         latent = {"samples": editor.vae.encode(large)}
         positive, negative = (ReferenceLatent.execute(text, latent).args[0] for text in (row.positive, row.negative))
         height, width = large.shape[1:3]

@@ -27,15 +27,19 @@ class Kontext(Recipe):
     def views(self, x: Image, mask: Tensor | None) -> Sequence[Image]:
         return [center_scaled(x, kontext_size(*x.shape[-2:]))]
 
+    def scaled(self, pixels: Tensor) -> Tensor:
+        from comfy_extras.nodes_flux import FluxKontextImageScale
+
+        made: Tensor = FluxKontextImageScale.execute(pixels).args[0]
+        return made
+
     def given(self, conditioning: Conditioning, raws: Sequence[Tensor], mask: Tensor | None) -> Conditioning:
         return with_values(conditioning, reference_latents=[raws[0]])
 
     def start(self, pixels: Tensor, editor: Any, row: Any) -> Start:
         from comfy_extras.nodes_edit_model import ReferenceLatent
-        from comfy_extras.nodes_flux import FluxKontextImageScale
 
-        scaled = FluxKontextImageScale.execute(pixels).args[0]
-        latent = {"samples": editor.vae.encode(scaled)}
+        latent = {"samples": editor.vae.encode(self.scaled(pixels))}
         positive, negative = (ReferenceLatent.execute(text, latent).args[0] for text in (row.positive, row.negative))
         return Start(positive, negative, latent["samples"])
 

@@ -33,6 +33,9 @@ class LongCat(QwenImageEdit):
     def views(self, x: Image, mask: Tensor | None) -> Sequence[Image]:
         return super().views(self._scaled(x), mask)
 
+    def scaled(self, pixels: Tensor) -> Tensor:
+        return QwenImageEdit.views(self, to_a_megapixel(pixels, STEP).movedim(-1, 1), None)[0].movedim(1, -1)
+
     def given(self, conditioning: Conditioning, raws: Sequence[Tensor], mask: Tensor | None) -> Conditioning:
         return with_values(super().given(conditioning, raws, mask), reference_latents_method="index")
 

@@ -31,6 +31,9 @@ class QwenImageEdit(Recipe):
         height, width = of_a_megapixel(x.shape[-2], x.shape[-1], self.rounding)
         return [common_upscale(x, width, height, "area", "disabled")]
 
+    def scaled(self, pixels: Tensor) -> Tensor:
+        return self.views(pixels.movedim(-1, 1), None)[0].movedim(1, -1)
+
     def given(self, conditioning: Conditioning, raws: Sequence[Tensor], mask: Tensor | None) -> Conditioning:
         return with_values(conditioning, reference_latents=[raws[0]])
 
@@ -43,7 +46,7 @@ class QwenImageEdit(Recipe):
         def text(prompt: str, given: Conditioning | None) -> Conditioning:
             if given is None:
                 return self._encoded(editor.clip, prompt, editor.vae, pixels)
-            reference = editor.vae.encode(self.views(pixels.movedim(-1, 1), None)[0].movedim(1, -1))
+            reference = editor.vae.encode(self.scaled(pixels))
             return ReferenceLatent.execute(given, {"samples": reference}).args[0]  # type: ignore[no-any-return]
 
         positive, negative = text(row.prompt or "", editor.positive), text("", editor.negative)
