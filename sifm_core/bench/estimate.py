@@ -19,6 +19,7 @@ from ..judges import BACKENDS, parted
 from ..judges.models import read_models
 from ..store import Store
 from ..types import Case
+from ..verdicts import TRUTH
 from .config import Plan
 from .documents import Planned, Rate
 
@@ -49,8 +50,9 @@ def estimate(
     *,
     preset: str = "two_calls",
     prices: str | os.PathLike[str] | None = None,
+    controls: int = 0,
 ) -> list[Line]:
-    """One line per phase.
+    """One line per phase, and one for judging so many gold ``controls`` before them.
 
     ``store``: a run whose measured rates count; ``tflops``: the device's sustained speed, ``hourly`` what an hour of it
     costs in dollars; ``preset`` and ``prices`` are those of :class:`sifm_core.judges.vlm.VlmJudge`.
@@ -80,6 +82,10 @@ def estimate(
         rent = 0.0 if hourly is None else None if seconds is None else seconds / 3600 * hourly
         dollars = _dollars(plan, grid, jobs, preset, prices) if phase == "judge" else rent
         lines.append(Line(phase, jobs, seconds, dollars, basis))
+    if controls:
+        jobs = controls * sum(not judge.startswith((TRUTH, "human:")) for judge in plan.settings.judges)
+        dollars = _dollars(plan, grid, controls * len(plan.settings.judges), preset, prices)
+        lines.insert(0, Line("calibrate", jobs, None, dollars, f"{controls} gold controls, made first"))
     return lines
 
 

@@ -136,7 +136,8 @@ def run(
 
         known = Store(out, create=False) if (out / "run.sqlite").is_file() else None
         chosen = {"preset": asking.preset} if asking.preset else {}
-        lines = estimate(plan, known, tflops, hourly, prices=asking.prices, **chosen)
+        controls = _controls(plan) if calibrate else 0
+        lines = estimate(plan, known, tflops, hourly, prices=asking.prices, controls=controls, **chosen)
         if as_json:
             return dump({"plan": plan.as_dict(), "phases": [asdict(line) for line in lines]})
         tell(f"{plan.title} ({plan.profile}), would go to {out}")
@@ -144,9 +145,13 @@ def run(
             tell(f"  {line.phase:9} {line.jobs:>9} {_hours(line.seconds):>9} {_money(line.dollars):>9}  {line.basis}")
         return None
     others = [_opened(other)[0] for other in reuse or ()]
-    cost = estimate(plan, preset=asking.preset or "two_calls", prices=asking.prices)[-1]
     if any(name.partition(":")[0] in REMOTE for name in plan.settings.judges):
-        print(f"judges: {cost.jobs} verdicts, {_money(cost.dollars)} at most", file=sys.stderr)
+        controls = _controls(plan) if calibrate else 0
+        lines = estimate(plan, preset=asking.preset or "two_calls", prices=asking.prices, controls=controls)
+        asked = [line for line in lines if line.phase in ("calibrate", "judge")]
+        dollars = [line.dollars for line in asked]
+        cost = None if None in dollars else sum(filter(None, dollars))
+        print(f"judges: {sum(line.jobs for line in asked)} verdicts, {_money(cost)} at most", file=sys.stderr)
     if calibrate:
         plan = _calibrated(plan, out, asking)
     fill(plan, out, workers, ray, retry=False, verify=verify, as_json=as_json, asking=asking, reuse=others)
@@ -154,6 +159,11 @@ def run(
 
 CONTROLS = 24
 """Pictures that judges are tested on before a run; four cases each."""
+
+
+def _controls(plan: Plan) -> int:
+    """How many cases each judge is tested on before a run."""
+    return 4 * min(plan.settings.images or CONTROLS, CONTROLS)
 
 
 def _calibrated(plan: Plan, out: Path, asking: Asking) -> Plan:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import InputError, JudgeError, unknown
+from ..files import in_cache
 from ..images import to_uint8
 from ..types import Case, Judge, OnStep, Step, Verdict
 from ..verdicts import QUESTIONS
@@ -40,16 +44,35 @@ class Kind:
     open: Callable[[Path, str], Scorer]
 
 
+class Unread(Exception):
+    """What a model wrote gave no number."""
+
+
 def _edit_score(folder: Path, device: str) -> Scorer:
-    """EditScore (arXiv 2509.23909): the worse of what was asked for and what was to stay, and quality; 0 to 10."""
+    """EditScore (arXiv 2509.23909): the worse of what was asked for and what was to stay, and quality; 0 to 10.
+
+    A folder as it is published, an adapter of LoRA beside the model that its ``adapter_config.json`` names, or merged.
+    """
     kinds = {"qwen2_5_vl": "qwen25vl", "qwen3_vl": "qwen3vl"}
-    backbone = kinds.get(_model_type(folder))
+    base = _said(folder / "adapter_config.json", "base_model_name_or_path")
+    model = Path(_here(folder, base)) if base else folder
+    backbone = kinds.get(_said(model / "config.json", "model_type"))
     if backbone is None:
-        raise JudgeError(f"{folder}: expected the config.json of a merged EditScore, a {' or '.join(kinds)}")
-    model = importlib.import_module("editscore").EditScore(backbone=backbone, model_name_or_path=str(folder), seed=0)
+        raise JudgeError(
+            f"{folder}: expected an EditScore, the adapter_config.json of one or a merged one's config.json "
+            f"({' or '.join(kinds)})"
+        )
+    if device != "cuda":
+        raise JudgeError("score:editscore: its package runs on CUDA alone, which this machine has not")
+    adapter = {"lora_path": str(folder)} if base else {}
+    package = importlib.import_module("editscore")
+    scorer = package.EditScore(backbone=backbone, model_name_or_path=str(model), seed=0, **adapter)
 
     def scored(source: Any, edited: Any, instruction: str) -> dict[str, float]:
-        found = model.evaluate([source, edited], instruction)
+        found = scorer.evaluate([source, edited], instruction)
+        for name in ("SC_reasoning", "PQ_reasoning"):
+            if "guess_if_cannot_parse" in str(found.get(name)):  # then its package has drawn the number at random
+                raise Unread("what the model wrote is no score")
         content = min(found["prompt_following"], found["consistency"])
         return dict(zip(QUESTIONS, (content, found["perceptual_quality"]), strict=True))
 
@@ -58,16 +81,29 @@ def _edit_score(folder: Path, device: str) -> Scorer:
 
 def _edit_reward(folder: Path, device: str) -> Scorer:
     """EditReward (arXiv 2509.26346): one number for all, without bounds."""
+    import torch
+
     settings = sorted(folder.glob("*.yaml"))
     if len(settings) != 1:
         raise JudgeError(
-            f"{folder}: expected the checkpoint of an EditReward with the one .yaml that it was trained by"
+            f"{folder}: expected the checkpoint of an EditReward, and the one .yaml of EditReward/config/ that it was "
+            "trained by"
         )
-    package = importlib.import_module("EditReward.inference_edit")
-    model = package.EditRewardInferencer(config_path=str(settings[0]), checkpoint_path=str(folder), device=device)
+    named = re.search(
+        r"^model_name_or_path:\s*[\"']?([^\"'#\s]+)", settings[0].read_text(encoding="utf-8"), re.MULTILINE
+    )
+    if not named:
+        raise JudgeError(f"{settings[0]}: expected a model_name_or_path")
+    kind = _said(Path(_here(folder, named[1])) / "config.json", "model_type")
+    module, inferencer = {
+        "qwen3_vl": ("inference_qwen3_vl_edit", "EditRewardQwen3Inferencer"),
+    }.get(kind, ("inference_edit", "EditRewardInferencer"))
+    package = importlib.import_module(f"EditReward.{module}")
+    model = getattr(package, inferencer)(config_path=str(settings[0]), checkpoint_path=str(folder), device=device)
 
     def scored(source: Any, edited: Any, instruction: str) -> dict[str, float]:
-        return {"success": float(model.reward([instruction], [source], [edited])[0][0])}
+        with torch.no_grad():
+            return {"success": float(model.reward([instruction], [source], [edited])[0][0])}
 
     return scored
 
@@ -108,10 +144,11 @@ class ScoreJudge:
         if problem := case_problem(case):
             return Verdict(self.name, "error", reasons=problem, **about)
         try:
-            found = {
-                axis: float(value)
-                for axis, value in self._scorer(_pillow(case.source), _pillow(case.edited), case.prompt).items()
-            }
+            with redirect_stdout(StringIO()):  # EditScore prints what its model wrote
+                given = self._scorer(_pillow(case.source), _pillow(case.edited), case.prompt)
+            found = {axis: float(value) for axis, value in given.items()}
+        except Unread as error:
+            return Verdict(self.name, "unparsable", reasons=str(error), **about)
         except Exception as error:  # whatever a package of somebody else's raises costs one verdict
             why = f"{type(error).__name__}: {error}"
             return Verdict(self.name, "error", reasons=shown(why, REASONS), **about)
@@ -128,8 +165,6 @@ def load(model: str, *, base_url: str | None = None, device: str = "auto") -> Ju
     """``model``: KIND:FOLDER, with its thresholds after a "#" if it has any, such as editscore:weights#6.2,5.5."""
     if base_url:
         raise InputError(f"score judges run here and take no base_url, but got {base_url!r}")
-    import torch
-
     place, thresholds = parted(model)
     name, _, folder = place.partition(":")
     if name not in KINDS:
@@ -139,15 +174,21 @@ def load(model: str, *, base_url: str | None = None, device: str = "auto") -> Ju
     kind = KINDS[name]
     if not find_spec(kind.package):
         raise JudgeError(f"score:{name} needs the package {kind.package}: {kind.install}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _fastest() if device == "auto" else device
     try:
-        scorer = kind.open(Path(folder), device)
+        with _offline(), redirect_stdout(StringIO()):
+            scorer = kind.open(Path(folder), device)
     except JudgeError:
         raise
     except Exception as error:
         raise JudgeError(f"score:{place}: the model cannot be opened: {type(error).__name__}: {error}") from error
     return ScoreJudge(f"score:{model}", scorer, thresholds, model=place, served=f"{place}@{name}-{files_of(folder)}")
+
+
+def _fastest() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _pillow(picture: Any) -> Any:
@@ -156,8 +197,32 @@ def _pillow(picture: Any) -> Any:
     return Image.fromarray(to_uint8(picture))
 
 
-def _model_type(folder: Path) -> str:
+def _said(file: Path, field: str) -> str:
+    """A text that a JSON file holds under a name, or ""."""
     try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+        found = json.loads(file.read_text(encoding="utf-8")).get(field)
     except (OSError, ValueError, AttributeError):
         return ""
+    return found if isinstance(found, str) else ""
+
+
+def _here(folder: Path, base: str) -> str:
+    """The folder of the model that a checkpoint is built on."""
+    found = in_cache(base)
+    if not Path(found).is_dir():
+        raise JudgeError(
+            f"{folder}: it is built on {base}, which is not on this machine (`hf download {base}` fetches it)"
+        )
+    return found
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Packages of somebody else's fetch nothing."""
+    import huggingface_hub.constants as hub
+
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before

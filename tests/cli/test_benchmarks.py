@@ -19,7 +19,8 @@ from sifm_core import cli
 from sifm_core.bench import config
 from sifm_core.bench.estimate import estimate
 from sifm_core.errors import InputError
-from sifm_core.judges import load_judge
+from sifm_core.judges import calibration, load_judge
+from sifm_core.judges.scores import parted, score
 from sifm_core.metrics import clip_score
 from sifm_core.store import Store
 from sifm_core.types import Case, Verdict
@@ -582,3 +583,97 @@ def test_damaged_scores_beside_a_report_are_left_out_of_it(sifm, text):
     Path("run/clip.png").write_text("no picture")
     sifm("bench", "report", "run")
     assert "PhotoGE" in Path("run/report.md").read_text(encoding="utf-8")
+
+
+class Scorer:
+    """Gives an edit a number by how far it is from its source; the threshold is the spec's, after a "#"."""
+
+    asked = 0
+
+    def __init__(self, spec):
+        self.name, self.thresholds = spec, parted(spec)[1]
+
+    def judge(self, cases, *, on_step=None):
+        Scorer.asked += len(cases)
+        said = []
+        for case in cases:
+            apart = float((case.edited - case.source).abs().mean())
+            found = {"success": score(1 - apart, self.thresholds.get("success"))}
+            said.append(Verdict(self.name, "error", reasons="no threshold", scores=found).decided({}))
+        return said
+
+
+@pytest.fixture
+def scored(sifm, monkeypatch):
+    """`sifm` with judges by number and toys, and a world in which clean edits are as asked for."""
+
+    def loaded(spec, **options):
+        return Scorer(spec) if spec.startswith("score:") else ToyJudge(spec, 0.6)
+
+    def presumed(kind, case, edited, known, picture):
+        return calibration.Gold(kind, replace(case, edited=edited), *known, picture)
+
+    monkeypatch.setattr(calibration, "_edit", presumed)
+    monkeypatch.setattr("sifm_core.judges.load_judge", loaded)
+    monkeypatch.setattr("sifm_core.bench.work.load_judge", loaded)
+    monkeypatch.setattr("sifm_core.cli.shared.load_editor", lambda *_: ToyEditor())
+    monkeypatch.setattr(Scorer, "asked", 0)
+    return sifm
+
+
+def test_judges_are_calibrated_before_a_run_asked_by_what_was_found_and_corrected_in_its_report(scored):
+    sifm = scored
+    words = ["bench", "run", "small.toml", "--out", "run", "--judge", "score:toy:a", "--judge", "toy:b"]
+    sifm(*words, "--calibrate")
+    assert Scorer.asked == 8 + 20
+    with Store("run") as store:
+        (spec,) = [spec for spec in store.get("run", "calibrated", dict[str, str]).values() if "#" in spec]
+        records = list(store.records())
+    assert {v.judge for r in records for v in r.verdicts} == {spec, "toy:b"}
+    assert all(v.state == "ok" and v.scores for r in records for v in r.verdicts if v.judge == spec)
+    rows = list(csv.DictReader(Path("run/report.csv").read_text().splitlines()))
+    known = {(r["method"], r["column"]) for r in rows if r["block"] == "calibration"}
+    names = {spec, "toy:b", f"all judges: {spec} + toy:b"}
+    assert known == {(name, column) for name in names for column in ("sensitivity", "specificity")}
+    page = Path("run/report.md").read_text()
+    assert "all judges, corrected" in page and f"{spec} on 8 gold controls: finds" in page
+    before = Scorer.asked
+    for again in (words, [*words[:2], "run"]):
+        sifm(*again, "--calibrate")
+    assert Scorer.asked == before, "neither the controls nor the edits are judged again"
+
+
+def test_a_run_that_was_stopped_after_its_calibration_goes_on_with_it(scored, monkeypatch):
+    sifm = scored
+    words = ["bench", "run", "small.toml", "--out", "run", "--judge", "score:toy:a", "--calibrate"]
+    with monkeypatch.context() as broken:
+        broken.setattr("sifm_core.cli.bench.fill", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        sifm(*words, code=130)
+    assert Scorer.asked == 8
+    done = sifm(*words, "--json")
+    assert Scorer.asked == 8 + 20 and done["done"]["judge"] == 20 and done["failed"] == {}
+
+
+def test_what_the_controls_cost_is_said_before_anything_is_asked(sifm, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    words = [
+        "bench",
+        "run",
+        "small.toml",
+        "--out",
+        "run",
+        "--judge",
+        "gemini:gemini-3.8-flash",
+        "--judge",
+        "human:a.csv",
+    ]
+    first, *_, last = sifm(*words, "--calibrate", "--dry-run", "--json")["phases"]
+    assert (first["phase"], first["jobs"], last["jobs"]) == ("calibrate", 8, 40) and not Path("run").exists()
+    assert first["dollars"] == pytest.approx(last["dollars"] * 8 / 20) and "--calibrate" not in repr(last)
+    assert sifm(*words, "--dry-run", "--json")["phases"][0]["phase"] == "immunize"
+    monkeypatch.setattr("sifm_core.cli.bench._calibrated", stopped)
+    assert f"judges: 48 verdicts, $ {first['dollars'] + last['dollars']:.2f} at most" in sifm(
+        *words, "--calibrate", code=130
+    )

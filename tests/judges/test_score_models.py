@@ -31,12 +31,15 @@ def editscore(monkeypatch, tmp_path):
                 raise ValueError("no\x1b[31m")
             source, edited = (p.convert("L").getpixel((0, 0)) / 25.5 for p in pictures)
             quality = float("nan") if instruction == "nan" else edited
-            return {"prompt_following": edited, "consistency": 10 - source, "perceptual_quality": quality}
+            said = {"PQ_reasoning": "guess_if_cannot_parse | It is nice."} if instruction == "prose" else {}
+            print("Failed to find the json content in the string.")
+            return {"prompt_following": edited, "consistency": 10 - source, "perceptual_quality": quality, **said}
 
     module = types.ModuleType("editscore")
     module.EditScore = EditScore
     module.__spec__ = types.SimpleNamespace(name="editscore")
     monkeypatch.setitem(sys.modules, "editscore", module)
+    monkeypatch.setattr(score_models, "_fastest", lambda: "cuda")
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
@@ -60,7 +63,15 @@ def editreward(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "EditReward.inference_edit", module)
     folder = tmp_path / "reward"
     folder.mkdir()
-    (folder / "own.yaml").write_text("")
+    (folder / "own.yaml").write_text(f'output_dim: 2\nmodel_name_or_path: "{base(tmp_path, "qwen2_5_vl")}" # of 2025\n')
+    return folder
+
+
+def base(tmp_path, kind):
+    """A folder that looks like a vision-language model's."""
+    folder = tmp_path / "base"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
     return folder
 
 
@@ -95,11 +106,14 @@ def test_one_number_for_both_says_that_an_edit_failed_and_not_how(editreward):
     assert consensus([bad]) is True and failure_axis([bad]) == "mixed" and failure_axis([good]) == "none"
 
 
-@pytest.mark.parametrize("prompt, state", [("crash", "error"), ("nan", "unparsable"), (" ", "error")])
-def test_a_case_that_the_model_cannot_score_costs_one_verdict(editscore, prompt, state):
+@pytest.mark.parametrize(
+    "prompt, state", [("crash", "error"), ("nan", "unparsable"), ("prose", "unparsable"), (" ", "error")]
+)
+def test_a_case_that_the_model_cannot_score_costs_one_verdict(editscore, capsys, prompt, state):
     folder, _ = editscore
     wrong, right = load_judge(f"score:editscore:{folder}#5,5").judge([grey(0.5, prompt), grey(0.9)])
     assert (wrong.state, wrong.success, right.state) == (state, None, "ok") and "\x1b" not in wrong.reasons
+    assert capsys.readouterr().out == "", "what its package prints is not what was asked for"
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
@@ -118,11 +132,63 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 def test_weights_of_another_shape_are_named(editscore, editreward):
     folder, _ = editscore
     (folder / "config.json").write_text("[]")
-    with pytest.raises(JudgeError, match="merged EditScore"):
+    with pytest.raises(JudgeError, match="expected an EditScore, the adapter_config.json of one or a merged one"):
         load_judge(f"score:editscore:{folder}")
     (editreward / "other.yaml").write_text("")
     with pytest.raises(JudgeError, match=r"the one \.yaml"):
         load_judge(f"score:editreward:{editreward}")
+
+
+@pytest.mark.parametrize("kind, backbone", [("qwen2_5_vl", "qwen25vl"), ("qwen3_vl", "qwen3vl")])
+def test_an_editscore_as_it_is_published_is_opened_beside_the_model_that_it_names(editscore, tmp_path, kind, backbone):
+    folder, opened = editscore
+    (folder / "config.json").unlink()
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(base(tmp_path, kind))}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    load_judge(f"score:editscore:{folder}")
+    (settings,) = opened
+    assert settings == {
+        "backbone": backbone, "model_name_or_path": str(tmp_path / "base"), "lora_path": str(folder), "seed": 0
+    }  # fmt: skip
+
+
+def test_nothing_that_a_checkpoint_is_built_on_is_fetched(editscore, editreward):
+    folder, opened = editscore
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/Qwen2.5-VL-7B"}')
+    (editreward / "own.yaml").write_text("model_name_or_path: nobody/Qwen2.5-VL-7B\n")
+    for spec in (f"score:editscore:{folder}", f"score:editreward:{editreward}"):
+        with pytest.raises(JudgeError, match=r"built on nobody/Qwen2\.5-VL-7B, which is not on"):
+            load_judge(spec)
+    assert opened == []
+
+
+def test_a_package_is_opened_offline_and_leaves_the_hub_as_it_was(editscore, monkeypatch):
+    import huggingface_hub.constants as hub
+
+    folder, _ = editscore
+    seen = []
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(sys.modules["editscore"], "EditScore", lambda **_: seen.append(hub.HF_HUB_OFFLINE))
+    load_judge(f"score:editscore:{folder}")
+    assert seen == [True] and hub.HF_HUB_OFFLINE is False
+
+
+def test_a_machine_without_cuda_is_told_before_the_model_is_opened(editscore, monkeypatch):
+    folder, opened = editscore
+    monkeypatch.setattr(score_models, "_fastest", lambda: "cpu")
+    with pytest.raises(JudgeError, match="CUDA alone"):
+        load_judge(f"score:editscore:{folder}")
+    assert opened == []
+
+
+def test_an_editreward_of_the_third_generation_is_opened_by_its_own_class(editreward, tmp_path, monkeypatch):
+    module = types.ModuleType("EditReward.inference_qwen3_vl_edit")
+    module.EditRewardQwen3Inferencer = sys.modules["EditReward.inference_edit"].EditRewardInferencer
+    monkeypatch.delitem(sys.modules, "EditReward.inference_edit")
+    monkeypatch.setitem(sys.modules, "EditReward.inference_qwen3_vl_edit", module)
+    base(tmp_path, "qwen3_vl")
+    (verdict,) = load_judge(f"score:editreward:{editreward}#0", device="cpu").judge([grey(0.9)])
+    assert verdict.success is False
 
 
 # ---- thresholds
