@@ -58,22 +58,25 @@ def size(name: str) -> str:
     return large + BUILTIN.get(name, name)
 
 
-def problem(name: str) -> str:
-    """Why an editor cannot be loaded and the cure, in the nodes' words; "" for one that is at hand."""
-    own = folders()
-    if name in own or (name in BUILTIN and _is_here(name)):
+def problem(name: str, toys: bool = True) -> str:
+    """Why an editor cannot be loaded and the cure, in the nodes' words; "" for one that is at hand.
+
+    Without ``toys`` none of them is offered in its place.
+    """
+    if name in folders() or (name in BUILTIN and _is_here(name)):
         return ""
+    others = [known for known in at_hand() if toys or not is_toy(known)]
+    instead = f"; or choose {' or '.join(others)}" if others else ""
     if name in BUILTIN:
         repository = BUILTIN[name]
         return (
             f"{name} is not on this computer ({size(name)}, {HUB}{repository}): fetch it with "
-            f"`hf download {repository}` in a terminal, or put its diffusers folder into models/diffusers/{name}; or "
-            f"choose one of {', '.join(at_hand())}"
+            f"`hf download {repository}` in a terminal, or put its diffusers folder into models/diffusers/{name}{instead}"
         )
     for place in map(Path, folder_paths.get_folder_paths("diffusers")):
         if re.fullmatch(r"[^/\\]+", name) and (place / name / "model_index.json").is_file():
             return f"{name} is a {_class(place / name)}: this pack protects against {', '.join(FAMILIES)}"
-    return f"{name}: there is no such folder in models/diffusers; choose one of {', '.join(at_hand())}"
+    return f"{name}: there is no such folder in models/diffusers{instead}"
 
 
 def _is_here(name: str) -> bool:

@@ -183,16 +183,17 @@ def against_problem(against: str | None, editor: Any, demonstration: bool | None
     """True, or why nothing can be protected against this editor; ``editor`` None: another comes through a link."""
     if editor is None or against is None:
         return True
-    if wrong := _editors.problem(against):
-        return wrong
+    other = "or load a checkpoint with ComfyUI and connect SIFM Editor from Model"
+    if wrong := _editors.problem(against, toys=False):
+        return f"{wrong}; {other}"
     if _editors.is_toy(against) and demonstration is False:
         absent = _editors.absent(_editors.at_hand())
         real = [name for name in _editors.at_hand() if not _editors.is_toy(name)]
-        cure = f"choose {' or '.join(real)}" if real else _editors.problem(next(iter(absent)))
+        cure = f"choose {' or '.join(real)}" if real else _editors.problem(next(iter(absent)), toys=False)
         return (
             f"{against} is a toy: it knows small drawings of its own, and a picture of yours it would stain without "
-            f"protecting it. What to do: {cure}. Or load a checkpoint with ComfyUI and connect SIFM Editor from Model. "
-            "To see how it goes, on a file marked as such: demonstration, among the advanced settings"
+            f"protecting it. What to do: {cure}; {other}. To see how it goes, on a file marked as such: demonstration, "
+            "among the advanced settings"
         )
     return True
 
