@@ -177,8 +177,11 @@ W, F = (False, False), (True, True)
         ({"clean": [W] * 4, "noise": [W] * 4, "sifm": [F, F, F, W]}, "sifm made 3 of 4 edits fail"),
         ({"clean": [W] * 4, "noise": [F, F, W, W], "sifm": [F, F, W, W]}, "nothing is shown"),
         ({"clean": [W] * 4, "sifm": [F] * 4}, "No control was run"),
-        ({"clean": [W] * 4, "noise": [F] * 4}, "nothing can be said"),
-        ({"clean": [(None,)] * 2, "noise": [(None,)] * 2, "sifm": [(None,)] * 2}, "nothing can be said"),
+        ({"clean": [W] * 4, "noise": [F] * 4}, "No method's edits are among these, so nothing can be said"),
+        ({"noise": [F] * 4, "sifm": [F] * 4}, "The unprotected pictures were not attacked, so nothing can be said"),
+        ({"clean": [(None,)] * 2, "noise": [W] * 2, "sifm": [(None,)] * 3}, "any edit of a method (3 unclear)"),
+        ({"clean": [(None,)] * 2, "sifm": [W] * 2}, "any edit of the unprotected pictures (2 unclear)"),
+        ({"clean": [(None,), W], "sifm": [W, (None,)]}, "No edit is clear both of a method and of the unprotected"),
         ({"clean": [F] * 2, "noise": [F] * 2, "sifm": [F] * 2}, "sifm made 0 of 2"),
     ],
 )

@@ -224,9 +224,10 @@ def _marks(lines: Sequence[Line], column: str) -> dict[str, str]:
 def headline(table: Sequence[Part]) -> str:
     """One honest sentence on the first block: what the strongest method stopped, and the strongest control."""
     lines = table[0].lines if table else ()
-    best = _strongest([line for line in lines if line.kind == "method"])
+    methods = [line for line in lines if line.kind == "method"]
+    best = _strongest(methods)
     if best is None:
-        return "No method was compared with the unprotected pictures, so nothing can be said."
+        return f"{_why_not(methods, [line for line in lines if line.kind == 'floor'])}, so nothing can be said."
     control = _strongest([line for line in lines if line.kind == "control"])
     text = f"{best.name} made {net_count(best.isr)} edits fail that work on the unprotected picture"
     if control is None:
@@ -235,6 +236,19 @@ def headline(table: Sequence[Part]) -> str:
     if (best.isr.net or 0) <= (control.isr.net or 0):
         return f"{text}. That is no more than noise does, so nothing is shown."
     return f"{text}. The 95% interval of that share is {span(best.isr.net_low, best.isr.net_high)}."
+
+
+def _why_not(methods: Sequence[Line], floors: Sequence[Line]) -> str:
+    """Why no method can be compared with the unprotected pictures."""
+    if not methods:
+        return "No method's edits are among these"
+    if not floors:
+        return "The unprotected pictures were not attacked"
+    for whose, lines in (("a method", methods), ("the unprotected pictures", floors)):
+        if not any(line.isr.n for line in lines):
+            unclear = sum(line.isr.unclear for line in lines)
+            return f"The judges gave no clear verdict on any edit of {whose} ({unclear} unclear)"
+    return "No edit is clear both of a method and of the unprotected picture"
 
 
 def rerouted(frame: Frame) -> str:
