@@ -20,7 +20,7 @@ const STYLE = `
 .sifm-text { position: absolute; inset: 0; box-sizing: border-box; overflow: auto; padding: 4px 8px; font: 12px/1.45 sans-serif; color: var(--fg-color, #ddd); background: var(--comfy-input-bg, #222); border-radius: 5px; user-select: text; cursor: auto; }
 .sifm-text .sifm-toy { margin: 0 0 6px; padding: 5px 8px; border-radius: 4px; background: #b3261e; color: #fff; font-weight: bold; }
 .sifm-light { height: 10px; border-radius: 5px; margin: 2px 0 6px; } .sifm-green { background: #3fa463; } .sifm-amber { background: #e0a030; } .sifm-red { background: #d9534f; }
-.sifm-sides { width: min(100%, 340px); margin: 6px 0; } .sifm-sides input { width: 100%; } .sifm-sides img { width: 100%; }
+.sifm-sides { float: left; width: min(100%, 340px); margin: 6px 14px 6px 0; } .sifm-sides + ul { display: flow-root; padding-left: 20px; } .sifm-text h4 { clear: both; } .sifm-sides input { width: 100%; } .sifm-sides img { width: 100%; }
 .sifm-sides button { font: inherit; color: inherit; background: none; border: 1px solid var(--border-color, #555); border-radius: 5px; padding: 2px 8px; cursor: pointer; }
 .sifm-text h4 { margin: 10px 0 2px; font-size: 12px; font-weight: bold; }
 .sifm-text p, .sifm-text ul, .sifm-text small { color: var(--descrip-text, #999); } .sifm-text p, .sifm-text ul { margin: 6px 0; } .sifm-text ul { padding-left: 16px; }
