@@ -70,8 +70,8 @@ def problem(name: str, toys: bool = True) -> str:
     if name in BUILTIN:
         repository = BUILTIN[name]
         return (
-            f"{name} is not on this computer ({size(name)}, {HUB}{repository}): fetch it with "
-            f"`hf download {repository}` in a terminal, or put its diffusers folder into models/diffusers/{name}{instead}"
+            f"{name} is not on this computer ({size(name)}, {HUB}{repository}): fetch it with `hf download "
+            f"{repository}` in a terminal, or put its diffusers folder into models/diffusers/{name}{instead}"
         )
     for place in map(Path, folder_paths.get_folder_paths("diffusers")):
         if re.fullmatch(r"[^/\\]+", name) and (place / name / "model_index.json").is_file():
