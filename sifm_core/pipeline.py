@@ -180,6 +180,8 @@ def immunize(
             **rows(editor),
             "also": [{"editor": e.name, "editor_fingerprint": e.fingerprint, **rows(e)} for e in others],
         }
+        if (entered := methods.entrances_of(method, editor, options)) is not None:
+            settings["entrances"] = entered
     settings |= {"grey": True} if grey else {}
     settings |= {"luma": luma} if luma != 1 else {}
     if demonstration:

@@ -124,6 +124,17 @@ def rows_of(name: str, editor: Editor, size: tuple[int, int], rows: int = 0) -> 
     return at_once(editor, size, rows, getattr(get_method(name), "KEEPS", 1))
 
 
+def entrances_of(name: str, editor: Editor, chosen: Mapping[str, Any]) -> str | None:
+    """Through which of an editor's entrances a method's gradient comes back with these options; None where one is all.
+
+    Methods that cannot choose go through the latent.
+    """
+    if len(editor.entrances) == 1:
+        return None
+    own = getattr(get_method(name), "entered", None)
+    return "vae" if own is None else own(editor, **chosen)
+
+
 def check_method(method: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The chosen options of a method as a dict; :class:`InputError` with near names for an unknown method or option."""
     known = options(method)

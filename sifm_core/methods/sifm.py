@@ -180,6 +180,12 @@ def patterns(layers: str | Sequence[str], presets: Mapping[str, tuple[str, ...]]
     return [pattern for name in names if name for pattern in presets.get(name, (name,))]
 
 
+def entered(editor: Editor, layers: str | Sequence[str] = "deep", entrances: Entrances = "vae", **_: Any) -> Entrances:
+    """Through which entrances the gradient comes back with these options: a tower's through the latent alone."""
+    timeless = is_timeless(editor, resolve(editor.net, patterns(layers, editor.layer_presets)))
+    return "vae" if timeless else entrances
+
+
 def is_timeless(editor: Editor, paths: Sequence[str]) -> bool:
     """Whether all layers are of streams that hang on the latent alone."""
     return all(path.partition(":")[2] in editor.timeless for path in paths)

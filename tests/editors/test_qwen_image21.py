@@ -331,8 +331,10 @@ def test_immunize_and_edit_by_the_verbs_keep_the_budget_and_leave_nothing_behind
     editor, x = load_editor(qwen21_folder, device="cpu", steps=1), images(2, (70, 100))
     hooks = lambda: [len(m._forward_hooks) for m in editor.net.modules()]  # noqa: E731
     before = hooks()
-    for options in ({"layers": "reference"}, {"layers": "deep", "timesteps": 1, "entrances": "both", "rows": 2}):
+    tower = {"layers": "reference", "entrances": "both"}  # which no other entrance reaches
+    for options, entered in ((tower, "vae"), ({"timesteps": 1, "entrances": "both", "rows": 2}, "both")):
         done = pipeline.immunize(x, editor, prompt=PROMPTS, steps=2, aggregation="per_layer", **options)
+        assert done.settings["entrances"] == entered
         assert 0 < float((done.image - x).abs().max()) <= 0.03 + 1e-7 and done.image.shape == x.shape
     assert pipeline.edit(x, editor, prompt=PROMPTS, seed=1).shape == x.shape
 
@@ -355,7 +357,7 @@ def test_immunize_and_edit_by_the_verbs_keep_the_budget_and_leave_nothing_behind
 def test_other_methods_run_on_it(qwen21_folder, method: str) -> None:
     editor, x = load_editor(qwen21_folder, device="cpu", steps=1), images(2, 64)
     done = pipeline.immunize(x, editor, prompt=PROMPTS, method=method, steps=1)
-    assert 0 < float((done.image - x).abs().max()) <= 0.03 + 1e-7
+    assert 0 < float((done.image - x).abs().max()) <= 0.03 + 1e-7 and done.settings["entrances"] == "vae"
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1] * 2, PROMPTS])
