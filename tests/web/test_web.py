@@ -15,6 +15,7 @@ from sifm_core.report.document import Heading, Items, Table, Text, data
 
 HERE, WEB = Path(__file__).parent, Path(__file__).parents[2] / "web"
 ROW = (Cell("clean"), Cell("31.2", "second", "30.1", star=True), Cell("0%"))
+LANGUAGES = ("zh", "ja")
 DOCUMENT = [
     Heading("<b>Title</b>"),
     Text([Cell("Best", "best"), " of `run`"]),
@@ -45,3 +46,15 @@ def test_the_extension(served: Path, name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     passed = re.search(r"^# pass (\d+)$", done.stdout, re.M)
     assert done.returncode == 0 and passed and int(passed[1]) > 1, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_help_page_is_there_in_every_language_with_its_nodes_name_and_every_literal_word(language: str) -> None:
+    nodes = json.loads((WEB.parent / "locales" / language / "nodeDefs.json").read_text())
+    assert {page.stem for page in WEB.glob("docs/*.md")} == set(nodes)
+    for node, words in nodes.items():
+        english, page = (WEB / "docs" / f"{name}.md" for name in (node, f"{node}/{language}"))
+        text = page.read_text()
+        assert text.startswith(f"# {words['display_name']}\n"), page
+        literal, written = (set(re.findall(r"`([^`]+)`", said)) for said in (english.read_text(), text))
+        assert not literal - written, page
