@@ -132,7 +132,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 def test_weights_of_another_shape_are_named(editscore, editreward):
     folder, _ = editscore
     (folder / "config.json").write_text("[]")
-    with pytest.raises(JudgeError, match="expected an EditScore, the adapter_config.json of one or a merged one"):
+    with pytest.raises(JudgeError, match=r"expected an EditScore, the adapter_config\.json of one or a merged one"):
         load_judge(f"score:editscore:{folder}")
     (editreward / "other.yaml").write_text("")
     with pytest.raises(JudgeError, match=r"the one \.yaml"):
