@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sifm_core.errors import InputError
 from sifm_core.images import from_uint8
@@ -24,18 +25,21 @@ from sifm_core.judges.rubric import OPTIONS, Form, Part
 from sifm_core.judges.vlm import VlmJudge
 from sifm_core.types import Judge
 
+QWEN = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
+"""What a Qwen is asked with: an image editor's tokenizer would tell it to describe the picture and to make another."""
 PLACES = ("(the left half of the picture)", "(the right half of the picture)")
 
 
 class ClipClient(Client):
-    """One question, both pictures side by side: some of core's models take one picture alone."""
+    """One question, both pictures side by side: some of core's models take one picture alone, and Gemma 3 cuts a square
+    out of its middle, so that it is given a square. What a model's own template would have it do is left out."""
 
     backend = "clip"
     preset, ranks = "ranked", True
 
     def __init__(self, clip: Any) -> None:
         name = getattr(clip.cond_stage_model, "clip_name", type(clip.cond_stage_model).__name__)
-        super().__init__(name, "", "", config={}, timeout=0.0)
+        super().__init__(name, "", "", config={"layout": 2}, timeout=0.0)
         self._clip = clip
         parts = clip.cond_stage_model.modules()
         self._writers = [part for part in parts if hasattr(part, "sample_token") and hasattr(part, "generate")]
@@ -43,6 +47,8 @@ class ClipClient(Client):
             raise InputError(
                 f"clip: expected a language model, as Generate Text takes it (Qwen3-VL, Gemma); {name} writes nothing"
             )
+        if not hasattr(self._writers[0].model.config, "stop_tokens"):  # Qwen2.5-VL's output layer is not loaded either
+            raise InputError(f"clip: ComfyUI's Generate Text cannot write with {name}; take a Qwen3-VL or a Gemma")
 
     def connect(self) -> None:
         """It is loaded already."""
@@ -52,17 +58,21 @@ class ClipClient(Client):
         places = iter(PLACES)
         text = "".join(part if isinstance(part, str) else next(places) for part in parts)
         with torch.no_grad():
-            tokens = self._tokens(text, _beside(pictures))
+            tokens = self._tokens(text, _beside(pictures, square=hasattr(self._writers[0], "image_size")))
             first = self._drawn(tokens, [])[0]
+            if not self._shown:
+                return Reply("error", reason=f"{self.model} takes no pictures; connect one that does (Qwen3-VL, Gemma)")
             likely = {
                 option: sum(self._chance(tokens, first, word) for word in spellings(option)) for option in OPTIONS
             }
         return Reply("ok", text=likelihoods(likely), served=self.model, tokens=(0, 0), billed="yes")
 
     def _tokens(self, text: str, picture: Tensor) -> Any:
-        """As Generate Text makes them; Qwen2.5-VL's pictures have another name there."""
+        """As Generate Text makes them; pictures have one name in some tokenizers and another in others."""
+        qwen = "<|vision_start|>" in getattr(self._clip.tokenizer, "llama_template_images", "")
+        own = {"llama_template": QWEN} if qwen else {}
         return self._clip.tokenize(
-            text, image=picture, images=[picture], skip_template=False, min_length=1, thinking=False
+            text, image=picture, images=[picture], skip_template=False, min_length=1, thinking=False, **own
         )
 
     def _chance(self, tokens: Any, first: Tensor, word: str) -> float:
@@ -89,7 +99,16 @@ class ClipClient(Client):
             drawn = ids[len(seen) - 1] if len(seen) <= len(ids) else 0
             return torch.tensor([[drawn]], device=logits.device)
 
-        with _instead(self._writers[0], draw):
+        writer = self._writers[0]
+        look = getattr(writer, "preprocess_embed", None)
+        self._shown = 0
+
+        def looked(*args: Any, **kwargs: Any) -> Any:
+            found = look(*args, **kwargs)
+            self._shown += found[0] is not None
+            return found
+
+        with _instead(writer, sample_token=draw, **({"preprocess_embed": looked} if look else {})):
             self._clip.generate(tokens, do_sample=False, max_length=max(1, len(ids)), seed=0)
         return seen
 
@@ -101,13 +120,14 @@ def judge_of(clip: Any) -> Judge:
 
 
 @contextmanager
-def _instead(writer: Any, draw: Any) -> Iterator[None]:
-    """Inside, the model's tokens come from ``draw``."""
-    writer.sample_token = draw
+def _instead(writer: Any, **methods: Any) -> Iterator[None]:
+    """Inside, a model does this in place of its own methods of these names."""
+    vars(writer).update(methods)
     try:
         yield
     finally:
-        del writer.sample_token
+        for name in methods:
+            del vars(writer)[name]
 
 
 def _pixels(png: bytes) -> Tensor:
@@ -115,7 +135,16 @@ def _pixels(png: bytes) -> Tensor:
     return from_uint8(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))[0]
 
 
-def _beside(pictures: Sequence[Tensor]) -> Tensor:
-    """(3, H, W) pictures of one height side by side, white between them, as ComfyUI's (1, H, W, 3)."""
-    gap = torch.ones(3, pictures[0].shape[1], max(8, pictures[0].shape[2] // 32))
-    return torch.cat([pictures[0], gap, pictures[1]], dim=2).movedim(0, -1)[None]
+def _beside(pictures: Sequence[Tensor], *, square: bool) -> Tensor:
+    """(3, H, W) pictures side by side, white between and around them, as ComfyUI's (1, H, W, 3)."""
+    high = max(picture.shape[1] for picture in pictures)
+    left, right = (_framed(picture, high, picture.shape[2]) for picture in pictures)
+    row = torch.cat([left, torch.ones(3, high, max(8, left.shape[2] // 32)), right], dim=2)
+    side = max(row.shape[1:])
+    return (_framed(row, side, side) if square else row).movedim(0, -1)[None]
+
+
+def _framed(picture: Tensor, height: int, width: int) -> Tensor:
+    """In the middle of a white one of this size."""
+    down, right = height - picture.shape[1], width - picture.shape[2]
+    return pad(picture, (right // 2, right - right // 2, down // 2, down - down // 2), value=1.0)

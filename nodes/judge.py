@@ -154,7 +154,7 @@ def _backends() -> list[io.DynamicCombo.Option]:
             [
                 io.Clip.Input(
                     "clip",
-                    tooltip="A language model that sees, as Generate Text takes it: Qwen3-VL, Qwen2.5-VL, Gemma. Of "
+                    tooltip="A language model that sees, as Generate Text takes it: Qwen3-VL, Gemma. Of "
                     "the family that reads the editor's prompts it may miss what misleads the editor.",
                 )
             ],
