@@ -102,6 +102,7 @@ def run(
     from ..bench.estimate import estimate
 
     check_workers(workers)
+    asking.given()
     for flag, value in (("--tflops", tflops), ("--hourly", hourly)):
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{flag}: expected a number above 0, got {value}")
@@ -132,8 +133,14 @@ def run(
         plan = config.load(what, profile, **changes)
         out = out or Path("runs") / f"{plan.name}-{profile}"
     if dry_run:
+        from ..editors import check_dtype, parsed
+        from ..judges import parted
         from ..store import Store
 
+        check_dtype(dtype, parsed(device))
+        for name in judges or ():
+            if name != NONE:
+                parted(name)
         known = Store(out, create=False) if (out / "run.sqlite").is_file() else None
         chosen = {"preset": asking.preset} if asking.preset else {}
         controls = _controls(plan) if calibrate else 0

@@ -37,7 +37,9 @@ class Calling:
     ] = False
 
     def given(self) -> dict[str, Any]:
-        """What was chosen; what was not keeps the judge's own default."""
+        """What was chosen; what was not keeps the judge's own default. Raises InputError for a cap that is none."""
+        if self.max_cost is not None and not self.max_cost >= 0:
+            raise InputError(f"--max-cost: expected US dollars, 0 or more, got {self.max_cost}")
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None and value is not False}
 

@@ -157,6 +157,14 @@ def _folder(name: str, fetch: Callable[[str], Path]) -> Path:
     raise EditorError(f"{folder}: no such folder; give a built-in name ({', '.join(BUILTIN)}), a folder or a hub id")
 
 
+def parsed(device: str) -> torch.device:
+    """The device of that name, here or not ("auto": the CPU). Raises InputError for what names none."""
+    try:
+        return torch.device("cpu" if device == "auto" else device)
+    except RuntimeError:
+        raise InputError(f"device: expected auto, cuda, mps or cpu, got {device!r}") from None
+
+
 def check_device(device: str | torch.device) -> torch.device:
     """The device, "auto" resolved. Raises InputError for one that is not there."""
     if device == "auto":

@@ -495,6 +495,9 @@ def test_a_rows_loop_takes_every_setting_of_the_loop(sifm):
     assert changed["adam"].protected != plain["PhotoGE"].protected
 
 
+WRONG = (("--device", "banana"), ("--dtype", "float99"), ("--judge", "foo:bar"), ("--max-cost", "nan"))
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -507,6 +510,8 @@ def test_a_rows_loop_takes_every_setting_of_the_loop(sifm):
         ("--batch", "0"),
         ("--tflops", "nan", "--dry-run"),
         ("--hourly", "inf", "--dry-run"),
+        *((*wrong, "--dry-run") for wrong in WRONG),
+        WRONG[-1],
         ("--out", "x" * 300),
     ],
     ids=" ".join,
