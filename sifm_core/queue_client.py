@@ -536,11 +536,15 @@ def _label(job: Job) -> str:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """What a refusal says, with the nodes' own words."""
+    """What a refusal says, with the nodes' own words; what ComfyUI repeats for each input that was looked at, once."""
     try:
         said = json.loads(error.read(1 << 20))
-        nodes = [f"{n['class_type']}: {e['details']}" for n in said["node_errors"].values() for e in n["errors"]]
-        return "; ".join([said["error"]["message"], *nodes])
+        nodes: dict[str, str] = {}
+        for node in said["node_errors"].values():
+            for each in node["errors"]:
+                whole = f"{node['class_type']}: {each['details']}"
+                nodes.setdefault(each["details"].partition(" - ")[2] or whole, whole)
+        return "; ".join([said["error"]["message"], *nodes.values()])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, http.client.HTTPException):
         return f"HTTP {error.code} {error.reason}"
 

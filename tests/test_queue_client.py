@@ -82,7 +82,8 @@ class Fake:
                     return self.answer(b"{}")
                 sent = json.loads(body)
                 if fake.outcome(sent["prompt"]) == "invalid":
-                    problem = {"1": {"class_type": "LoadImage", "errors": [{"details": "image: no such file"}]}}
+                    twice = [{"details": f"{name} - image: no such file"} for name in ("image", "folder")]
+                    problem = {"1": {"class_type": "LoadImage", "errors": twice}}
                     return self.answer(json.dumps({"error": {"message": "bad"}, "node_errors": problem}).encode(), 400)
                 fake.pending.append((sent["prompt_id"], sent["prompt"]))
                 self.answer(b"{}")
@@ -284,7 +285,8 @@ def test_out_of_memory_is_tried_again_at_once_and_an_invalid_prompt_is_not(fake,
     with Store(tmp_path) as store:
         assert client.run(jobs(1), [fake.client()], store) == []
         fake.outcome = lambda prompt: "invalid"
-        assert "LoadImage: image: no such file" in client.run(jobs(2), [fake.client()], store)[0]
+        refusal = client.run(jobs(2), [fake.client()], store)[0]
+        assert "LoadImage: image - image: no such file" in refusal and refusal.count("no such file") == 1
 
 
 def test_inputs_are_named_by_id_title_or_class(tmp_path):
