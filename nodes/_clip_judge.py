@@ -100,7 +100,7 @@ class ClipClient(Client):
             return torch.tensor([[drawn]], device=logits.device)
 
         writer = self._writers[0]
-        look = getattr(writer, "preprocess_embed", None)
+        look: Any = getattr(writer, "preprocess_embed", None)
         self._shown = 0
 
         def looked(*args: Any, **kwargs: Any) -> Any:

@@ -56,7 +56,7 @@ def certificate(
 ) -> dict[str, Any]:
     """The certificate, as plain data, of a protected picture that was saved in ``file``; its budget is read back.
 
-    ``mask`` (1, 1, H, W): 0 where no pixel may have changed. ``tested``: what :mod:`sifm_core.holds` found, each with
+    ``mask`` (1, 1, H, W): 0 where no pixel may have changed. ``tested``: what :mod:`sifm_core.holding` found, each with
     "editor", "outcome" and "date". ``background``: the colour on which a transparent picture was seen. Raises
     BudgetError where the file is outside the budget.
     """

@@ -77,17 +77,17 @@ def replaying(network: nn.Module) -> Iterator[None]:
         yield
         return
     forward, calls = network.forward, dict[Any, _Call]()
-    what, others = f"a call of {type(network).__name__}", vars(network).get("forward")
+    what, put_there = f"a call of {type(network).__name__}", vars(network).get("forward")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, spec = tree_flatten((args, kwargs))
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         plain = all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for leaf in leaves)
-        alike = len({leaf.device for leaf in given}) == 1 and given[0].is_cuda
-        if torch.is_grad_enabled() or not (plain and alike):  # else something may change that is not seen here
+        on_card = len({leaf.device for leaf in given}) == 1 and given[0].is_cuda
+        if torch.is_grad_enabled() or not (plain and on_card):  # else something may change that is not seen here
             return forward(*args, **kwargs)
-        shape = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        seen = calls.setdefault((repr(spec), *shape), _Call())
+        alike = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        seen = calls.setdefault((repr(spec), *alike), _Call())
         if not seen.possible:
             return forward(*args, **kwargs)
         seen.count += 1
@@ -111,10 +111,10 @@ def replaying(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if others is None:
+        if put_there is None:
             del network.forward
         else:
-            network.forward = others
+            network.forward = put_there
 
 
 @dataclass

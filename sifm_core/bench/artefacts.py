@@ -111,14 +111,14 @@ class Made:
         """The protected picture, or the source where nothing protects it."""
         return self._image("immunize", self._keys.protected(a)) if a.row.method else a.source
 
-    def attacked(self, a: Attack) -> str:
+    def purified(self, a: Attack) -> str:
         """The same after the attacker's purifiers."""
         protected = self.protected(a)
-        return self._image("purify", self._keys.attacked(a, protected)) if a.chain else protected
+        return self._image("purify", self._keys.purified(a, protected)) if a.chain else protected
 
     def edited(self, a: Attack) -> str:
         """The edit."""
-        return self._image("edit", self._keys.edited(a, self.attacked(a)))
+        return self._image("edit", self._keys.edited(a, self.purified(a)))
 
     def pairs(self, a: Attack, clean: str) -> list[Pair]:
         """The edit against ``clean``, that of the unprotected picture; the protected picture against its source."""

@@ -114,7 +114,7 @@ class Keys:
             uses["made_by"] = METHOD_VERSIONS[row.method]
         return fingerprint(version=VERSION, source=a.source, method=row.method, **uses)
 
-    def attacked(self, a: Attack, protected: str) -> Key:
+    def purified(self, a: Attack, protected: str) -> Key:
         """Of the protected picture after the purifiers; "" where there are none."""
         if not (a.chain and protected):
             return ""
@@ -123,13 +123,13 @@ class Keys:
         uses = {"upscaler": self.model(self.upscaler)} if takes(a.chain, "upscaler") else {}
         return fingerprint(version=VERSION, image=protected, chain=stages, seed=a.edit_seed, editor=editor, **uses)
 
-    def edited(self, a: Attack, attacked: str) -> Key:
-        """Of the edit of the picture ``attacked``."""
-        if not attacked:
+    def edited(self, a: Attack, purified: str) -> Key:
+        """Of the edit of the picture ``purified``."""
+        if not purified:
             return ""
         return fingerprint(
             version=VERSION,
-            image=attacked,
+            image=purified,
             editor=self.model(self.attacker(a)),
             prompt=a.sample.prompt,
             seed=a.edit_seed,

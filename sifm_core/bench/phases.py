@@ -111,7 +111,7 @@ class Phases:
         return Phase(
             "purify",
             "purify",
-            {key: a for a in attacks if (key := keys.attacked(a, made.protected(a)))},
+            {key: a for a in attacks if (key := keys.purified(a, made.protected(a)))},
             lambda a: (keys.attacker(a).name, a.chain, *self._alike(a)),
             task,
             networks,
@@ -122,7 +122,7 @@ class Phases:
 
         def task(batch: Sequence[Attack]) -> Task:
             settings = {
-                "pixels": [self._artefacts.pixels(made.attacked(a)) for a in batch],
+                "pixels": [self._artefacts.pixels(made.purified(a)) for a in batch],
                 "prompt": [a.sample.prompt for a in batch],
                 "seed": [a.edit_seed for a in batch],
                 "demonstration": self._grid.demonstration,
@@ -138,7 +138,7 @@ class Phases:
             {
                 key: a
                 for a in sorted(attacks, key=lambda a: order[keys.attacker(a).name])
-                if (key := keys.edited(a, made.attacked(a)))
+                if (key := keys.edited(a, made.purified(a)))
             },
             lambda a: (keys.attacker(a).name, a.chain, *self._alike(a)),
             task,

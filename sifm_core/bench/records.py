@@ -15,8 +15,8 @@ from .models import Models
 def record(grid: Grid, models: Models, keys: Keys, artefacts: Artefacts, a: Attack, pairs: Sequence[Pair]) -> Record:
     """The record of an attack whose metrics compare ``pairs``; what is missing of it stands in ``info["failed"]``."""
     row, made = a.row, Made(keys, artefacts)
-    protected, attacked, edited = made.protected(a), made.attacked(a), made.edited(a)
-    protection_key, edit_key = keys.protected(a), keys.edited(a, attacked)
+    protected, purified, edited = made.protected(a), made.purified(a), made.edited(a)
+    protection_key, edit_key = keys.protected(a), keys.edited(a, purified)
     protection, edit = artefacts.get("immunize", protection_key), artefacts.get("edit", edit_key)
     measured = {pair: keys.measured(pair) for pair in pairs}
     judged = {judge: keys.verdict(judge, a, edited) for judge in models.judges if edited}
@@ -27,14 +27,14 @@ def record(grid: Grid, models: Models, keys: Keys, artefacts: Artefacts, a: Atta
     for judge, key in judged.items():
         why = {"state": "error", "reasons": artefacts.failed.get(key, "")}
         verdicts.append(Verdict(**(artefacts.get("verdict", key) or {"judge": models.known[judge]["name"], **why})))
-    made_under = (protection_key, keys.attacked(a, protected), edit_key, *measured.values(), *judged.values())
+    made_under = (protection_key, keys.purified(a, protected), edit_key, *measured.values(), *judged.values())
     failures = dict.fromkeys(artefacts.failed[key] for key in made_under if key in artefacts.failed)
-    protect, attack = names(a.editor)
+    home, away = names(a.editor)
     info: RecordInfo = {
         "options": dict(row.options),
         "loop": dict(row.loop),
         "protection": row.method or "",
-        "protected_on": protect,
+        "protected_on": home,
         "purifier": a.chain,
         "edit_seed": a.edit_seed,
         "instruction": a.row.told(a.sample),
@@ -53,7 +53,7 @@ def record(grid: Grid, models: Models, keys: Keys, artefacts: Artefacts, a: Atta
         category=a.sample.category,
         prompt=a.sample.prompt,
         prompt_kind=a.sample.kind,
-        editor=attack,
+        editor=away,
         method=row.name,
         seed=a.seed,
         eps=row.eps(grid),
