@@ -586,6 +586,7 @@ def test_words_are_the_prompts_own(loaded, editor, family):
 
 @pytest.mark.parametrize("family", ["qwen", "longcat"], indirect=True)
 def test_a_gradient_comes_through_what_the_text_encoder_sees_and_both_entrances_add_up(editor, loaded, family):
+    from nodes.native.doctor import check
     from nodes.native.lanczos import smooth
     from sifm_core.methods.sifm import build
 
@@ -604,6 +605,7 @@ def test_a_gradient_comes_through_what_the_text_encoder_sees_and_both_entrances_
             (grad,) = torch.autograd.grad((weight * engine.see(cond, leaf)).sum(), leaf)
         with torch.no_grad(), smooth():
             found = ((weight * (engine.see(cond, x + d) - engine.see(cond, x - d))).sum()) / 6e-4
+        assert check(engine, x, cond, "deep", "both").gradient < 0.01
     assert abs(found - grad.sum()) < 0.01 * grad.norm() * x.numel() ** 0.5
     assert grads["vlm"].abs().max() > 0
     assert torch.allclose(grads["vae"] + grads["vlm"], grads["both"], atol=1e-5 * float(grads["both"].abs().max()))
@@ -645,3 +647,21 @@ def test_what_is_not_connected_is_named(models):
         managed(models("inpainting"))
     with pytest.raises(InputError, match="CLIP"):
         immunize(managed(models("sd15"), clip=None), pictures())
+
+
+@pytest.mark.parametrize("family", ["qwen"], indirect=True)
+def test_a_feature_hook_chooses_the_entrances_that_a_protection_and_its_doctor_use(editor, monkeypatch):
+    from nodes import immunize
+    from nodes.hook import SifmFeatureHook
+    from nodes.native import managed as module
+
+    looked = []
+    monkeypatch.setattr(module, "check", lambda *given, check=module.check: looked.append(given[-1]) or check(*given))
+    monkeypatch.setattr(immunize, "recall", lambda kind, uses, compute: compute())
+    monkeypatch.setattr(immunize, "reporter", lambda *_: None)
+    found = {}
+    for entrances in ("vae", "vlm"):
+        hook = SifmFeatureHook.execute(editor, {"layers": "deep"}, "1", "per_layer", entrances)[0]
+        given = {"method": "sifm", "options": hook, "eps": 0.03, "mask": None, "also": None, "steps": 2, "seed": 0}
+        found[entrances] = immunize._immunize(pictures().movedim(1, -1), editor, "make it night", **given)[0]
+    assert looked == ["vae", "vlm"] and not torch.equal(found["vae"], found["vlm"])
