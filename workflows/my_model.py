@@ -11,8 +11,7 @@ Loaders = Callable[[Graph], tuple[Out, Out, Out]]
 """Adds the loaders: MODEL, VAE, CLIP."""
 ABOUT = (
     "**Protect against my model: {title}.** The loaders are ComfyUI's own: choose the files that you (or those you "
-    "fear) use, put LoRAs between them and the editor, and nothing is loaded twice. Expected here: {files}, in "
-    "`models/{folders}`."
+    "fear) use, put LoRAs between them and the editor. Expected here: {files}, in `models/{folders}`."
 )
 EDITOR = (
     "**Editor from Model** is that model as an attacker runs it: cfg, steps and denoise are the attacker's (0: as "
