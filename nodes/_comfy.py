@@ -94,6 +94,14 @@ def to_comfy(image: Image) -> Tensor:
     return image.detach().float().cpu().movedim(1, -1).contiguous()
 
 
+def unfit(tensor: Tensor) -> bool:
+    """Whether no gradient passes: made or moved in inference mode, perhaps moved on outside of it, which hides that."""
+    try:
+        return tensor.is_inference() or tensor._version < 0
+    except RuntimeError:  # "Inference tensors do not track version counter", though it says that it is none
+        return True
+
+
 def heal(module: nn.Module) -> None:
     """Replace parameters and buffers that were moved under inference mode by normal tensors, in place."""
 
@@ -107,7 +115,7 @@ def heal(module: nn.Module) -> None:
             own: tuple[dict[str, Any], dict[str, Any]] = (part._parameters, part._buffers)
             for tensors in own:
                 for name, tensor in tensors.items():
-                    if tensor is not None and tensor.is_inference():
+                    if tensor is not None and unfit(tensor):
                         tensors[name] = fresh(tensor)
 
 
@@ -157,6 +165,9 @@ class ManagedEditor:
             for managed in team:
                 rooms.enter_context(managed.loaded(load))
             yield self.editor
+
+    borrowed = False
+    """Whether the networks are those of the graph, which ComfyUI moves in inference mode."""
 
     def patchers(self) -> list[Any]:
         """Of the networks that an iteration needs, for ComfyUI's memory management."""
@@ -220,7 +231,8 @@ def _load(team: Sequence[ManagedEditor], image: Image) -> None:
     fits = [managed.fit(memory) for managed in team]
     patchers = [patcher for managed in team for patcher in managed.patchers()]
     needed, whole = max(needed for needed, _ in fits), all(whole for _, whole in fits)
-    model_management.load_models_gpu(patchers, memory_required=needed, force_full_load=whole)
+    with torch.inference_mode(any(managed.borrowed for managed in team)):
+        model_management.load_models_gpu(patchers, memory_required=needed, force_full_load=whole)
     for managed in team:
         managed.settle()
 

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sifm_core.errors import EditorError
 
+from .._comfy import unfit
+
 
 @contextmanager
 def differentiable(networks: Sequence[nn.Module], in_place: Sequence[nn.Module] = ()) -> Iterator[None]:
@@ -136,7 +138,7 @@ def _foreign(network: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str
             holders.append(vars(latents))
         for holder in holders:
             for name, value in list(holder.items()):
-                if isinstance(value, Tensor) and (value.requires_grad or any(p.is_inference() for p in _parts(value))):
+                if isinstance(value, Tensor) and (value.requires_grad or any(map(unfit, _parts(value)))):
                     yield holder, name, value
 
 
@@ -144,6 +146,12 @@ def _parts(tensor: Tensor) -> list[Tensor]:
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
     return [tensor, *(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])]
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor of no other class on the same memory, whatever mode or loader the given one is from."""
+    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return made.set_(tensor.untyped_storage(), tensor.storage_offset(), Tensor.size(tensor), tensor.stride())
 
 
 def _alias(tensor: Tensor) -> Tensor:
@@ -156,9 +164,7 @@ def _alias(tensor: Tensor) -> Tensor:
         parts = {name: _alias(getattr(tensor, name)) for name in names}
         made = type(tensor).__tensor_unflatten__(parts, about, tensor.shape, tensor.stride())
     else:
-        plain = tensor.as_subclass(Tensor)
-        made = torch.empty(0, dtype=plain.dtype, device=plain.device)
-        made.set_(plain.untyped_storage(), plain.storage_offset(), plain.shape, plain.stride())
+        made = plain(tensor)
         if type(tensor) not in (Tensor, nn.Parameter):
             made = made.as_subclass(type(tensor))
             made.__dict__.update(vars(tensor))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .gradients import plain
+
 _KNOWN: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 """Network -> state of its patches -> hash: reading gigabytes takes a while."""
 
@@ -77,7 +79,7 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
             for name in names:
                 yield from _pieces(getattr(value, name))
             return
-        data = value.as_subclass(Tensor).detach().cpu().contiguous()
+        data = plain(value.detach()).cpu().contiguous()
         yield f"{data.dtype} {tuple(data.shape)}".encode()
         yield data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b""
     elif isinstance(value, dict):

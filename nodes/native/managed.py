@@ -23,6 +23,8 @@ SPARED = 0.25
 class NativeManaged(ManagedEditor):
     """As :class:`ManagedEditor`, on patchers that are there already, shared with the rest of the graph."""
 
+    borrowed = True
+
     def __init__(self, editor: NativeEditor) -> None:
         self.editor: Any = editor
         self.demonstration = False

@@ -59,8 +59,12 @@ def poisoned() -> nn.Module:
     return net
 
 
-def test_heal_makes_a_network_that_was_moved_in_inference_mode_differentiable_again():
+@pytest.mark.parametrize("back", [False, True])
+def test_heal_makes_a_network_that_was_moved_in_inference_mode_differentiable_again(back):
+    """``back``: it has returned outside of that mode, and says no more that it was there."""
     net, x = poisoned(), torch.rand(1, 3, 8, 8, requires_grad=True)
+    if back:
+        net.double().float()
     before = [t.clone() for t in net.state_dict().values()]
     try:
         net(x).sum().backward()

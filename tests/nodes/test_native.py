@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import core_models
-from sifm_core import methods, pipeline
+from sifm_core import methods, pipeline, protection
 from sifm_core.errors import EditorError
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -338,6 +338,39 @@ def test_without_aliases_no_gradient_passes_what_was_made_in_a_prompt(editor, mo
         immunize(editor, pictures())
 
 
+def moved(network) -> None:
+    """As from the CPU to a GPU outside of a prompt: what was made in one then says no more that it was."""
+    with torch.inference_mode(False):
+        network.double().float()
+
+
+def test_weights_that_were_moved_outside_of_a_prompt_have_gradients(models, family):
+    x, loaded = pictures(), getattr(core_models, family)()
+    editor = managed(loaded)
+    before = immunize(editor, x).image
+    for network in (loaded.model.model, loaded.vae.first_stage_model):
+        moved(network)
+    weight = next(loaded.model.model.diffusion_model.parameters())
+    with pytest.raises(RuntimeError, match="version counter"):
+        assert weight._version
+    assert managed(loaded).editor.fingerprint
+    assert not weight.is_inference() and torch.equal(immunize(editor, x).image, before)
+
+
+def test_comfyui_moves_its_own_models_as_in_a_prompt(editor, monkeypatch):
+    from comfy import model_management
+
+    modes, load = [], model_management.load_models_gpu
+
+    def loading(*models, **how):
+        modes.append(torch.is_inference_mode_enabled())
+        return load(*models, **how)
+
+    monkeypatch.setattr(model_management, "load_models_gpu", loading)
+    immunize(editor, pictures(), "random_noise")
+    assert modes and all(modes)
+
+
 def test_inside_no_weight_asks_for_a_gradient_of_its_own(loaded, editor):
     x = pictures()
     assert any(p.requires_grad for p in loaded.vae.first_stage_model.parameters()), "core's autoencoders do"
@@ -534,6 +567,7 @@ def test_the_artists_door_is_checked_by_the_doctor_too(editor, tmp_path, monkeyp
     from nodes.protect import SifmProtectImage
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    monkeypatch.setitem(protection.STRENGTHS, "subtle", protection.STRENGTHS["subtle"]._replace(steps=1))
     node = SifmProtectImage.PREPARE_CLASS_CLONE(None)
     node.hidden = SimpleNamespace(prompt={}, extra_pnginfo={})
     given = pictures().movedim(1, -1), "miniature-ip2p", "subtle"
