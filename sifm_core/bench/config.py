@@ -327,11 +327,11 @@ def open_judges(specs: Sequence[str], **options: Any) -> list[Judge | str]:
 
     ``options`` are those of vision-language models, such as ``cache`` and ``max_cost``.
     """
-    found: list[Judge | str] = []
+    opened: list[Judge | str] = []
     for spec in specs:
         backend = spec.partition(":")[0]
-        found.append(load_judge(spec, **(options if backend in VLM else {})) if backend in HERE else spec)
-    return found
+        opened.append(load_judge(spec, **(options if backend in VLM else {})) if backend in HERE else spec)
+    return opened
 
 
 def row_of(row: Any) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def immunizing(row: Row, grid: Grid, editor: str) -> float | None:
 
 def editing(editor: str) -> float | None:
     """TFLOP of one edit of a 512-px picture; None where the table says nothing."""
-    known = _table()["editors"].get(editor)
-    return known and float(known["steps"] * known["branches"] * known["predict"])
+    cost = _table()["editors"].get(editor)
+    return cost and float(cost["steps"] * cost["branches"] * cost["predict"])
 
 
 def weights(grid: Grid) -> dict[tuple[str, str], float]:

@@ -117,8 +117,8 @@ def _teraflop(grid: Grid, phase: str, jobs: int) -> float | None:
         each = [None if None in side else sum(filter(None, side)) for side in sides]
     else:
         return None
-    known = [work for work in each if work is not None]
-    return jobs * fmean(known) if len(known) == len(each) else None
+    counted = [work for work in each if work is not None]
+    return jobs * fmean(counted) if len(counted) == len(each) else None
 
 
 def _dollars(plan: Plan, grid: Grid, jobs: int, preset: str, prices: str | os.PathLike[str] | None) -> float | None:

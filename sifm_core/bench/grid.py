@@ -107,8 +107,8 @@ class Row:
         """The options that are not the method's defaults: said or left out, a default is the same protection."""
         if self.method is None or "preset" in self.loop:  # whose own options a default would override
             return dict(self.options)
-        known = options(self.method)
-        return {name: value for name, value in self.options.items() if value != known[name].default}
+        declared = options(self.method)
+        return {name: value for name, value in self.options.items() if value != declared[name].default}
 
 
 @dataclass(frozen=True)

@@ -51,14 +51,14 @@ class Models:
     def _identify(self, model: Model) -> dict[str, Any]:
         task = Task("identify", model, {})
         if model.live is not None or is_here(model):
-            known = perform(task)[0]
+            identity = perform(task)[0]
         else:
             _, outcome = next(iter(self._executor.run([(None, task)])))
             if isinstance(outcome, Failure):
                 raise outcome.error or SifmError(f"{model.name}: {outcome.reason}")
-            known = outcome[0]
-        self._store.put("model", _spelled(model), known)
-        return known
+            identity = outcome[0]
+        self._store.put("model", _spelled(model), identity)
+        return identity
 
 
 def is_here(judge: Model) -> bool:

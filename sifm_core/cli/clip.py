@@ -65,19 +65,19 @@ def clip(
                 pictures = [load_image(file, background)[0] for file in files]
                 pairs.append((pictures[0], pictures[1], text.strip()))
     found = fig3.preferences(pairs, model=model)
-    known = [one.prefers_unedited for one in found if one.prefers_unedited is not None]
-    if out and known:
+    answered = [one.prefers_unedited for one in found if one.prefers_unedited is not None]
+    if out and answered:
         write_atomically(out, fig3.figure(pairs, found))
     if as_json:
         rows = [asdict(one) | {"prefers_unedited": one.prefers_unedited} for one in found]
-        dump({"model": model, "prefers_unedited": sum(known), "of": len(known), "pairs": rows})
-    elif known:
+        dump({"model": model, "prefers_unedited": sum(answered), "of": len(answered), "pairs": rows})
+    elif answered:
         for one in found:
             if one.unedited.value is not None and one.edited.value is not None:
                 mark = "<- CLIP prefers the unedited" if one.prefers_unedited else ""
                 print(f"unedited {one.unedited.value:.4f}  edited {one.edited.value:.4f}  {one.text!r} {mark}".rstrip())
         print(fig3.sentence(found, model))
-    if not known:
+    if not answered:
         raise SifmError(fig3.sentence(found, model))
     if account:
         account.close()

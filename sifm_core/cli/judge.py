@@ -65,8 +65,8 @@ def judge(
     results, given = [], [verdict for column in columns for verdict in column]
     for (one, two), verdicts in zip(pairs, zip(*columns, strict=True), strict=True):
         agreed = consensus(verdicts)
-        found = {"edit_failed": agreed, "verdicts": [{**asdict(v), "success": v.success} for v in verdicts]}
-        results.append(found if source.is_file() else {"source": str(one), "edited": str(two), **found})
+        answer = {"edit_failed": agreed, "verdicts": [{**asdict(v), "success": v.success} for v in verdicts]}
+        results.append(answer if source.is_file() else {"source": str(one), "edited": str(two), **answer})
         if not as_json:
             tell(f"{two}: {_WORDS[agreed]}")
             for v in verdicts:

@@ -74,17 +74,17 @@ def forecast(counts: Mapping[str, int], store: Store) -> Iterator[OnStep]:
     from ..bench.estimate import remaining
 
     start: dict[str, tuple[float, int]] = {}
-    said = time.monotonic() - QUIET_SECONDS + 1
+    last = time.monotonic() - QUIET_SECONDS + 1
     inplace = sys.stderr.isatty()
 
     def on_step(step: Step) -> None:
-        nonlocal said
+        nonlocal last
         now = time.monotonic()
         phase = step.phase.partition(" ")[0]
         since, first = start.setdefault(step.phase, (now, step.i))
-        if now - said < (0.5 if inplace else QUIET_SECONDS) or not step.n:
+        if now - last < (0.5 if inplace else QUIET_SECONDS) or not step.n:
             return
-        said = now
+        last = now
         rates: dict[str, Any] = dict(store.documents("rate", Rate))
         left = "?"
         if step.i > first:
@@ -105,18 +105,18 @@ def forecast(counts: Mapping[str, int], store: Store) -> Iterator[OnStep]:
 
 def _lines(label: str) -> OnStep:
     recent: deque[tuple[str, float, int]] = deque()
-    said = time.monotonic()
+    last = time.monotonic()
 
     def on_step(step: Step) -> None:
-        nonlocal said
+        nonlocal last
         now = time.monotonic()
         recent.append((step.phase, now, step.i))
         while recent[0][0] != step.phase or recent[0][1] < now - WINDOW_SECONDS:
             recent.popleft()
         _, start, first = recent[0]
-        if now - said < QUIET_SECONDS or step.i <= first:
+        if now - last < QUIET_SECONDS or step.i <= first:
             return
-        said, left = now, (now - start) / (step.i - first) * (step.n - step.i)
+        last, left = now, (now - start) / (step.i - first) * (step.n - step.i)
         print(f"{step.phase} {label} {step.i / step.n:.0%}, {left:.0f} s left".replace("  ", " "), file=sys.stderr)
 
     return on_step

@@ -194,7 +194,7 @@ def pictures_in(folder: Path, account: Account, out: Path | None = None) -> dict
     What else is there goes to the account: pictures that are not read, that lie in folders of it (but ``out``), or
     whose name differs from another's in its suffix or in capital letters alone, and what is no picture.
     """
-    found: dict[str, Path] = {}
+    named: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
@@ -206,11 +206,11 @@ def pictures_in(folder: Path, account: Account, out: Path | None = None) -> dict
             account.miss(path, f"{suffix} is not read; save it as PNG")
         elif suffix not in SUFFIXES:
             account.skip(path, "no picture by its name")
-        elif name in found:
-            account.miss(path, f"would be {path.stem}.png just as {found[name].name} is; rename one")
+        elif name in named:
+            account.miss(path, f"would be {path.stem}.png just as {named[name].name} is; rename one")
         else:
-            found[name] = path
-    return {path.stem: path for path in found.values()}
+            named[name] = path
+    return {path.stem: path for path in named.values()}
 
 
 def matched(one: Path, two: Path, account: Account) -> list[tuple[Path, Path]]:

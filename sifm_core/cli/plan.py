@@ -64,26 +64,26 @@ def plan(
         not no_t5,
         rows,
     )
-    found = plans.plan(wanted, memory=None if memory is None else memory * 1e9)
+    planned = plans.plan(wanted, memory=None if memory is None else memory * 1e9)
     if as_json:
-        print(json.dumps(_plain(found)))
+        print(json.dumps(_plain(planned)))
         return
-    cost = found.cost
+    cost = planned.cost
     print(f"{editor} at {native} px, {batch} x {steps} iterations of {timesteps} timesteps, {kind} on {where}:")
-    print(f"  {cost.flops / 1e12:.4g} TFLOP, about {found.seconds:.3g} s on this machine")
+    print(f"  {cost.flops / 1e12:.4g} TFLOP, about {planned.seconds:.3g} s on this machine")
     print(f"  {plans.rows_of(wanted)} rows of the network at once (pictures x timesteps): --option rows=N of immunize")
     print(
         f"  {cost.memory / 1e9:.2f} GB at the peak: networks {cost.networks / 1e9:.2f}, text encoders "
         f"{cost.text / 1e9:.2f}, the loop's own {cost.working / 1e9:.2f}"
     )
-    if found.fits:
+    if planned.fits:
         print(f"  fits into {memory:g} GB")
-    elif found.fitting:
-        other, less = found.fitting
+    elif planned.fitting:
+        other, less = planned.fitting
         changed = {name: value for name, value in asdict(other).items() if value != asdict(wanted)[name]}
         print(f"  does not fit into {memory:g} GB; this does, with {less.memory / 1e9:.2f} GB:")
         print("  " + " ".join(_flag(name, value) for name, value in changed.items()))
-    elif found.fits is False:
+    elif planned.fits is False:
         print(f"  does not fit into {memory:g} GB, and no smaller size, type or batch does")
 
 

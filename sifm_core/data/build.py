@@ -239,8 +239,8 @@ def _beside(picture: Path, folder: Path) -> str:
 
 def category_of(caption: str) -> str:
     """The category that a caption's words tell, or ""."""
-    found = (name for name, pattern in KEYWORDS.items() if re.search(rf"\b({pattern})\b", caption, re.IGNORECASE))
-    return next(found, "")
+    matching = (name for name, pattern in KEYWORDS.items() if re.search(rf"\b({pattern})\b", caption, re.IGNORECASE))
+    return next(matching, "")
 
 
 def miniature(out: str | os.PathLike[str], n: int | None = None) -> list[Item]:
@@ -342,8 +342,8 @@ def _described(line: str, where: str) -> list[str]:
     """file_name, original_prompt and edit_prompt of a line of metadata.jsonl."""
     keys = ("file_name", "original_prompt", "edit_prompt")
     try:
-        found = json.loads(line)
-        texts = [found[key] for key in keys]
+        entry = json.loads(line)
+        texts = [entry[key] for key in keys]
     except (ValueError, RecursionError, LookupError, TypeError):
         texts = []
     if not texts or not all(isinstance(text, str) for text in texts):

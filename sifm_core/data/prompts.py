@@ -67,8 +67,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 def words(text: str) -> frozenset[str]:
     """The content words of an instruction, lower case, plural -s removed."""
-    found = re.findall(r"[^\W\d_]+", text.lower())
-    return frozenset(w.removesuffix("s") if len(w) > 3 else w for w in found if w not in _EMPTY)
+    spelled = re.findall(r"[^\W\d_]+", text.lower())
+    return frozenset(w.removesuffix("s") if len(w) > 3 else w for w in spelled if w not in _EMPTY)
 
 
 def distance(one: str, two: str) -> float:
@@ -126,10 +126,10 @@ def from_model(instruction: str, caption: str, ask: Callable[[str], str], n: int
 def _listed(answer: str) -> list[str]:
     """The texts of the one list in an answer that can serve as instructions."""
     try:
-        found = json.loads(answer[answer.find("[") : answer.rfind("]") + 1])
+        listed = json.loads(answer[answer.find("[") : answer.rfind("]") + 1])
     except (ValueError, RecursionError):
         raise InputError(f"expected a JSON list of instructions from the model, got {answer[:200]!r}") from None
-    texts = [text.strip() for text in found if isinstance(text, str)]
+    texts = [text.strip() for text in listed if isinstance(text, str)]
     return [text for text in texts if text.isprintable() and 0 < len(text) <= LONGEST]
 
 

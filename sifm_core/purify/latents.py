@@ -54,12 +54,12 @@ def noise_and_denoise(editor: Editor, z: Latent, share: float, seed: Seed, on_st
     for i, (now, then) in enumerate(pairwise(times), start=1):
         t = torch.full((len(z),), now, device=z.device)
         signal, spread = _mix(editor, now)
-        said = editor.denoise(nothing, z / spread, t, cond)
+        predicted = editor.denoise(nothing, z / spread, t, cond)
         # The target is linear in (clean, noise) and so is z: two equations for the two.
         by_clean, by_noise = editor.target(ones, nothing, t), editor.target(nothing, ones, t)
         determinant = spread * by_clean - signal * by_noise
-        clean = (spread * said - by_noise * z) / determinant
-        noise = (by_clean * z - signal * said) / determinant
+        clean = (spread * predicted - by_noise * z) / determinant
+        noise = (by_clean * z - signal * predicted) / determinant
         signal, spread = _mix(editor, then)
         z = signal * clean + spread * noise
         if on_step is not None:

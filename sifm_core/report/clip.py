@@ -33,9 +33,9 @@ def beside(folder: Path) -> Clip | None:
 def _read(rows: list[dict[str, str]], picture: Path) -> Clip:
     scored = [row["prefers_unedited"] for row in rows if row["prefers_unedited"] in PREFERS]
     if scored:
-        said = f"CLIP prefers the unedited picture in {scored.count('True')} of {len(scored)} pairs."
+        headline = f"CLIP prefers the unedited picture in {scored.count('True')} of {len(scored)} pairs."
     else:
-        said = f"No CLIP score: {rows[0]['reason'] if rows else 'there is no edit that every judge says works'}."
+        headline = f"No CLIP score: {rows[0]['reason'] if rows else 'there is no edit that every judge says works'}."
     table = {
         "prompt": [row["prompt"] for row in rows],
         **{
@@ -44,4 +44,4 @@ def _read(rows: list[dict[str, str]], picture: Path) -> Clip:
         },
         "CLIP prefers": [PREFERS.get(row["prefers_unedited"], NONE) for row in rows],
     }
-    return Clip(said, table if scored else {}, picture.read_bytes() if scored and picture.is_file() else b"")
+    return Clip(headline, table if scored else {}, picture.read_bytes() if scored and picture.is_file() else b"")

@@ -253,20 +253,20 @@ def _why_not(methods: Sequence[Line], floors: Sequence[Line]) -> str:
 
 def rerouted(frame: Frame) -> str:
     """Whose verdicts another model gave, and which judges are one model; "" where every judge is the one asked for."""
-    said = []
+    sentences = []
     judges_of: dict[str, list[str]] = {}
     for judge in frame.judges:
         if others := frame.others.get(judge):
             names = " or ".join(one_line(name)[:LONGEST] for name, _ in others.most_common(3))
             share = f"{others.total()} of its {frame.answered[judge]} verdicts"
-            said.append(f"{judge} did not answer itself: {share} are by {names}, another model.")
+            sentences.append(f"{judge} did not answer itself: {share} are by {names}, another model.")
         judges_of.setdefault(frame.served.get(judge, ""), []).append(judge)
     for served, judges in judges_of.items():
         if served and len(judges) > 1 and any(judge in frame.others for judge in judges):
-            said.append(
+            sentences.append(
                 f"{' and '.join(judges)} are one model, {one_line(served)[:LONGEST]}, so that they agree says less."
             )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def kinship(frame: Frame, editors: Sequence[Mapping[str, Any]] = ()) -> list[str]:
@@ -278,7 +278,7 @@ def kinship(frame: Frame, editors: Sequence[Mapping[str, Any]] = ()) -> list[str
     for judge in frame.judges:
         if family := family_of(frame.served.get(judge, ""), judge.partition(":")[2]):
             families.setdefault(family, []).append(judge)
-    said = [
+    sentences = [
         f"{' and '.join(judges)} are of one family, {family}, and may err alike: two families that agree say more."
         for family, judges in families.items()
         if len(judges) > 1
@@ -286,14 +286,14 @@ def kinship(frame: Frame, editors: Sequence[Mapping[str, Any]] = ()) -> list[str
     for editor in editors:
         readers = {family_of(reader) for reader in editor.get("text_encoders") or ()}
         name = one_line(str(editor.get("name")))[:LONGEST]
-        said += [
+        sentences += [
             f"{judge} is of the family that reads the prompts of {name}, {family}: it may miss what misleads the "
             "editor, or be misled with it."
             for family, judges in families.items()
             for judge in judges
             if family in readers
         ]
-    return said
+    return sentences
 
 
 def net_count(rate: Isr) -> str:

@@ -150,8 +150,10 @@ def _share(isr: Isr | None) -> tuple[float | None, ...]:
 
 def _corrected(line: Line, calibrations: Mapping[str, Calibration]) -> dict[str, tuple[float | None, ...]]:
     shares = counted(line)
-    found = {judge: known.corrected(shares[judge]) for judge, known in calibrations.items() if judge in shares}
-    return {f"judge:{judge}:corrected": (*own, *[None] * 5) for judge, own in found.items() if own}
+    rates = {
+        judge: calibration.corrected(shares[judge]) for judge, calibration in calibrations.items() if judge in shares
+    }
+    return {f"judge:{judge}:corrected": (*own, *[None] * 5) for judge, own in rates.items() if own}
 
 
 def _figures(line: Line, layout: Layout) -> dict[str, tuple[float | None, ...]]:
