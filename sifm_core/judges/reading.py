@@ -37,10 +37,12 @@ _UNNAMED = re.compile(r"^\W*(request contains an )?invalid[ _]argument\W*$", re.
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that a server reported: its code (0: none), what it says, which setting it is about, and when to ask."""
+    """An error that a server reported: its code (0: none), what it says, of which kind it calls it, which setting it is
+    about, and when to ask."""
 
     code: int
     words: str
+    kind: str = ""
     setting: str = ""
     wait: float = 0.0
 
@@ -49,6 +51,8 @@ class Failure:
         if self.code >= 500 and _UNREAD.search(self.words):
             why = "the server could make nothing of what its model wrote, which max_output_tokens may have cut off"
             return Reply("unparsable", reason=f"{why} ({reply.reason})", billed="yes")
+        if self.kind == "insufficient_quota":  # a limit of money, not of time, though OpenAI says 429
+            return Reply("error", reason=reply.reason)
         if self.code >= 500 and _BLIND.search(self.words):
             return Reply("error", reason=f"the model takes no pictures ({reply.reason})")
         return reply
@@ -93,7 +97,8 @@ def failure_in(came: Came, body: Any) -> Failure | None:
         words = f"it sends to {came.location}, and no redirect is followed; name that address if it is the right one"
     delay = re.search(r'"retryDelay":\s*"(\d{1,9}(?:\.\d{1,9})?)s"', came.text)
     wait = float(delay[1]) if delay else came.retry_after
-    return Failure(code, words or _gist(came.text), text(field(error, "param")), wait)
+    kind = text(field(error, "code")) or text(field(error, "type"))
+    return Failure(code, words or _gist(came.text), kind, text(field(error, "param")), wait)
 
 
 def ended(finish: Any, stated: str) -> tuple[State, str]:
