@@ -89,10 +89,11 @@ def calibrate(
         return dump([asdict(one) for one in found])
     for one in found:
         tell(one.sentence())
-        for axis in one.sensitivity:
+        for axis in (axis for axis in one.sensitivity if one.sensitivity[axis].n + one.specificity[axis].n):
             tell(f"  {axis:24} sensitivity {one.sensitivity[axis]}, specificity {one.specificity[axis]}")
         for kind, rate in one.by_kind.items():
             tell(f"  says failed of {kind:18} {rate}")
         for way, rates in one.same.items():
             for axis, rate in rates.items():
-                tell(f"  {axis:24} the same {way}: {rate}")
+                if rate.n:
+                    tell(f"  {axis:24} the same {way}: {rate}")
