@@ -22,7 +22,7 @@ from sifm_core import bench, controls, miniature, report
 from sifm_core.bench import config
 from sifm_core.format import span
 from sifm_core.images import to_uint8
-from sifm_core.judges.calibration import Calibration, Rate, calibrate
+from sifm_core.judges.calibration import MAJORITY, UNANIMOUS, Calibration, Rate, calibrate, panel
 from sifm_core.rates import isr
 from sifm_core.report.cells import corrected, failures, measured, sheets
 from sifm_core.report.compare import runs
@@ -444,6 +444,25 @@ def test_a_calibrated_judges_rate_stands_beside_itself_without_the_judges_errors
     assert ("sifm", "judge:j1:corrected") not in rows
     shown = f"{rate:.0%} ({span(float(row['low']), float(row['high']))})"
     assert f"corrected {shown}" in page and shown in markdown(found) and "j0, corrected" in markdown(found)
+
+
+def test_the_page_has_the_majority_and_what_several_judges_agree_on_without_their_joint_errors(tmp_path):
+    names = ["j0", "j1", "j2"]
+    finds, clears = Rate(90, 100, *wilson(90, 100)), Rate(80, 100, *wilson(80, 100))
+    known = {
+        panel(how, names): Calibration(panel(how, names), 200, 0, {"success": finds}, {"success": clears}, {})
+        for how in (UNANIMOUS, MAJORITY)
+    }
+    made = records_of(clean=[(False,) * 3] * 8, sifm=[(True, True, False)] * 2 + [(True,) * 3] * 4 + [(False,) * 3] * 2)
+    with Store(tmp_path) as store:
+        for one in made:
+            store.put_record(one)
+        page = report.page(replace(report.build(store), calibrations=known), store, 0)
+        few = report.page(report.make(records_of(clean=[(False,) * 2], sifm=[(True,) * 2]), {}), store, 0)
+    row = re.sub(r"\s+", " ", page[page.index('<th scope="row">sifm</th>') :].partition("</tr>")[0])
+    assert "<strong>50%</strong> <small>4/8</small> <small>corrected 43% (" in row, "(0.5 - 0.2) / 0.7"
+    assert "<td>75% <small>corrected 79% (" in row, "(0.75 - 0.2) / 0.7"
+    assert page.count(">Majority<") == 2 and "Majority" not in few and "0%corrected" not in page
 
 
 def test_a_judge_no_better_than_chance_corrects_nothing(tmp_path):

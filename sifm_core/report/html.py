@@ -15,6 +15,7 @@ from PIL import Image as Pil
 
 from .. import miniature
 from ..format import number, percent, span, title
+from ..judges.calibration import MAJORITY, UNANIMOUS, panel
 from ..store import Store
 from ..types import Record
 from ..verdicts import CLEAN, consensus
@@ -81,6 +82,9 @@ def page(report: Report, store: Store, pictures: int = 12) -> str:
         span=span,
         net=net,
         without_errors=without_errors,
+        panel=panel,
+        UNANIMOUS=UNANIMOUS,
+        MAJORITY=MAJORITY,
         corrected_means=CORRECTED.removeprefix("Corrected: ").capitalize(),
         zip=zip,
     )

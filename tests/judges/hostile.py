@@ -21,7 +21,7 @@ from judges.servers import PAPER, USAGE
 KEY = "sk-Zq7/Xw2Lm9Rt4Vb8Nc3Hf6Kd1/Ps5Gy0Jt"
 SECRET = "org-of-the-users-own-Kp4Tz8"
 """What the environment holds for the provider alone."""
-DIALECTS = ("gemini", "openai")
+DIALECTS = ("gemini", "openai", "anthropic")
 ANSWER = json.dumps(PAPER)
 FAILED = json.dumps(PAPER | {"semantic_mismatch": True, "verdict": "failure"})
 Named = tuple[str, Any, bool | None]
@@ -148,6 +148,8 @@ MESSAGES = {
         ("a-text", lambda t: "hello", False),
     ],
 }
+MESSAGES["anthropic"] = MESSAGES["openai"]
+"""Through its endpoint for OpenAI's package."""
 ERRORS: list[tuple[str, Callable[[str], str]]] = [
     ("object", lambda words: json.dumps({"error": {"message": words, "code": "x", "param": None}})),
     ("text", lambda words: json.dumps({"error": words})),
@@ -175,7 +177,7 @@ def envelope(
     """A whole and good body, but for what is given."""
     shape = message or MESSAGES[dialect][0][1]
     read, written = usage if isinstance(usage, tuple) else (None, None)
-    if dialect == "openai":
+    if dialect != "gemini":
         counts = {"prompt_tokens": read, "completion_tokens": written} if isinstance(usage, tuple) else usage
         choice = {"index": 0, "message": shape(text), "finish_reason": finish}
         return {"id": "x", "model": served, "choices": [choice], "usage": counts}
@@ -210,7 +212,7 @@ def _bodies(dialect: str) -> Iterator[Fault]:
         yield fault(f"usage {what}", envelope(dialect, ANSWER, usage=usage), good)
     for odd in (None, 7, [KEY], {"a": KEY}, "fake-model-" + KEY, "\x1b[31mfake-model", "f\ud800", "x" * 10_000):
         yield fault(f"served {odd!r:.30}", envelope(dialect, ANSWER, served=odd), True)
-    many = "choices" if dialect == "openai" else "candidates"
+    many = "candidates" if dialect == "gemini" else "choices"
     whole = envelope(dialect, ANSWER)
     for what, odd in {
         "two": whole[many] * 2,

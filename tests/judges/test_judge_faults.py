@@ -25,6 +25,8 @@ from sifm_core.judges.wire import _tunnel, library_of
 
 PRICES = "".join(f'[{dialect}."fake-model"]\ninput = 1.0\noutput = 10.0\nimage_tokens = 500\n' for dialect in DIALECTS)
 ONE_CALL = (USAGE[0] * 1.0 + USAGE[1] * 10.0) / 1e6
+SAMPLED = {"anthropic": 6}
+"""Of a provider that is asked through another's client every sixth."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
 
 
@@ -47,7 +49,7 @@ def elsewhere(monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
+    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.setenv(name, KEY)
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY", "GOOGLE_CLOUD_PROJECT"):
@@ -89,7 +91,7 @@ def test_no_fault_makes_a_verdict_up_ends_the_others_or_tells_the_key(
     server, dialect, elsewhere, tmp_path, caplog, capsys
 ):
     caplog.set_level(logging.DEBUG)
-    server.faults = faults(dialect, elsewhere.url)
+    server.faults = faults(dialect, elsewhere.url)[:: SAMPLED.get(dialect, 1)]
     asked, started = cases(len(server.faults)), time.monotonic()
     judge = judge_for(server, dialect, tmp_path)
     with warnings.catch_warnings(record=True) as caught:
@@ -127,7 +129,7 @@ def test_no_fault_makes_a_verdict_up_ends_the_others_or_tells_the_key(
         "requests": repr(outgoing),
     }
     assert {place: letters_of_the_key(text) for place, text in places.items() if letters_of_the_key(text)} == {}
-    assert "[key]" in places["verdicts"] and "[key]" in places["ledger"] and len(caplog.records) > 400
+    assert "[key]" in places["verdicts"] and "[key]" in places["ledger"] and len(caplog.records) > len(asked) // 2
     states = Counter(verdict.state for verdict in verdicts)
     with capsys.disabled():
         print(f"\n{dialect}: {len(asked)} faults in {time.monotonic() - started:.0f} s, {dict(states)}, 0 made up")
@@ -222,7 +224,7 @@ def test_what_the_environment_holds_for_the_provider_goes_to_the_provider_alone(
 def test_no_other_host_is_spoken_to_than_the_one_that_was_named(server, elsewhere, dialect, tmp_path):
     judge = judge_for(server, dialect, tmp_path)
     package = judge.client._client
-    if dialect == "openai":
+    if dialect != "gemini":
         package.base_url = elsewhere.url
     else:
         package._api_client._http_options.base_url = elsewhere.url
