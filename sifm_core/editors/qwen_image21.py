@@ -98,7 +98,6 @@ class QwenImage21(FlowEditor):
     family = "qwen-image-2.1"
     entrances = ("vae", "vlm")
     positions_at_once = 4096  # one row at 1024x1024
-    bytes_per_position = 2_000_000
 
     def __init__(self, name: str, folder: Path, parts: Sequence[str], pipe: Any, settings: Mapping[str, Any]) -> None:
         mean, std = (
@@ -109,6 +108,8 @@ class QwenImage21(FlowEditor):
         self.net: Any = pipe.transformer
         self.timeless = ("reference",) if pipe.transformer.config.causal_condition else ()
         n: int = pipe.transformer.config.num_layers
+        self.bytes_per_position = 2 * 51 * n * int(self.net.inner_dim)
+        """A token of the source and one of the edit, 51 bytes a channel and block: counted, and so on an H100."""
         depths = {
             "deep": (n // 2, n),
             "all": (0, n),

@@ -384,6 +384,23 @@ def test_what_is_seen_of_attention_is_what_the_blocks_compute(exact: Editor, pro
         assert not bool((ours * ~cond.valid[:, None, None]).any()), "what pads a prompt"
 
 
+def test_what_a_row_keeps_is_what_the_editor_says() -> None:
+    """ComfyUI makes room by it: of the true model at 1024x1024 a row is some 55 GB, and its tower half."""
+    editor, x, kept = load_editor("miniature-qwen", device="cpu", dtype="bfloat16"), images(1, (128, 128)), {}
+    z, cond = editor.encode(x).detach().requires_grad_(), editor.prepare(["make it night"], x)
+    weights = {p.untyped_storage().data_ptr() for p in editor.net.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = editor.denoise(z, torch.randn_like(z), torch.full((1,), 500), cond)
+    found = sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
+    share = 2 * z[0, 0].numel() / (2 * z[0, 0].numel() + cond.prompt.shape[1])  # here the prompt is no small part
+    assert out.requires_grad and 0.8 < editor.row_bytes(128, 128) / (share * found) < 1.25
+
+
 def test_streams_that_it_has_not_are_refused(exact: Editor) -> None:
     x = images(1, SIZE).double()
     for path in ("transformer_blocks.1:middle", "transformer_blocks.1.attn.to_out.0:", "img_in:reference"):
