@@ -4,9 +4,8 @@
 
 Needs a ComfyUI and its requirements. Each model is made as core's loaders would hand it out and connected to Editor
 from Model; texts are random numbers in a conditioning's place. A row holds the doctor's figures (how far the gradient
-is from finite differences, and the features from core's own run), seconds of an iteration of SIFM as it runs and
-recorded as a CUDA graph, seconds of an edit by core's sampler, the most allocated bytes, and whether every weight is as
-before.
+is from finite differences, and the features from core's own run), seconds of an iteration of SIFM and of an edit
+by core's sampler, the most allocated bytes, and whether every weight is as before.
 Of memory, four forms: "whole", with room for all; "partly", where ComfyUI sees room for three fifths of the weights
 and little of the work; "streamed" (ComfyUI's dynamic VRAM, its default on NVIDIA), where the pack takes a copy that
 does not stream; and "bare" after either of the last two: without the pack's cures, which shows what they are for.
@@ -29,7 +28,6 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gradient_cost import spread
-from sifm_core.graphs import WARM_UP, replayed
 from sifm_core.memory import peak
 from sifm_core.methods import sifm
 from sifm_core.pgd import pgd
@@ -76,7 +74,6 @@ class Case(NamedTuple):
     dtype: str
     memory: str
     timesteps: tuple[int, ...] = ()
-    graphs: bool = False
     edit: bool = False
 
     def __str__(self) -> str:
@@ -84,10 +81,10 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("sd3-medium", "bfloat16", "whole", (4, 10), True, True),
+    Case("sd3-medium", "bfloat16", "whole", (4, 10), True),
     Case("sd3-medium", "float32", "partly"),
     Case("sd3-medium", "float32", "partly, bare"),
-    Case("flux-kontext", "bfloat16", "whole", (4, 10), False, True),
+    Case("flux-kontext", "bfloat16", "whole", (4, 10), True),
     Case("sd3-medium", "float32", "whole"),
     Case("sd3-medium", "float32", "streamed"),
     Case("sd3-medium", "float32", "streamed, bare"),
@@ -215,15 +212,10 @@ def measure(case: Case, size: int, tiny: bool, left: Any) -> Iterator[dict[str, 
             row["row gigabytes"] = engine.row_bytes(size, size) / 1e9
             cond = engine.prepare([""], x)
             for timesteps in case.timesteps:
-                for recorded in (False, True)[: 1 + case.graphs]:
-                    if left() < 0:
-                        row["problem"] = "not all of it: the seconds are over"
-                        break
-                    name = f"T={timesteps}{' graph' if recorded else ''}"
-                    try:
-                        row[name] = iteration(engine, x, cond, timesteps, recorded)
-                    except (RuntimeError, torch.OutOfMemoryError) as error:
-                        row["problem"] = f"{name}: {type(error).__name__}: {error}"[:200]
+                if left() < 0:
+                    row["problem"] = "not all of it: the seconds are over"
+                    break
+                row[f"T={timesteps}"] = iteration(engine, x, cond, timesteps)
             if case.edit and left() > 0:
                 engine.edit(x, cond, seed=0, steps=1)
                 start = now(engine.device)
@@ -286,20 +278,17 @@ def without_cures() -> Iterator[None]:
             setattr(place, name, value)
 
 
-def iteration(engine: Any, x: torch.Tensor, cond: Any, timesteps: int, recorded: bool) -> float | None:
-    """Seconds of one, the faster of two where that is quick; None for one that could not be recorded."""
+def iteration(engine: Any, x: torch.Tensor, cond: Any, timesteps: int) -> float:
+    """Seconds of one, the faster of two where that is quick."""
     step = sifm.build(engine, x, cond, timesteps=spread(timesteps), aggregation="per_layer", seed=0)
-    chosen: Any = replayed(step) if recorded else step
 
-    def run(steps: int) -> float:
+    def run() -> float:
         start = now(x.device)
-        pgd(x, chosen, eps=0.03, alpha=2 / 255, steps=steps, random_start=True)
+        pgd(x, step, eps=0.03, alpha=2 / 255, steps=1, random_start=True)
         return now(x.device) - start
 
-    first = run(WARM_UP + 1 if recorded else 1)
-    if recorded and getattr(chosen, "_graph", None) is None:
-        return None
-    return first if first > SLOW and not recorded else min(run(1) for _ in range(2))
+    first = run()
+    return first if first > SLOW else min(run() for _ in range(2))
 
 
 def now(device: torch.device) -> float:
@@ -423,7 +412,7 @@ def line(row: dict[str, Any]) -> str:
         return " " * (int(form.split(".")[0]) - 1) + "-" if value is None else f"{value:{form}}"
 
     head = f"{row['model']:<13}{row['dtype']:<10}{row['memory']:<15}"
-    times = "".join(shown(name) for name in ("T=4", "T=4 graph", "T=10", "T=10 graph", "edit s"))
+    times = "".join(shown(name) for name in ("T=4", "T=10", "edit s"))
     rest = f"{times}{shown('gigabytes', '7.2f')}  {row.get('unchanged', '-')!s:<6}"
     return "\n    ".join([head + rest, *(str(row[name]) for name in ("doctor", "problem") if name in row)])
 
@@ -445,8 +434,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("COMFYUI_PATH names no ComfyUI checkout")
     if not chosen.json:
         card = torch.cuda.get_device_name() if chosen.device == "cuda" else "CPU"
-        print(f"{card}, torch {torch.__version__}; seconds of an iteration, of it as a graph, and of an edit")
-        print(f"{'model':<13}{'numbers':<10}{'memory':<15}{'T=4':>8}{'graph':>8}{'T=10':>8}{'graph':>8}", end="")
+        print(f"{card}, torch {torch.__version__}; seconds of an iteration, and of an edit")
+        print(f"{'model':<13}{'numbers':<10}{'memory':<15}{'T=4':>8}{'T=10':>8}", end="")
         print(f"{'edit':>8}{'GB':>7}  same")
     for row in table(chosen):
         print(json.dumps(row) if chosen.json else line(row), flush=True)

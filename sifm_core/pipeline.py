@@ -135,7 +135,8 @@ def immunize(
             inner = module.build(editor, x, editor.prepare(prompts, x), **given, **options)
         within = enough(inside, editor.device)
         inner = Sampled(inner.draw, within(inner.gradient)) if isinstance(inner, Sampled) else within(inner)
-        return replayed(inner if size == tuple(x0.shape[-2:]) else through_resize(inner, size))
+        whole = inner if size == tuple(x0.shape[-2:]) else through_resize(inner, size)
+        return replayed(whole) if editor.recordable else whole
 
     def rows(editor: Editor) -> dict[str, int]:
         """How many rows its network ran at once, of a method for which that matters."""

@@ -117,6 +117,8 @@ class Editor(ABC):
     family was not measured, what its nearest relative's was (docs/results/beyond.md)."""
     entrances: tuple[str, ...] = ("vae",)
     """Where a picture enters: "vae", as the latent; "vlm", read by the text encoder beside the prompt (:meth:`see`)."""
+    recordable = True
+    """Whether an iteration's work on a GPU stays where it is and as it is, so that it may be recorded as a graph."""
     timeless: tuple[str, ...] = ()
     """Streams (:meth:`hidden`) that are a function of the latent alone, exactly: of no timestep, noise, prompt or other
     entrance. :meth:`tower` runs what they need."""

@@ -80,6 +80,8 @@ class NativeEditor(Editor):
     """
 
     num_train_timesteps = TIMES
+    recordable = False
+    """Core brings its tensors in anew for every run, and may move the networks between two of them."""
 
     def __init__(
         self,

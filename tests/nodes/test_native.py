@@ -357,6 +357,12 @@ def test_weights_that_were_moved_outside_of_a_prompt_have_gradients(models, fami
     assert not weight.is_inference() and torch.equal(immunize(editor, x).image, before)
 
 
+@pytest.mark.parametrize("family", ["sd3"], indirect=True)
+def test_iterations_are_not_recorded_since_core_moves_what_they_read(editor, monkeypatch):
+    monkeypatch.setattr(pipeline, "replayed", lambda gradient: pytest.fail("recorded"))
+    immunize(editor, pictures())
+
+
 def test_comfyui_moves_its_own_models_as_in_a_prompt(editor, monkeypatch):
     from comfy import model_management
 

@@ -61,4 +61,4 @@ def test_core_models_at_full_size_are_measured_as_small_ones_are_here(comfy, cap
     native_models.main(["--tiny", "--device", "cpu", "--json", "--only", "sd3-medium bfloat16 whole"])
     (row,) = map(json.loads, capsys.readouterr().out.splitlines()[-1:])
     assert "of finite differences" in row["doctor"] and row["unchanged"] and "problem" not in row
-    assert row["T=10"] > row["T=4"] > 0 and row["T=4 graph"] is None and row["edit s"] > 0
+    assert row["T=10"] > row["T=4"] > 0 and row["edit s"] > 0
