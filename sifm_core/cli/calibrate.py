@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,6 +60,7 @@ def calibrate(
     from ..bench.config import samples as samples_of
     from ..checks import check_count
     from ..judges.calibration import others_of, together
+    from ..judges.vlm import VlmJudge
     from ..noise import check_seed
 
     check_count(images, "images")
@@ -75,6 +77,10 @@ def calibrate(
         golds = controls.controls(samples, load_editor(editor, device, dtype, download), seed=seed, on_step=on_step(""))
         cases = [gold.case for gold in golds]
         for spec, judge in zip(specs, loaded, strict=True):
+            if isinstance(judge, VlmJudge) and (cost := judge.at_most(cases)) != 0:
+                times = 1 + stability * len(others_of(judge))
+                dollars = "$ ?" if cost is None else f"$ {times * cost:.2f}"
+                print(f"{judge.name}: {times * len(cases)} verdicts, {dollars} at most", file=sys.stderr)
             said[judge.name] = judge.judge(cases, on_step=on_step(judge.name))
             once_more = {}
             for way, other in (others_of(judge) if stability else {}).items():

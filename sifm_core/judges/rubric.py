@@ -150,7 +150,8 @@ class Likelihoods(Answer):
 
     @property  # type: ignore[misc]
     def confidence(self) -> float:  # type: ignore[override]
-        return max(self.yes, self.no)
+        """How likely the answer was among all that might have been said: low where something else was likelier."""
+        return max(self.yes, self.no) * (1.0 if self.mass is None else self.mass)
 
     @model_validator(mode="after")
     def _consistent(self) -> Likelihoods:

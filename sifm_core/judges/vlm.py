@@ -155,6 +155,13 @@ class VlmJudge:
         other.prompt_hash = preset_hash(other.questions)
         return other
 
+    def at_most(self, cases: Sequence[Case]) -> float | None:
+        """US dollars that judging these can cost, were nothing of it known yet; None where no price is known."""
+        if self._price_of(self.client.model) is None:
+            return None
+        sound = [case for case in cases if not case_problem(case)]
+        return sum(self._at_most(question.parts(case)) for case in sound for question in self.questions)
+
     def judge(self, cases: Sequence[Case], *, on_step: OnStep | None = None) -> list[Verdict]:
         round_ = _Round(self._ask_in_jobs(cases, on_step))
         return self._watched("judge", [partial(self._judge_one, case, round_) for case in cases], round_, on_step)
@@ -335,7 +342,7 @@ class VlmJudge:
             not_before = time.monotonic() + min(delay, _LONGEST_WAIT)
             if reply.wait:  # the server named a time: it is meant for every caller
                 self._not_before = max(self._not_before, not_before)
-        return reply, None if reply.billed == "maybe" else 0.0
+        return reply, None if reply.billed == "maybe" and self.client.key else 0.0
 
     def _send(self, parts: Sequence[Part], form: Form) -> Reply:
         started = time.perf_counter()

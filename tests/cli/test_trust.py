@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def test_calibrate_prints_and_keeps(run, sifm, monkeypatch):
     code, out, err = sifm(*words, "--judge", "miniature:conv", "--stability")
     assert code == 0 and "success                  the same asked again: 100% (8/8, 95% " in out, err
     assert "asked again, it says the same of 100% (8/8" in out.splitlines()[0]
+
+
+@pytest.mark.parametrize("more, times", [((), 1), (("--stability",), 3)])
+def test_calibrate_says_what_it_can_cost_before_it_asks(run, sifm, monkeypatch, more, times):
+    monkeypatch.setattr(calibrate, "load_editor", lambda *_: ToyEditor())
+    monkeypatch.setenv("GEMINI_API_KEY", "k" * 20)
+    words = ["calibrate", "--judge", "gemini:gemini-3.8-flash", "--images", 2, "--max-cost", 0, *more]
+    _, out, err = sifm(*words)
+    dollars = re.search(rf"gemini:gemini-3.8-flash: {8 * times} verdicts, \$ (\d+\.\d\d) at most", err)
+    each = 2 * 8192 * 3.75e-6  # two answers of 8,192 tokens at today's price or more, the questions besides
+    assert dollars and float(dollars[1]) > 8 * times * each and "8 unclear" in out
 
 
 def test_clip_prefers_what_its_scores_say(run, sifm, tmp_path):

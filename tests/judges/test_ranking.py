@@ -98,6 +98,7 @@ def test_what_servers_say_of_likelihoods_is_read(what):
         assert answer["yes"] == pytest.approx(yes) and answer["mass"] == (mass and pytest.approx(mass))
     assert verdict.semantic_mismatch is verdict.perceptual_degradation is (yes < 0.5)
     assert verdict.scores["semantic_mismatch"] == {"value": pytest.approx(yes), "threshold": 0.5}
+    assert verdict.confidence == pytest.approx(max(yes, 1 - yes) * (mass or 1.0)), "8% where else was said, not 80%"
     assert ("in words" in verdict.reasons) is (mass is None)
 
 
