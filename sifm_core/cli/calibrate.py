@@ -13,7 +13,7 @@ from .app import app
 from .flags import options
 from .judging import AskingAlone, load_judges, run_store
 from .output import dump, progress, tell
-from .shared import EDITOR, JUDGES, Device, Download, Dtype, EditorName, Json, Judges, Seed, distinct, load_editor
+from .shared import EDITOR, JUDGES, Device, Download, Dtype, Json, Judges, Seed, distinct, load_editor
 
 if TYPE_CHECKING:
     from ..judges.calibration import Calibration
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 @options
 def calibrate(
     judges: Judges = None,
-    editor: EditorName = EDITOR,
+    editor: Annotated[
+        str | None,
+        typer.Option(
+            "--editor",
+            metavar="NAME|FOLDER|HUB_ID",
+            help="Whose edits; default the one that the run attacks, else the miniature.",
+        ),
+    ] = None,
     images: Annotated[
         int, typer.Option("--images", metavar="N", help="Pictures of the benchmark; four cases each.")
     ] = 24,
@@ -58,17 +65,23 @@ def calibrate(
     """
     from .. import controls
     from ..bench.config import samples as samples_of
+    from ..bench.grid import names
     from ..checks import check_count
     from ..judges.calibration import others_of, together
     from ..judges.vlm import VlmJudge
     from ..noise import check_seed
+    from ..verdicts import TRUTH
 
     check_count(images, "images")
     check_seed(seed, 1)
     store = run_store(run) if run else None
     settings = ((store.get("run", "config") if store else None) or {}).get("settings", {})
     samples = samples_of(data or settings.get("data", "miniature"), images, 1)
-    specs = distinct(judges or JUDGES)
+    attacked = [names(name)[1] for name in settings.get("editors", ())]
+    own = [name for name in settings.get("judges", ()) if not name.startswith((TRUTH, "human:"))]
+    editor, specs = editor or next(iter(attacked), EDITOR), distinct(judges or own or JUDGES)
+    if attacked and editor not in attacked:
+        print(f"controls of {editor}, though the run attacks {', '.join(attacked)}", file=sys.stderr)
     loaded = load_judges(specs, asking)
     found: list[Calibration] = []
     said: dict[str, list[Verdict]] = {}

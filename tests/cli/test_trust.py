@@ -137,6 +137,20 @@ def test_calibrate_prints_and_keeps(run, sifm, monkeypatch):
     assert "asked again, it says the same of 100% (8/8" in out.splitlines()[0]
 
 
+def test_calibrate_asks_a_runs_own_judges_about_the_editor_that_it_attacks(run, sifm, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(calibrate, "load_editor", lambda name, *_: loaded.append(name) or ToyEditor())
+    with Store("run/store", create=False) as store:
+        kept_as = store.get("run", "config") or {}
+        settings = {"editors": ["miniature-sd3 -> miniature-hq-edit"], "judges": ["miniature:patch", TRUTH]}
+        store.put("run", "config", kept_as | {"settings": settings})
+    code, out, err = sifm("calibrate", "--images", 2, "--run", run)
+    assert (code, loaded) == (0, ["miniature-hq-edit"]) and "though" not in err, err
+    assert out.startswith("miniature:patch on 8 gold controls") and TRUTH not in out
+    _, _, err = sifm("calibrate", "--images", 2, "--run", run, "--editor", "miniature-ip2p")
+    assert "controls of miniature-ip2p, though the run attacks miniature-hq-edit" in err
+
+
 @pytest.mark.parametrize("more, times", [((), 1), (("--stability",), 3)])
 def test_calibrate_says_what_it_can_cost_before_it_asks(run, sifm, monkeypatch, more, times):
     monkeypatch.setattr(calibrate, "load_editor", lambda *_: ToyEditor())
