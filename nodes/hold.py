@@ -100,7 +100,7 @@ class SifmDoesItHold(io.ComfyNode):
         original = None if source is None else to_engine(source)
         asked = [line.strip() for line in words.splitlines() if line.strip()]
         judges = [load_judge(**judge) for judge in (judge_1, judge_2) if judge]
-        with managed.at_work(asked, protected) as engine:
+        with managed.at_work(asked or [""], protected) as engine:
             found = holding.holds(
                 protected,
                 engine,

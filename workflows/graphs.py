@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from blueprints import BLUEPRINTS
 from layout import Graph, Node, Out
 from my_model import MY_MODEL
 
@@ -547,7 +548,7 @@ def make(name: str, info: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def main(server: str) -> None:
-    """Write every workflow for the nodes of a running ComfyUI."""
+    """Write every workflow and blueprint for the nodes of a running ComfyUI."""
     with urllib.request.urlopen(f"{server}/object_info") as answer:
         info = json.load(answer)
     for name, title in FILES.items():
@@ -555,6 +556,9 @@ def main(server: str) -> None:
             (HERE / f"{title}.json", HERE / "api" / f"{name}.json"), make(name, info), strict=True
         ):
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    for title, build in BLUEPRINTS.items():
+        content = build(Graph(info))
+        (HERE.parent / "subgraphs" / f"{title}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ What inputs a node has is taken from a server's ``/object_info``, so that a work
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -84,13 +85,15 @@ class Graph:
         self.info, self.groups = info, list[Group]()
         self.form: dict[str, list[Any]] = {}
 
-    def group(self, title: str, note: str, width: int = 360) -> None:
-        """Open a group; ``note`` (Markdown) stands above its first column.
+    def group(self, title: str, note: str = "", width: int = 360) -> None:
+        """Open a group; ``note`` (Markdown), if there is one, stands above its first column.
 
         What is marked as code is set in italics: Nodes 2.0 draws code blue on blue.
         """
         note = note.replace("`", "*")
         self.groups.append(Group(title, [[]], [width]))
+        if not note:
+            return
         lines = sum(1 + len(line) * 7 // (width - 30) for line in note.splitlines())
         self.add("MarkdownNote", "Note", text=note, height=max(90, 44 + 21 * lines))
 
@@ -152,6 +155,85 @@ class Graph:
             "config": {},
             "extra": self._extra(),
             "version": 0.4,
+        }
+
+    def blueprint(
+        self, title: str, about: str, inputs: Sequence[Sequence[tuple[Node, str]]], outputs: Sequence[Out]
+    ) -> dict[str, Any]:
+        """The nodes as one, with these inputs, settings among them, and outputs: a subgraph blueprint of ComfyUI.
+
+        An input is all those of nodes that it feeds, and called as the first of them.
+        """
+        inner = self.ui()
+        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+        links = [dict(zip(names, link, strict=True)) for link in inner["links"]]
+        nodes = {node["id"]: node for node in inner["nodes"]}
+
+        def join(*ends: Any) -> int:
+            links.append(dict(zip(names, (len(links) + 1, *ends), strict=True)))
+            return len(links)
+
+        def port(side: str, name: str, kind: str, joined: list[int], place: list[float]) -> dict[str, Any]:
+            id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"sifm:{title}:{side}:{name}"))
+            return {"id": id, "name": name, "type": kind, "linkIds": joined, "pos": place}
+
+        right = max(node["pos"][0] + node["size"][0] for node in inner["nodes"]) + 2 * PAD
+        ins, outs, slots = [], [], []
+        for i, fed in enumerate(inputs):
+            joined, found = [], []
+            for node, name in fed:
+                j, slot = next((j, s) for j, s in enumerate(nodes[node.id]["inputs"]) if s["name"] == name)
+                slot["link"] = join(-10, i, node.id, j, slot["type"])
+                joined.append(slot["link"])
+                found.append(slot)
+            first = found[0]
+            ins.append(port("in", first["name"], first["type"], joined, [-5.0 * PAD, ROW * (i + 1.0)]))
+            slots.append({key: first[key] for key in ("name", "type", "widget") if key in first} | {"link": None})
+        for i, out in enumerate(outputs):
+            k = self._output(out)
+            about_out = nodes[out.node.id]["outputs"][k]
+            link = join(out.node.id, k, -20, i, about_out["type"])
+            about_out["links"] = [*(about_out["links"] or ()), link]
+            outs.append(port("out", out.name, about_out["type"], [link], [right + 1.0 * PAD, ROW * (i + 1.0)]))
+        id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"sifm:{title}"))
+        whole = {"id": id, "version": 1, "revision": 0, "name": title, "description": about, "category": "SIFM"}
+        whole |= {
+            "state": {"lastGroupId": 0, "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
+            "config": {},
+            "inputNode": {"id": -10, "bounding": [-8 * PAD, 0, 6 * PAD, ROW * (len(ins) + 2)]},
+            "outputNode": {"id": -20, "bounding": [right, 0, 6 * PAD, ROW * (len(outs) + 2)]},
+            "inputs": ins,
+            "outputs": outs,
+            "widgets": [],
+            "nodes": inner["nodes"],
+            "groups": [],
+            "links": links,
+            "extra": {},
+        }
+        shown = [fed[0] for fed, slot in zip(inputs, slots, strict=True) if "widget" in slot]
+        node = {
+            "id": len(nodes) + 1,
+            "type": id,
+            "pos": [0, 0],
+            "size": [360, ROW * (len(ins) + len(outs) + 4)],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": slots,
+            "outputs": [{"name": out["name"], "type": out["type"], "links": None} for out in outs],
+            "title": title,
+            "properties": {"proxyWidgets": [[str(n.id), name] for n, name in shown]},
+            "widgets_values": [],
+        }
+        return {
+            "revision": 0,
+            "last_node_id": len(nodes) + 1,
+            "last_link_id": 0,
+            "nodes": [node],
+            "links": [],
+            "version": 0.4,
+            "definitions": {"subgraphs": [whole]},
+            "extra": {},
         }
 
     def api(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def test_the_archive_has_what_the_pack_needs_and_nothing_that_only_its_makers_ne
         "locales",
         "nodes",
         "sifm_core",
+        "subgraphs",
         "web",
         "workflows",
     }

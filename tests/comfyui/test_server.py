@@ -17,6 +17,8 @@ from urllib.parse import quote, urlencode
 
 import graphs
 import pytest
+from blueprints import BLUEPRINTS
+from layout import Graph
 from PIL import Image
 
 from sifm_core import certificate, images
@@ -179,6 +181,26 @@ def test_the_workflows_are_what_their_description_makes(server, name):
     made = graphs.make(name, server.get("/object_info"))
     for file, content in zip(FOLDERS[name], made, strict=True):
         assert json.loads(json.dumps(content)) == json.loads(file.read_text()), "make them again"
+
+
+@pytest.mark.parametrize("title", BLUEPRINTS)
+def test_a_blueprint_is_what_its_description_makes_and_is_offered(server, title):
+    written = json.loads((ROOT / "subgraphs" / f"{title}.json").read_text())
+    assert written == json.loads(json.dumps(BLUEPRINTS[title](Graph(server.get("/object_info"))))), "make them again"
+    assert title in {entry["name"] for entry in server.get("/global_subgraphs").values()}
+    (node,), (inner,) = written["nodes"], written["definitions"]["subgraphs"]
+    assert node["type"] == inner["id"]
+    links = {link["id"]: link for link in inner["links"]}
+    inside = {each["id"]: each for each in inner["nodes"]}
+    for i, port in enumerate(inner["inputs"]):
+        for link in map(links.get, port["linkIds"]):
+            slot = inside[link["target_id"]]["inputs"][link["target_slot"]]
+            assert (link["origin_id"], link["origin_slot"], slot["link"]) == (-10, i, link["id"])
+            assert slot["type"] == port["type"] == link["type"]
+    for i, port in enumerate(inner["outputs"]):
+        (link,) = map(links.get, port["linkIds"])
+        assert (link["target_id"], link["target_slot"]) == (-20, i)
+        assert link["id"] in inside[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -85,6 +85,16 @@ def test_a_demonstration_says_so_in_name_file_and_node(editor, output, monkeypat
     assert len(list((output / "SIFM").glob("demonstration_protected_0000?_.png"))) == 2, "the first is still there"
 
 
+def test_a_test_without_words_comes_to_the_instructions_that_are_drawn(editor, monkeypatch):
+    from nodes import hold
+
+    asked = []
+    monkeypatch.setattr(hold.holding, "holds", lambda *a, **k: asked.append(k["instructions"]) or 1 / 0)
+    with torch.inference_mode(), pytest.raises(ZeroDivisionError):
+        hold.SifmDoesItHold.execute(noise()[:, :, :24], "miniature-ip2p", editor=editor)
+    assert asked == [[]]
+
+
 def test_a_test_of_a_picture_shows_its_edits_and_has_no_light_where_nobody_judges(editor, output, monkeypatch):
     from nodes import hold
     from nodes.hold import SifmDoesItHold
