@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fresh.append(record)
             print(f"{item.id:9} {record['by']:33} {found.light:6} truly at least {least(record):.0%}", flush=True)
             if chosen.keep:
-                write_atomically(chosen.keep / f"{item.id}-{record['by'][:5]}.html", page(found, item.id).encode())
+                write_atomically(chosen.keep / f"{item.id}-{len(fresh)}.html", page(found, item.id).encode())
         with chosen.records[0].open("a") as file:
             file.writelines(json.dumps(record) + "\n" for record in fresh)
         records += fresh

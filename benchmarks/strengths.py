@@ -56,7 +56,7 @@ def sheet(steps: int) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/strengths.png"))
-    parser.add_argument("--steps", type=int, default=8, help="enough to use up the budget; the strengths take more")
+    parser.add_argument("--steps", type=int, default=12, help="enough to use up the budget; the strengths take more")
     args = parser.parse_args()
     sheet(args.steps).save(args.out)
 

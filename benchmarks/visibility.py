@@ -4,7 +4,8 @@
 
 For each way to shape noise: the loss of quality by ColorVideoVDP, in JOD, of three photographs (scikit-image's) and of
 flat-coloured art that carry it at a root mean square of 4 of 255 levels: noise of single pixels, and of blocks of 4 and
-16. What chose :data:`sifm_core.visibility.MASKING`, the adaptation to luminance and the map's size.
+16; then of flat grey that changes by what is just noticed. What chose :data:`sifm_core.visibility.MASKING`,
+:data:`sifm_core.visibility.DARK` and the map's size.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sifm_core.metrics.cvvdp import cvvdp
 
 SIDE, STRENGTH = 288, 4 / 255
 BLOCKS = (1, 4, 16)
+LEVELS = (4, 10, 15, 25, 40, 70, 120, 180, 240)
 
 
 def pictures() -> dict[str, Tensor]:
@@ -58,6 +60,12 @@ def ours(x: Tensor, masking: float) -> Tensor:
         return visibility.jnd(x)
     finally:
         visibility.MASKING = chosen
+
+
+def lightness(value: float) -> float:
+    """One unit of CIE 1976 lightness at a grey value, both in [0, 1]."""
+    one, next_one = visibility._lightness(torch.tensor([value, value + 1 / 255])).tolist()
+    return 1 / 255 / (next_one - one)
 
 
 def at(x: Tensor, block: int) -> Tensor:
@@ -98,6 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 losses.append(float(cvvdp(x, y)))
             cells.append(f"{sum(losses[:-1]) / len(losses[:-1]):.2f}, {losses[-1]:.2f}")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    print("\n| flat grey, level | just noticed, levels | 4 px | 16 px | if of lightness alone | 4 px | 16 px |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    for level in LEVELS:
+        x, cells = torch.full((1, 3, SIDE, SIDE), level / 255), [str(level)]
+        for change in (float(visibility.jnd(x).mean()), lightness(level / 255)):
+            signs = [(noises[block][:, :1] - 0.5).sign() * change for block in BLOCKS[1:]]
+            cells += [f"{255 * change:.1f}", *(f"{float(cvvdp(x, (x + sign).clamp(0, 1))):.2f}" for sign in signs)]
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .checks import check_choice, check_list, check_toys
@@ -22,9 +23,9 @@ from .files import in_cache
 from .images import check_mask, check_picture, on_grid
 from .methods.sifm_plus import OWN, pools
 from .noise import Seed
-from .pipeline import immunize
+from .pipeline import Immunized, immunize
 from .types import Editor, Image, Metric, OnStep, Step
-from .visibility import Visibility, faded, forgiven, visibility
+from .visibility import Visibility, faded, forgiven, measurable, visibility
 
 METHOD = "sifm_plus"
 UPLOAD = ("none", "jpeg:50-95", "resize:0.4-0.9")
@@ -50,6 +51,12 @@ STRENGTHS: dict[str, Strength] = {
     "strong": Strength(16 / 255, 200, UPLOAD, None, "visible; made for an upload, with twice the work"),
 }
 """Name -> settings. At 10/255 each pixel may change by what is just noticed (:func:`sifm_core.visibility.jnd`)."""
+TRIAL = 10
+"""Steps of a first try, which shows how visible a change by all of a limited strength's budget would be.
+
+The work itself is done with a budget near the limit: made fainter afterwards, a change protects less at the same
+visibility (docs/visibility.md).
+"""
 CALIBRATION = 2
 """Steps that :func:`forecast` takes."""
 NOT_PROMISED = (
@@ -66,8 +73,8 @@ NOT_PROMISED = (
 class Protected:
     """What :func:`protect` returns.
 
-    ``image`` (1, 3, H, W) on the 8-bit grid. ``visibility``: how visible the change is; ``faded``: the factor by which
-    it was scaled down to keep to the strength's limit, 1 where it was not. ``seconds`` and ``peak_memory`` (bytes) as
+    ``image`` (1, 3, H, W) on the 8-bit grid. ``visibility``: how visible the change is; ``faded``: which share of
+    the strength's budget its limit left, 1 where that was all. ``seconds`` and ``peak_memory`` (bytes) as
     measured; ``settings`` is everything needed to do it again, what was typed included; ``instructions`` says for what
     kinds it was made, and quotes none; ``history`` one :class:`Step` per iteration. ``demonstration``: a toy did it.
     """
@@ -145,21 +152,37 @@ def protect(
     if (mask := check_mask(mask, image)) is not None:
         unseen["mask"].mul_(mask)
     options: dict[str, Any] = {} if subject == "any" else {"subject": subject}
-    done = immunize(
-        image,
-        editors[0],
-        prompt=instruction,
-        method=METHOD,
-        eps=how.eps,
-        steps=how.steps if steps is None else steps,
-        eot=how.eot,
-        also=editors[1:],
-        demonstration=demonstration,
-        seed=seed,
-        on_step=on_step,
-        **unseen,
-        **options,
-    )
+    steps = how.steps if steps is None else steps
+    trial = TRIAL if how.most is not None and steps > TRIAL and measurable() else 0
+
+    def made(steps: int, before: int, total: int) -> Immunized:
+        def report(step: Step) -> None:
+            if on_step is not None:
+                on_step(replace(step, i=before + step.i, n=total))
+
+        return immunize(
+            image,
+            editors[0],
+            prompt=instruction,
+            method=METHOD,
+            eps=how.eps,
+            steps=steps,
+            eot=how.eot,
+            also=editors[1:],
+            demonstration=demonstration,
+            seed=seed,
+            on_step=report,
+            **unseen,
+            **options,
+        )
+
+    share, left = 1.0, 1.0
+    if trial and how.most is not None:
+        share = faded(image, made(trial, 0, trial + steps).image, how.most)[1]
+        whole = float(unseen["mask"].sum())
+        unseen["mask"] = held_down(unseen["mask"], share, how.eps)
+        left = float(unseen["mask"].sum()) / whole
+    done = made(steps, trial, trial + steps)
     protected, factor, seen = done.image, 1.0, visibility(image, done.image)
     if how.most is not None and seen.loss.value is not None and seen.loss.value > how.most:
         protected, factor = faded(image, done.image, how.most)
@@ -175,17 +198,25 @@ def protect(
         protected,
         strength,
         seen,
-        factor,
+        left * factor,
         seen.largest,
         seen.typical,
         time.perf_counter() - start,
         done.peak_memory,
-        {**done.settings, "strength": strength, "faded": factor},
+        {**done.settings, "strength": strength, "share": share, "faded": factor},
         [_about(editor) for editor in editors],
         _kinds(subject if subject != "any" or editors[0].toy is None else OWN, bool(instruction.strip())),
         done.history,
         bool(done.settings.get("demonstration")),
     )
+
+
+def held_down(mask: Tensor, share: float, eps: float) -> Tensor:
+    """A mask under which each pixel's budget is ``share`` of what it was, and one level more, but not more than it was.
+
+    The level is for flat areas: they have one or two, and a share of them, rounded, would be none.
+    """
+    return mask if share == 1 else torch.minimum(mask, share * mask + 1 / (255 * eps))
 
 
 class Forecast(NamedTuple):
@@ -209,6 +240,8 @@ def forecast(image: Image, against: Editor | str | Sequence[Editor | str], **how
     if editors[0].device.type == "cuda":  # which reports late
         each = (clock[-1] - clock[0]) / CALIBRATION
     beside = tried.seconds - CALIBRATION * each
+    if settings.most is not None and steps > TRIAL and measurable():
+        beside, steps = 2 * beside, steps + TRIAL
     networks = sum(_size(editor) for editor in editors if editor.device.type == "cpu")
     memory = tried.peak_memory
     if memory.value is not None:

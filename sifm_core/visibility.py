@@ -19,12 +19,15 @@ from torch import Tensor
 from .errors import ImageError
 from .images import LUMA, check_image, resize
 from .metrics import measure
+from .metrics.cvvdp import installed
 from .types import Image, Metric
 
 FULL = 10 / 255
 """The JND at which a pixel gets the whole budget: under ``eps = FULL`` every pixel may change by its own JND."""
 MASKING = 0.35
 """How many levels one level of activity hides. Yang et al. say 0.117; see `benchmarks/visibility.py` for why more."""
+DARK = 25 / 255
+"""Below it lightness forgives what is plainly seen, up to 3.7 levels: see `benchmarks/visibility.py`."""
 LUMA_WEIGHT = 0.25
 """Of brightness beside colour in a coarse pattern: of those tried the least visible, see docs/visibility.md."""
 TILE = 512
@@ -49,12 +52,14 @@ def jnd(x: Image) -> Tensor:
 
     Luminance adaptation plus texture masking, as in Chou and Li 1995 (IEEE TCSVT 5(6)) and Yang et al. 2005 (IEEE TCSVT
     15(6)), with their 5x5 operators: activity G is the largest of four directional gradients, and hides
-    :data:`MASKING` of itself. Adaptation is one unit of CIE 1976 lightness at the mean around the pixel, 2.0 to 3.7
-    levels, in place of their curve of a cathode-ray tube, which forgives 20 levels of black. Edges count as texture.
+    :data:`MASKING` of itself. Adaptation is one unit of CIE 1976 lightness at the mean around the pixel, and in what is
+    darker than :data:`DARK` as much as there: 2.0 to 2.9 levels, in place of their curve of a cathode-ray tube, which
+    forgives 20 levels of black. Edges count as texture.
     """
     luma = torch.einsum("c,bchw->bhw", x.new_tensor(LUMA), x)[:, None]
     around, *slopes = F.conv2d(F.pad(luma, (2, 2, 2, 2), "replicate"), _KERNELS.to(luma)).unbind(dim=1)
     activity = torch.stack(slopes).abs().amax(dim=0)
+    around = around.clamp_min(DARK)
     adaptation = 1 / 255 / (_lightness(around + 1 / 255) - _lightness(around))
     return (adaptation + MASKING * activity)[:, None]
 
@@ -197,6 +202,11 @@ def faded(source: Image, protected: Image, most: float, steps: int = 5) -> tuple
     while low and (visibility(source, found := _scaled(source, protected, low, dither)).loss.value or 0.0) > most:
         low -= step
     return (found, low) if low else (source, 0.0)
+
+
+def measurable() -> bool:
+    """Whether what a change looks like can be measured: whether ColorVideoVDP is installed."""
+    return installed()
 
 
 def is_grey(x: Image) -> bool:

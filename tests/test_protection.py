@@ -20,8 +20,8 @@ from sifm_core.cli import main
 from sifm_core.cli.pictures import KEY
 from sifm_core.errors import ImageError, InputError
 from sifm_core.images import load_picture, png_text, rights, save_png
-from sifm_core.protection import NOT_PROMISED, STRENGTHS, duration, forecast
-from sifm_core.types import Metric
+from sifm_core.protection import NOT_PROMISED, STRENGTHS, TRIAL, duration, forecast, held_down
+from sifm_core.types import Metric, Step
 from sifm_core.visibility import budget_map
 
 X = fakes.images(1, (40, 56))
@@ -123,6 +123,40 @@ def test_a_picture_that_could_not_change_is_not_called_protected(editor, monkeyp
     save_png(X, tmp_path / "a.png")
     assert run(editor, tmp_path / "a.png", "--strength", "subtle") == 2
     assert "--strength normal" in capsys.readouterr().err and not (tmp_path / "a_protected.png").exists()
+
+
+def test_a_limit_is_kept_by_a_smaller_budget_and_what_is_over_it_then_made_fainter(editor, monkeypatch):
+    monkeypatch.setitem(STRENGTHS, "normal", STRENGTHS["normal"]._replace(most=0.1))
+    seen: list[Step] = []
+    done = protect(X, editor, steps=TRIAL + 2, on_step=seen.append)
+    eps, share = STRENGTHS["normal"].eps, done.settings["share"]
+    assert done.settings["eps"] == eps and 0 < share < 1 and done.visibility.loss.value <= 0.1
+    assert share * done.settings["faded"] < done.faded < 1 and len(done.history) == TRIAL + 2
+    whole = eps * 255 * budget_map(X, size=editor.work_size(40, 56))
+    allowed = (torch.minimum(whole, share * whole + 1) + 1e-3).floor()
+    assert (((done.image - X).abs() * 255).round() <= allowed).all() and (done.image != X).any()
+    assert [(step.i, step.n) for step in seen] == [(i + 1, 2 * TRIAL + 2) for i in range(2 * TRIAL + 2)]
+    assert (protect(X, editor, steps=TRIAL + 2).image == done.image).all()
+
+
+def test_a_budget_that_is_held_down_leaves_flat_areas_a_level_and_what_is_masked_nothing():
+    mask = torch.tensor([0.0, 0.05, 0.25, 0.6, 1.0]).reshape(1, 1, 1, 5)
+    levels = (10 * held_down(mask, 0.2, 10 / 255)).flatten().tolist()
+    assert levels == pytest.approx([0, 0.5, 1.5, 2.2, 3.0])
+    assert held_down(mask, 1.0, 10 / 255) is mask
+
+
+@pytest.mark.parametrize("unneeded", ["strong", "short", "not measured", "not visible"])
+def test_no_try_is_made_where_nothing_is_to_be_learned_from_it(editor, monkeypatch, unneeded):
+    if unneeded == "not measured":
+        monkeypatch.setattr("sifm_core.metrics.cvvdp.find_spec", lambda name: None)
+        seen = replace(protect(X, editor).visibility, loss=Metric(None, "JOD", "unavailable"))
+        monkeypatch.setattr("sifm_core.protection.visibility", lambda *_: seen)
+    if unneeded == "not visible":
+        monkeypatch.setitem(STRENGTHS, "normal", STRENGTHS["normal"]._replace(most=9.0))
+    steps = TRIAL if unneeded == "short" else TRIAL + 1
+    done = protect(X, editor, strength="strong" if unneeded == "strong" else "normal", steps=steps)
+    assert done.settings["share"] == 1 and len(done.history) == steps
 
 
 def test_a_forecast_is_in_proportion_to_the_steps(editor):

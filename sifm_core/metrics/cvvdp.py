@@ -33,11 +33,21 @@ def cvvdp(reference: Image, distorted: Image) -> Tensor:
     return (10 - torch.stack([jod.detach().float() for jod in jods])).clamp_min(0)
 
 
+def installed() -> bool:
+    """Whether the package is there."""
+    return find_spec("pycvvdp") is not None
+
+
 @cache
 def _metric(device: str) -> Any:
-    if find_spec("pycvvdp") is None:
+    if not installed():
         raise SifmError("unavailable: pip install cvvdp")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on a machine with CUDA and no GPU it warns
+    for name in ("torch.utils.cpp_extension", "root"):  # of CUDA without a GPU, and of pictures that are dark
+        logging.getLogger(name).addFilter(_relevant)
     import pycvvdp
 
     return pycvvdp.cvvdp(display_name=DISPLAY, device=torch.device(device), quiet=True)
+
+
+def _relevant(record: logging.LogRecord) -> bool:
+    return not any(part in record.pathname for part in ("pycvvdp", "cpp_extension"))
