@@ -138,9 +138,9 @@ class Server:
         assert status == 200, answer
         return answer["prompt_id"]
 
-    def finished(self, prompt: str) -> dict[str, Any]:
+    def finished(self, prompt: str, patience: float = FINISH) -> dict[str, Any]:
         """The prompt's entry in the history, once it is over."""
-        until = time.monotonic() + FINISH
+        until = time.monotonic() + patience
         while time.monotonic() < until:
             if entry := self.get(f"/history/{prompt}").get(prompt):
                 return entry
