@@ -115,4 +115,4 @@ def calibrate(
         for way, rates in one.same.items():
             for axis, rate in rates.items():
                 if rate.n:
-                    tell(f"  {axis:24} the same {way}: {rate}")
+                    tell(f"  {axis:24} {way}, the same: {rate}")

@@ -133,7 +133,7 @@ def test_calibrate_prints_and_keeps(run, sifm, monkeypatch):
     with Store("run/store", create=False) as store:
         assert kept(store, [TRUTH])[TRUTH].n == 8
     code, out, err = sifm(*words, "--judge", "miniature:conv", "--stability")
-    assert code == 0 and "success                  the same asked again: 100% (8/8, 95% " in out, err
+    assert code == 0 and "success                  asked again, the same: 100% (8/8, 95% " in out, err
     assert "asked again, it says the same of 100% (8/8" in out.splitlines()[0]
 
 
