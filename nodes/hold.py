@@ -30,6 +30,9 @@ from .protect import against_input, against_problem, at_hand, demonstration_inpu
 
 MOST = 24
 """Cells, each an instruction with a way and a seed, whose pictures are shown."""
+NO_LIGHT = "No light: nobody judged the edits."
+UNJUDGED = f"{NO_LIGHT} Look at the pictures and judge for yourself, or connect judge_1 and judge_2."
+"""What the engine says of that, with what a graph has for it."""
 
 
 class SifmDoesItHold(io.ComfyNode):
@@ -58,6 +61,7 @@ class SifmDoesItHold(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
+                    placeholder="what they may ask, one a line (may stay empty)",
                     tooltip="What attackers ask, one a line. Empty: sixteen instructions are drawn from a list.",
                 ),
                 sockets.Judge.Input("judge_1", **judge),
@@ -111,7 +115,7 @@ class SifmDoesItHold(io.ComfyNode):
                 demonstration=demonstration or managed.demonstration,
                 on_step=reporter(),
             )
-        first, *rest = found.words()
+        first, *rest = (UNJUDGED if line.startswith(NO_LIGHT) else line for line in found.words())
         head = ("editor", "what happened before", "edits that fail", "95%", "judged", "unclear")
         rows = [
             tuple(

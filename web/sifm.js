@@ -51,7 +51,7 @@ app.registerExtension({
     });
     show(element, [[say("The loss curve appears here after a run.")]]);
     const widget = node.addDOMWidget("sifm_curve", "sifm_curve", element, {
-      serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT,
+      serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT,
     });
     widget.serialize = false;
     shows(node, (output) => {

@@ -87,7 +87,7 @@ app.registerExtension({
     const element = make("div", { className: "sifm-text" }, make("p", { textContent: say(WAITS[node.comfyClass]) }));
     element.addEventListener("wheel", (event) => event.stopPropagation()); // scrolls the table, not the canvas
     const widget = node.addDOMWidget("sifm_table", "sifm_table", make("div", { className: "sifm-box", style: `min-height: ${height}px` }, element), {
-      serialize: false, hideOnZoom: false, getMinHeight: () => height,
+      serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => height,
     });
     widget.serialize = false;
     shows(node, (output) => {

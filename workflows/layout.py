@@ -360,12 +360,15 @@ class Graph:
                 {"name": name, "type": kind, "links": [x[0] for x in links if x[1:3] == [node.id, i]] or None}
                 for i, (name, kind) in enumerate(self._outputs(node.kind))
             ],
-            "title": node.title,
             "properties": {}
             if node.kind in VIRTUAL
             else {"Node name for S&R": node.kind, **PROPERTIES.get(node.kind, {})},
             "widgets_values": [value for value, _ in self._widgets(node)],
         }
+        if node.title != self.info.get(node.kind, {}).get(
+            "display_name"
+        ):  # else the editor's, in the person's language
+            made["title"] = node.title
         return made | ({"color": "#432", "bgcolor": "#653"} if node.kind in VIRTUAL else {})
 
     # ---- layout

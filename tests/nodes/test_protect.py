@@ -103,7 +103,7 @@ def test_a_test_of_a_picture_shows_its_edits_and_has_no_light_where_nobody_judge
     image = noise()[:, :, :24]
     with torch.inference_mode():
         out = SifmDoesItHold.execute(image, "miniature-ip2p", source=image, editor=editor, words="abc")
-    assert out.ui["sifm_light"] == [""] and "nobody judged" in out[0]
+    assert out.ui["sifm_light"] == [""] and "nobody judged" in out[0] and "connect judge_1" in out[0]
     assert len(out.ui["sifm_cards"]) == 8 and "2 more edits were tried and are not shown" in out[0]
     assert {card["method"] for card in out.ui["sifm_cards"]} == {"unprotected", "protected"}
     assert len(list((output / "SIFM").glob("holds_00001_.html"))) == 1
