@@ -13,8 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from fakes import images
 from sifm_core.errors import EditorError, InputError
+from sifm_core.images import LUMA, bands
 from sifm_core.noise import uniform
-from sifm_core.pgd import SCHEDULES, pgd
+from sifm_core.pgd import SCHEDULES, _without_luma, pgd
 from sifm_core.types import Gradient, Step
 
 SETTINGS = {"eps": 0.03, "alpha": 2 / 255, "steps": 5}
@@ -385,3 +386,14 @@ def test_a_large_picture_takes_few_times_itself_beside_itself_and_its_gradient(c
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     most = max(itertools.accumulate(sizes)) / (12 * 1000 * 1000)
     assert pictures <= most < pictures + 0.5, "and some rows"
+
+
+def test_less_brightness_is_one_projection_whether_in_bands_or_at_once() -> None:
+    gradient = torch.randn(2, 3, 700, 401, generator=torch.Generator().manual_seed(0))
+    along = torch.tensor(LUMA, dtype=torch.float64)
+    along = along / along.norm()
+    brightness = (gradient.double() * along.reshape(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    expected = gradient.double() - 0.75 * along.reshape(1, 3, 1, 1) * brightness
+    banded = _without_luma(gradient, 0.75, list(bands(gradient)))
+    assert len(list(bands(gradient))) > 1 and torch.equal(banded, _without_luma(gradient, 0.75, [slice(None)]))
+    assert torch.allclose(banded.double(), expected, atol=1e-6)
