@@ -8,11 +8,8 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
-    AutoencoderKLQwenImage21,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
-    QwenImage21Pipeline,
-    QwenImage21Transformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -166,6 +163,8 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
 
 def qwen_image21(folder: Path, **transformer: object) -> Path:
     """A Qwen-Image-2.1 folder: 16x autoencoder of pictures with alpha, Qwen3-VL that sees them, three causal blocks."""
+    from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel  # since 0.42
+
     torch.manual_seed(0)
     tokenizer = qwen_tokenizer()
     named = {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}
