@@ -102,7 +102,7 @@ def run(
     from ..bench.estimate import estimate
 
     check_workers(workers)
-    asking.given()
+    asking.given()  # a cap that is none is refused before anything is made
     for flag, value in (("--tflops", tflops), ("--hourly", hourly)):
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{flag}: expected a number above 0, got {value}")
